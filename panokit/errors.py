@@ -1,0 +1,33 @@
+"""What panokit raises: every error says what came, what was expected, and what to do."""
+
+
+class PanokitError(Exception):
+    """Root of panokit's errors; its children also inherit the builtin that a caller would catch."""
+
+
+class SettingError(PanokitError, ValueError):
+    """A value that the user gave cannot work: a size, a stride, a number of steps, a box outside the canvas."""
+
+
+class PluginNotFoundError(PanokitError, LookupError):
+    """No installed plugin, or more than one, answers to the name that was asked for."""
+
+
+class PluginLoadError(PanokitError, ImportError):
+    """A plugin is installed and could not be imported; the cause is chained."""
+
+
+class ModelError(PanokitError, OSError):
+    """A model folder or hub id cannot be loaded: files are missing, pickled, or of an unknown kind."""
+
+
+class OutputError(PanokitError, OSError):
+    """A picture cannot be written where the user asked for it."""
+
+
+class ContractError(PanokitError, TypeError):
+    """A plugin broke its word: it returned another shape, dtype or type than its contract says."""
+
+
+class NotFiniteError(PanokitError, ArithmeticError):
+    """NaN or infinity turned up in a run."""

@@ -1,0 +1,145 @@
+"""Where windows lie on a canvas. Geometry only: no noise, no model, no devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from types import EllipsisType
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from panokit.errors import SettingError
+
+Place = tuple[EllipsisType | slice | Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    r"""Overlapping windows that cover a canvas, for any number of axes.
+
+    On an axis of length $L$ with window $w$ and stride $s$ the windows start at $\min(k s, L - w)$,
+    $k = 0, \dots, \lceil (L - w) / s \rceil$: the last one is clamped to the border, so every cell is covered. A wrapped
+    axis has $\lceil L / s \rceil$ windows that start at $k s$ and go round the join.
+
+    Attributes:
+        size: cells of the canvas, one entry an axis.
+        window: cells of a window.
+        stride: cells from one window to the next, $0 < s \le w \le L$ on each axis.
+        wrap: whether the canvas is a ring along that axis.
+
+    Raises:
+        SettingError: the axes do not match, or $0 < s \le w \le L$ does not hold.
+    """
+
+    size: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    wrap: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.size) == len(self.window) == len(self.stride) == len(self.wrap) > 0:
+            raise SettingError(
+                f"size {self.size}, window {self.window}, stride {self.stride} and wrap {self.wrap} "
+                "must have the same number of axes, one or more"
+            )
+        for axis, (size, window, stride) in enumerate(zip(self.size, self.window, self.stride, strict=True)):
+            if size < window:
+                raise SettingError(
+                    f"the canvas has {size} cells along axis {axis} and a window has {window}: "
+                    f"a canvas holds at least one window; make it {window} or larger"
+                )
+            if not 0 < stride <= window:
+                raise SettingError(
+                    f"stride {stride} along axis {axis} leaves gaps or goes nowhere: "
+                    f"it must be from 1 to the window's {window} cells"
+                )
+
+    def __len__(self) -> int:
+        """How many windows there are."""
+        return len(self.origins)
+
+    @cached_property
+    def origins(self) -> tuple[tuple[int, ...], ...]:
+        """The first cell of each window, in row-major order: the order of all window numbers."""
+        return tuple(product(*(_starts(*axis) for axis in zip(self.size, self.window, self.stride, self.wrap, strict=True))))
+
+    def place(self, i: int) -> Place:
+        """The index expression of window `i`: `canvas[grid.place(i)] += window`, whatever the leading axes."""
+        origin = self.origins[i]
+        spans = tuple(zip(origin, self.window, self.size, strict=True))
+        if all(o + w <= s for o, w, s in spans):
+            return (..., *(slice(o, o + w) for o, w, _ in spans))
+        rings = [(torch.arange(o, o + w) % s) for o, w, s in spans]
+        return (..., *torch.meshgrid(*rings, indexing="ij"))
+
+    def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
+        """Cut windows out of a canvas.
+
+        Args:
+            canvas: `c *size`, or any leading axes.
+            index: window numbers; all of them if not given.
+
+        Returns:
+            The windows, `n c *window`, copied.
+        """
+        self._check(canvas)
+        return torch.stack([canvas[self.place(i)] for i in (range(len(self)) if index is None else index)])
+
+    def _check(self, canvas: Tensor) -> None:
+        if tuple(canvas.shape[-len(self.size) :]) != self.size:
+            raise SettingError(
+                f"a canvas of shape {tuple(canvas.shape)} does not fit a grid of size {self.size}: "
+                "its last axes must be the grid's"
+            )
+
+    def centre(self, i: int) -> tuple[float, ...]:
+        """The centre of window `i` in relative coordinates, in [0, 1) on each axis."""
+        return tuple((o + w / 2) % s / s for o, w, s in zip(self.origins[i], self.window, self.size, strict=True))
+
+    def scaled(self, factor: int) -> "Grid":
+        """The same windows on a canvas `factor` times smaller.
+
+        Raises:
+            SettingError: `factor` does not divide the size, or the smaller canvas does not hold a window.
+        """
+        size = _divided(self.size, factor, "the canvas")
+        for axis, (cells, window) in enumerate(zip(size, self.window, strict=True)):
+            if cells < window:
+                raise SettingError(
+                    f"a canvas of {self.size[axis]} cells along axis {axis} has {cells} at 1/{factor} of its size and "
+                    f"no longer holds a window of {window}: make it {window * factor} cells or larger"
+                )
+        return Grid(size, self.window, self.stride, self.wrap)
+
+    def coarsened(self, factor: int) -> "Grid":
+        """Canvas, windows and stride, all `factor` times smaller: windows of a coarse canvas in step with these.
+
+        Raises:
+            SettingError: `factor` does not divide size, window and stride.
+        """
+        return Grid(
+            _divided(self.size, factor, "the canvas"),
+            _divided(self.window, factor, "the window"),
+            _divided(self.stride, factor, "the stride"),
+            self.wrap,
+        )
+
+
+def _starts(size: int, window: int, stride: int, wrap: bool) -> list[int]:
+    if wrap:
+        return list(range(0, size, stride))
+    return [*range(0, size - window, stride), size - window]
+
+
+def _divided(cells: tuple[int, ...], factor: int, what: str) -> tuple[int, ...]:
+    if factor < 1:
+        raise SettingError(f"a factor of {factor} cannot scale a grid: it must be a whole number from 1 up")
+    for axis, n in enumerate(cells):
+        if n % factor:
+            near = " or ".join(str(m) for m in (n // factor * factor, -(-n // factor) * factor) if m > 0)
+            raise SettingError(
+                f"{what} has {n} cells along axis {axis}, which {factor} does not divide: the nearest that works is {near}"
+            )
+    return tuple(n // factor for n in cells)
