@@ -1,0 +1,112 @@
+"""Guidance: an energy per window, whose gradient moves noisy windows before they are denoised.
+
+Two rules hold for every guidance, and `panokit.testing` checks both. Windows never see each other in `energy`: what they
+share is made in `prepare`, the same on every rank. And a guidance object never changes: what it must remember is what its
+`begin` returned.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit.denoiser import Codec
+from panokit.grid import Grid
+from panokit.scheduler import Level
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""What the denoiser makes of noisy windows, `n c *window`, or of a canvas, `c *size`.
+
+    Attributes:
+        x: the noisy one, $x = \alpha x_0 + \sigma \epsilon$.
+        x0: the clean estimate.
+        level: the noise level of `x`.
+        below: the next main level down.
+    """
+
+    x: Float[Tensor, "*shape"]
+    x0: Float[Tensor, "*shape"]
+    level: Level
+    below: Level
+
+    @property
+    def eps(self) -> Float[Tensor, "*shape"]:
+        r"""The noise, $(x - \alpha x_0) / \sigma$."""
+        return (self.x - self.level.alpha * self.x0) / self.level.sigma
+
+    @property
+    def prev(self) -> Float[Tensor, "*shape"]:
+        r"""One deterministic step down, whatever the solver: $\alpha' x_0 + \sigma' \epsilon$ (Song et al. 2021, eq. 12)."""
+        return self.at(self.below)
+
+    def at(self, level: Level) -> Float[Tensor, "*shape"]:
+        r"""The same at any level: $\alpha' x_0 + \sigma' \epsilon$."""
+        return level.alpha * self.x0 + level.sigma * self.eps
+
+
+class Step(Protocol):
+    """All that a guidance may touch: one canvas at one noise level."""
+
+    @property
+    def canvas(self) -> Float[Tensor, "*c_size"]:
+        """The noisy canvas."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where its windows lie."""
+
+    @property
+    def level(self) -> Level:
+        """Its noise level."""
+
+    @property
+    def codec(self) -> Codec | None:
+        """Between latents and images; None if the model has none."""
+
+    def look(self, index: Sequence[int]) -> Estimate:
+        """What the denoiser makes of some windows of this canvas, unguided and without a graph."""
+
+    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: "Sequence[tuple[Guidance, Any]]" = ()) -> Estimate:
+        """What the sampler makes of any canvas at this noise level: cropped, guided, denoised, fused; not stepped.
+
+        Args:
+            canvas: `c *size`, at this noise level.
+            grid: where its windows lie.
+            guided: pairs of a guidance and its memory.
+        """
+
+    def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
+        """Standard normal noise, keyed by the run's seed, the level and the guidance: the same on every rank."""
+
+
+class Guidance(ABC):
+    """Moves noisy windows down the gradient of an energy before they are denoised."""
+
+    jacobian: Literal["full", "identity"] = "full"
+    """`full`: the gradient goes through the denoiser to the noisy window. `identity`: it corrects the clean estimate after
+    the last pass, with no backward through the denoiser; the noise estimate stays what it was."""
+
+    def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
+        """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it."""
+        return None
+
+    def prepare(self, step: Step, memory: Any) -> Any:
+        """What the windows of one step share; the same on every rank. May write to the memory. Called without grad.
+
+        Returns:
+            The context that `energy` gets; the memory unless overridden.
+        """
+        return memory
+
+    @abstractmethod
+    def strength(self, level: Level) -> float:
+        """The factor of the gradient at a level. At 0 the guidance is asleep: nothing else of it is called."""
+
+    @abstractmethod
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Float[Tensor, " n"]:
+        """One number a window, for the windows `index`, differentiable in `seen.x` and `seen.x0`."""
