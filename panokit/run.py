@@ -1,0 +1,242 @@
+"""One panorama from noise to latents: the loop."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit.denoiser import Codec, Denoiser
+from panokit.errors import ContractError, NotFiniteError
+from panokit.fuser import Fuser
+from panokit.grid import Grid
+from panokit.guidance import Estimate, Guidance
+from panokit.runtime import Runtime
+from panokit.scheduler import Level, Solver
+
+Guided = Sequence[tuple[Guidance, Any]]
+
+
+@final
+class Run:
+    """One canvas on its way from noise to latents.
+
+    A run owns everything that changes: the canvas, the solver, the guidances' memories and the generator. Its first draw is
+    the initial noise, `torch.randn((c, *size))`; later draws are the solver's, one for the canvas a step.
+
+    Attributes:
+        canvas: `c *size`, at noise level `level`.
+        level: the level that the next model call is for; the terminal one when the run is done.
+        seen: what the denoiser made of the canvas at the last level, or None before the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoiser: Denoiser,
+        codec: Codec | None,
+        solver: Solver,
+        fuser: Fuser,
+        guidances: Sequence[Guidance],
+        runtime: Runtime,
+        grid: Grid,
+        embeddings: Any,
+        seed: int,
+    ) -> None:
+        self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
+        self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
+        self.guided: Guided = [(guidance, guidance.begin(grid, solver.levels)) for guidance in guidances]
+        self.generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn((denoiser.channels, *grid.size), generator=self.generator)
+        self.canvas: Float[Tensor, "*c_size"] = solver.start(noise.to(runtime.device, runtime.dtype))
+        self.level: Level = solver.levels[0]
+        self.seen: Estimate | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the canvas is at the terminal level."""
+        return self.level.index == len(self.solver.levels) - 1
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take the canvas one step down, inner stages of the solver included.
+
+        Raises:
+            NotFiniteError: the model or a guidance returned NaN or infinity.
+            ContractError: a plugin returned something of another shape.
+        """
+        self._stage()
+        while not (self.done or self.level.main):
+            self._stage()
+
+    def _stage(self) -> None:
+        """One model call on every window, and one step of the solver on the canvas."""
+        x, pred = self.estimate(self.canvas, self.grid, self.guided, self.level)
+        if not torch.isfinite(pred).all():
+            raise NotFiniteError(
+                f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
+                f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: "
+                "try precision 32-true or bf16-mixed, or weaker guidance"
+            )
+        self.seen = Estimate(x, self.solver.x0(pred, x, self.level), self.level, self.below(self.level))
+        self.canvas = self.solver.step(pred, x, self.level, self.generator)
+        self.level = self.solver.levels[self.level.index + 1]
+
+    def estimate(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level) -> tuple[Tensor, Tensor]:
+        """The guided canvas and the prediction for it, both fused: what the sampler makes of any canvas."""
+        awake = [(g, memory) for g, memory in guided if level.main and g.strength(level) != 0]
+        contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, g), memory)) for g, memory in awake]
+        if not contexts:
+            (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
+            return canvas, self.fuser.fuse(pred, grid)
+        windows = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
+        x, pred = (self.fuser.fuse(rows, grid) for rows in windows)
+        return x, pred
+
+    def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
+        """The denoiser's prediction for windows of any grid."""
+        with self.runtime.autocast():
+            pred = self.denoiser(x, level, self.denoiser.condition(self.embeddings, grid, index))
+        if pred.shape != x.shape:
+            raise ContractError(
+                f"{type(self.denoiser).__name__} returned shape {tuple(pred.shape)} for windows of shape "
+                f"{tuple(x.shape)}; a prediction has the shape of its windows"
+            )
+        return pred.to(x.dtype)
+
+    def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
+        """The same, as an estimate; with a graph where grad is on."""
+        return Estimate(x, self.solver.x0(self.predict(x, grid, index, level), x, level), level, self.below(level))
+
+    def _window(
+        self, canvas: Tensor, grid: Grid, contexts: Guided, level: Level
+    ) -> Callable[[list[int]], tuple[Tensor, Tensor]]:
+        """What happens to guided windows: moved by the full guidances, denoised, corrected by the identity ones."""
+        full = [pair for pair in contexts if pair[0].jacobian == "full"]
+        identity = [pair for pair in contexts if pair[0].jacobian == "identity"]
+
+        def window(index: list[int]) -> tuple[Tensor, Tensor]:
+            x = grid.crop(canvas, index)
+            if full:
+                with torch.enable_grad():
+                    seen = self.look(x.requires_grad_(), grid, index, level)
+                to_x, to_x0 = _gradients(full, seen, index)
+                x = x.detach() - to_x - _through(seen, to_x0)
+            pred = self.predict(x, grid, index, level)
+            if identity:
+                seen = Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
+                _, to_x0 = _gradients(identity, seen, index)
+                x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
+                pred = self.solver.pred(x0, x, level)
+            return x, pred
+
+        return window
+
+    def below(self, level: Level) -> Level:
+        """The next main level down, or the terminal one."""
+        levels = self.solver.levels[level.index + 1 :]
+        return next((below for below in levels if below.main), levels[-1])
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, besides its settings: tensors, numbers, and dicts and lists of them."""
+        return {
+            "canvas": self.canvas,
+            "level": self.level.index,
+            "generator": self.generator.get_state(),
+            "solver": self.solver.state(),
+            "memories": deepcopy([memory for _, memory in self.guided]),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the run went on whose `state` this was; the settings must be the same."""
+        self.canvas = state["canvas"].to(self.runtime.device)
+        self.level = self.solver.levels[state["level"]]
+        self.generator.set_state(state["generator"])
+        self.solver.restore(state["solver"])
+        self.guided = [(g, memory) for (g, _), memory in zip(self.guided, deepcopy(state["memories"]), strict=True)]
+        self.seen = None
+
+
+@final
+@dataclass(eq=False)
+class CanvasStep:
+    """What a guidance sees of a run (`panokit.guidance.Step`): one canvas at one noise level."""
+
+    run: Run
+    canvas: Float[Tensor, "*c_size"]
+    grid: Grid
+    level: Level
+    guidance: Guidance
+
+    def __post_init__(self) -> None:
+        key = f"{self.run.seed}/{self.level.index}/{self.guidance!r}"
+        self._generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
+
+    @property
+    def codec(self) -> Codec | None:
+        return self.run.codec
+
+    @torch.no_grad()
+    def look(self, index: Sequence[int]) -> Estimate:
+        return self.run.look(self.grid.crop(self.canvas, index), self.grid, index, self.level)
+
+    @torch.no_grad()
+    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: Guided = ()) -> Estimate:
+        x, pred = self.run.estimate(canvas, grid, guided, self.level)
+        return Estimate(x, self.run.solver.x0(pred, x, self.level), self.level, self.run.below(self.level))
+
+    def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
+        return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
+
+
+def _gradients(contexts: Guided, seen: Estimate, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The sum of strength times energy gradient, with respect to x and to x0.
+
+    They are taken at detached leaves, guidance by guidance, so that a decoder's graph is freed before the next, and before
+    the one backward through the denoiser.
+    """
+    to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
+    for guidance, context in contexts:
+        x, x0 = seen.x.detach().requires_grad_(), seen.x0.detach().requires_grad_()
+        with torch.enable_grad():
+            energy = guidance.energy(Estimate(x, x0, seen.level, seen.below), index, context)
+        _check(guidance, energy, len(index), seen.level)
+        strength = guidance.strength(seen.level)
+        for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
+            if gradient is not None:
+                total += strength * gradient
+    return to_x, to_x0
+
+
+def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """An energy that is constant, as an anchor's is, has no graph and no gradient."""
+    if not energy.requires_grad:
+        return (None,) * len(leaves)
+    return torch.autograd.grad(energy, leaves, torch.ones_like(energy), allow_unused=True)
+
+
+def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
+    """The vector-Jacobian product through the denoiser: from a gradient at x0 to one at x.
+
+    It is linear, so each window's gradient is scaled by a power of two to about 1 and back: exact, and half precision neither
+    underflows nor overflows on the way.
+    """
+    _, exponent = torch.frexp(to_x0.abs().flatten(1).amax(dim=1))
+    scale = exponent.view(-1, *(1,) * (to_x0.ndim - 1))
+    (gradient,) = torch.autograd.grad(seen.x0, seen.x, torch.ldexp(to_x0, -scale))
+    return torch.ldexp(gradient, scale)
+
+
+def _check(guidance: Guidance, energy: Any, n: int, level: Level) -> None:
+    name = type(guidance).__name__
+    if not isinstance(energy, Tensor):
+        raise ContractError(f"{name}.energy returned {type(energy).__name__} at level {level.index}; it must return a tensor")
+    if energy.shape != (n,):
+        raise ContractError(
+            f"{name}.energy returned shape {tuple(energy.shape)} for {n} windows at level {level.index}; "
+            f"it must return one number a window, ({n},): sum over all axes but the first"
+        )

@@ -1,0 +1,145 @@
+"""Where things run: devices, precision, and the one collective, on Lightning Fabric."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from panokit.errors import SettingError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
+
+
+@final
+class Runtime:
+    """Places networks and deals windows out to devices.
+
+    Args:
+        devices: how many devices, or `"auto"` for all there are.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"`, ... as Fabric names them.
+        num_nodes: how many machines.
+        strategy: Fabric's launcher: `"auto"`, `"ddp"`, `"ddp_spawn"`, ...
+        precision: of the networks. The canvas, fusion and the solver stay in float32 (float64 with `64-true`).
+        micro_batch: windows that go through the denoiser at once, 1 or more. It decides the kernels' rounding, so it belongs
+            to what makes a picture reproducible.
+        fabric: a Fabric object of your own, launched or not; the other settings are then its affair, but for `micro_batch`.
+
+    Raises:
+        SettingError: `micro_batch` < 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        devices: int | Literal["auto"] = 1,
+        accelerator: str = "auto",
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: Precision = "32-true",
+        micro_batch: int = 8,
+        fabric: "Fabric | None" = None,
+    ) -> None:
+        if micro_batch < 1:
+            raise SettingError(f"micro_batch is {micro_batch}: at least 1 window goes through the denoiser at once")
+        if devices != "auto" and devices < 1:
+            raise SettingError(f'devices is {devices}: it must be 1 or more, or "auto"')
+        self.micro_batch = micro_batch
+        if fabric is None:
+            from lightning.fabric import Fabric
+
+            fabric = Fabric(
+                accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
+            )
+        self.fabric = fabric
+
+    def __repr__(self) -> str:
+        return f"Runtime(device={self.device}, world_size={self.world_size}, micro_batch={self.micro_batch})"
+
+    def launch(self) -> None:
+        """Start the other ranks, where there are any and they have not been started."""
+        if self.world_size > 1 and not dist.is_initialized():
+            self.fabric.launch()
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return self.fabric.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the canvas: float32, or float64 where the networks are."""
+        return torch.float64 if self.fabric.strategy.precision.precision == "64-true" else torch.float32
+
+    @property
+    def rank(self) -> int:
+        """This process's number among all, from 0. Rank 0 writes and prints."""
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the windows."""
+        return self.fabric.world_size
+
+    def place(self, module: nn.Module) -> None:
+        """Freeze a network and put it on this rank's device, in the runtime's precision.
+
+        It is not set up for training: distributed data parallel refuses a frozen module, and a wrapped module forbids
+        `torch.autograd.grad` under mixed precision.
+        """
+        module.requires_grad_(False).eval()
+        self.fabric.to_device(self.fabric.strategy.precision.convert_module(module))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision context for calls of the networks."""
+        return self.fabric.autocast()
+
+    def map(self, fn: Callable[[list[int]], tuple[Tensor, ...]], n: int) -> tuple[Tensor, ...]:
+        """Rows `fn([0, ..., n - 1])`, computed in chunks on whichever rank, in order, on every rank.
+
+        The chunks depend on `n` and the micro-batch alone, so that any number of ranks has the same bits.
+
+        Args:
+            fn: takes window numbers; returns tensors of one dtype with a row for each of them. It may be called more than
+                once with the same numbers, must not call `map`, and must treat its rows one by one.
+            n: how many rows there are, 1 or more.
+        """
+        plan = chunks(n, self.micro_batch)
+        if self.world_size == 1:
+            return _joined([fn(chunk) for chunk in plan])
+        # A rank without a chunk repeats the first: the others are busy for that long anyway, and it learns the rows' shape.
+        mine = plan[self.rank :: self.world_size]
+        rows = _joined([fn(chunk) for chunk in mine or plan[:1]])
+        return self._gathered(rows, plan)
+
+    def _gathered(self, rows: tuple[Tensor, ...], plan: Sequence[list[int]]) -> tuple[Tensor, ...]:
+        """All rows, in order, by one collective: rows of all outputs side by side, shares padded to the largest."""
+        shares = [[i for chunk in plan[rank :: self.world_size] for i in chunk] for rank in range(self.world_size)]
+        widest = max(map(len, shares))
+        flat = torch.cat([part.flatten(1) for part in rows], dim=1)
+        share = flat.new_zeros((widest, flat.shape[1]))
+        own = len(shares[self.rank])
+        share[:own] = flat[:own]
+        everything = flat.new_empty((self.world_size * widest, flat.shape[1]))
+        dist.all_gather_into_tensor(everything, share)
+        where = {i: rank * widest + k for rank, numbers in enumerate(shares) for k, i in enumerate(numbers)}
+        order = torch.tensor([where[i] for i in range(len(where))], device=flat.device)
+        parts = everything[order].split([part[0].numel() for part in rows], dim=1)
+        return tuple(part.reshape(-1, *like.shape[1:]).contiguous() for part, like in zip(parts, rows, strict=True))
+
+
+def chunks(n: int, micro_batch: int) -> list[list[int]]:
+    """The numbers 0 to n - 1 in as few runs of at most `micro_batch` as there can be, of near-equal length."""
+    count = -(-n // micro_batch)
+    edges = [n * k // count for k in range(count + 1)]
+    return [list(range(a, b)) for a, b in pairwise(edges)]
+
+
+def _joined(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return rows[0] if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*rows, strict=True))

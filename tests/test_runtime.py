@@ -1,0 +1,75 @@
+"""The one collective: chunks fixed by count and micro-batch, rows in order, same bits for any number of ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from panokit import Runtime, SettingError
+from panokit.runtime import chunks
+
+
+@given(st.integers(1, 600), st.integers(1, 16))
+def test_chunks_deal_every_number_once_in_order_in_near_equal_runs(n: int, micro_batch: int) -> None:
+    plan = chunks(n, micro_batch)
+    assert [i for chunk in plan for i in chunk] == list(range(n))
+    lengths = [len(chunk) for chunk in plan]
+    assert max(lengths) <= micro_batch
+    assert max(lengths) - min(lengths) <= 1
+    assert len(plan) == -(-n // micro_batch)
+
+
+def test_map_returns_all_rows_in_order() -> None:
+    seen: list[list[int]] = []
+
+    def square(index: list[int]) -> tuple[Tensor, Tensor]:
+        seen.append(index)
+        i = torch.tensor(index)
+        return i**2, i[:, None].float()
+
+    squares, numbers = Runtime(accelerator="cpu", micro_batch=3).map(square, 7)
+    assert squares.tolist() == [i**2 for i in range(7)]
+    assert numbers.shape == (7, 1)
+    assert [len(index) for index in seen] == [2, 2, 3]
+
+
+@pytest.mark.parametrize("micro_batch", [0, -1])
+def test_a_micro_batch_holds_a_window(micro_batch: int) -> None:
+    with pytest.raises(SettingError, match="at least 1 window"):
+        Runtime(accelerator="cpu", micro_batch=micro_batch)
+
+
+def test_placed_networks_are_frozen() -> None:
+    module = nn.Linear(2, 2).train()
+    Runtime(accelerator="cpu").place(module)
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_double_precision_reaches_canvas_and_networks() -> None:
+    runtime = Runtime(accelerator="cpu", precision="64-true")
+    module = nn.Linear(2, 2)
+    runtime.place(module)
+    assert module.weight.dtype == runtime.dtype == torch.float64
+
+
+def test_the_same_bits_on_one_and_two_ranks(tmp_path: Path) -> None:
+    """Real processes over gloo: 21 windows in chunks of 2, a stochastic scheduler, a wrapped canvas."""
+    latents = []
+    for devices in (1, 2):
+        path = tmp_path / f"{devices}.pt"
+        script = Path(__file__).with_name("sharded_run.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(script), str(devices), str(path)], env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        latents.append(torch.load(path, weights_only=True))
+    assert torch.equal(*latents)
+    assert latents[0].std() > 0.1
