@@ -1,0 +1,62 @@
+"""Panoramas from pretrained diffusion models, in parts that exchange.
+
+A panorama is larger than what a model was trained on, so it is denoised window by window and the windows are kept in
+agreement: a `Fuser` joins them into one canvas, a `Guidance` moves them before they are denoised, a `Scheduler` takes the
+canvas from one noise level to the next, and a `Runtime` deals windows out to devices. `Sampler` composes them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from panokit.backbones.diffusers.model import load_model as load_model
+    from panokit.backbones.diffusers.scheduler import DiffusersScheduler as DiffusersScheduler
+    from panokit.denoiser import Codec as Codec
+    from panokit.denoiser import Denoiser as Denoiser
+    from panokit.denoiser import Model as Model
+    from panokit.denoiser import Regions as Regions
+    from panokit.errors import ContractError as ContractError
+    from panokit.errors import PanokitError as PanokitError
+    from panokit.fuser import Fuser as Fuser
+    from panokit.fuser import WeightedFuser as WeightedFuser
+    from panokit.grid import Grid as Grid
+    from panokit.guidance import Estimate as Estimate
+    from panokit.guidance import Guidance as Guidance
+    from panokit.guidance import Step as Step
+    from panokit.panorama import Panorama as Panorama
+    from panokit.run import Run as Run
+    from panokit.runtime import Runtime as Runtime
+    from panokit.sampler import Sampler as Sampler
+    from panokit.scheduler import Level as Level
+    from panokit.scheduler import Scheduler as Scheduler
+    from panokit.scheduler import Solver as Solver
+    from panokit.scheduler import Training as Training
+
+_HOME = {
+    "denoiser": ("Codec", "Denoiser", "Model", "Regions"),
+    "errors": ("ContractError", "PanokitError", "SettingError"),
+    "fuser": ("Fuser", "WeightedFuser"),
+    "grid": ("Grid",),
+    "guidance": ("Estimate", "Guidance", "Step"),
+    "panorama": ("Panorama",),
+    "run": ("Run",),
+    "runtime": ("Runtime",),
+    "sampler": ("Sampler",),
+    "scheduler": ("Level", "Scheduler", "Solver", "Training"),
+    "backbones.diffusers.model": ("load_model",),
+    "backbones.diffusers.scheduler": ("DiffusersScheduler",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that `import panokit` is quick."""
+    if name not in _MODULE:
+        raise AttributeError(f"module 'panokit' has no attribute {name!r}")
+    return getattr(import_module(f"panokit.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

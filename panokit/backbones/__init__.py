@@ -1,0 +1,1 @@
+"""Adapters to the libraries that models come from."""

@@ -1,0 +1,1 @@
+"""Models and schedulers of diffusers: the only part of the core that imports it."""

@@ -1,0 +1,204 @@
+"""Stable Diffusion and its kin through diffusers and transformers: the denoiser, the codec, and how they are loaded."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from panokit import registry
+from panokit.denoiser import Codec, Denoiser, Model, Prompt
+from panokit.errors import ModelError, PluginNotFoundError
+from panokit.grid import Grid
+from panokit.scheduler import Level, Training
+
+TILE_ABOVE = 128 * 256
+"""Cells of a canvas above which it is decoded in tiles: 1024 x 2048 pixels at factor 8, some gigabytes in one piece."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The texts of a run: one row a text, and one of the negative prompt unless there is no classifier-free guidance."""
+
+    texts: Float[Tensor, "k length width"]
+    negative: Float[Tensor, "1 length width"] | None
+    prompt: Prompt
+    scale: float
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What some windows are conditioned on."""
+
+    text: Float[Tensor, "n length width"]
+    negative: Float[Tensor, "n length width"] | None
+    scale: float
+
+
+@final
+class UNetDenoiser(Denoiser):
+    r"""A text-conditioned UNet with classifier-free guidance, $\epsilon = \epsilon_- + g (\epsilon_+ - \epsilon_-)$.
+
+    Both halves go through the network in one batch; they are combined in the precision of the canvas (Ho & Salimans 2022,
+    eq. 6, in the parametrisation of Stable Diffusion: g = 1 is no guidance).
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        training: Training,
+        known_words: frozenset[str] = frozenset(),
+    ) -> None:
+        self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
+        self.training, self.known_words = training, known_words
+        self.channels = unet.config.in_channels
+        size = unet.config.sample_size
+        self.window = (size, size) if isinstance(size, int) else tuple(size)
+
+    def modules(self) -> Iterable[nn.Module]:
+        return (self.unet, self.text_encoder)
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Embeddings:
+        texts = (prompt,) if isinstance(prompt, str) else prompt.texts
+        for text in texts:
+            self._warn_of_unknown_words(text)
+        negative = self._embed([negative_prompt]) if guidance_scale > 1 else None
+        return Embeddings(self._embed(texts), negative, prompt, guidance_scale)
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+
+    def _warn_of_unknown_words(self, text: str) -> None:
+        if self.known_words and text and self.known_words.isdisjoint(text.lower().replace(",", " ").split()):
+            some = ", ".join(sorted(self.known_words, key=len)[-24:])
+            warnings.warn(f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}", stacklevel=6)
+
+    def condition(self, embeddings: Embeddings, grid: Grid, index: Sequence[int]) -> Condition:
+        prompt, n = embeddings.prompt, len(index)
+        rows = [0] * n if isinstance(prompt, str) else prompt.assign(grid, index)
+        text = embeddings.texts.expand(n, -1, -1) if isinstance(prompt, str) else embeddings.texts[rows]
+        negative = None if embeddings.negative is None else embeddings.negative.expand(n, -1, -1)
+        return Condition(text, negative, embeddings.scale)
+
+    def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
+        if condition.negative is None:
+            return self._predict(x, level, condition.text)
+        both = self._predict(torch.cat([x, x]), level, torch.cat([condition.negative, condition.text]))
+        negative, positive = both.chunk(2)
+        return negative + condition.scale * (positive - negative)
+
+    def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
+        t = torch.full((len(x),), level.t, device=x.device)
+        return self.unet(x.to(self.unet.dtype), t, text.to(self.unet.dtype), return_dict=False)[0].to(x.dtype)
+
+
+@final
+class VAECodec(Codec):
+    """diffusers' `AutoencoderKL`; canvases of more than `tile_above` cells are decoded in its overlapping tiles."""
+
+    def __init__(self, vae: AutoencoderKL, tile_above: int = TILE_ABOVE) -> None:
+        self.vae, self.tile_above = vae, tile_above
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def modules(self) -> Iterable[nn.Module]:
+        return (self.vae,)
+
+    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+        latents = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
+        return latents.to(images.dtype) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        self.vae.use_tiling = latents.shape[-2] * latents.shape[-1] > self.tile_above
+        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        return images.to(latents.dtype) / 2 + 0.5
+
+
+def load_model(name: str) -> Model:
+    """A model by its name: an installed plugin's, a folder in diffusers' format, or a hub id such as `owner/model`.
+
+    Stable Diffusion 1.x and 2.x and whatever is built like them: `unet`, `vae`, `text_encoder`, `tokenizer`, `scheduler`.
+    Weights are read as float32 from safetensors, never from pickles.
+
+    Raises:
+        PluginNotFoundError: it is neither an installed name, nor a folder, nor of the form of a hub id.
+        ModelError: files are missing or pickled, or the hub does not give it.
+    """
+    if any(plugin.name == name for plugin in registry.plugins("models")):
+        return from_folder(Path(registry.load("models", name)), name)
+    if Path(name).is_dir():
+        return from_folder(Path(name), name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_pretrained(name, name)
+    message = registry.unknown("models", name)
+    raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
+
+
+def from_folder(folder: Path, name: str) -> Model:
+    """A model from a folder in diffusers' format.
+
+    Raises:
+        ModelError: a part is missing, or its weights are pickled.
+    """
+    for part in ("unet", "vae", "text_encoder"):
+        if not (folder / part / "config.json").is_file():
+            raise ModelError(f"the model folder {folder} has no {part}/config.json: it must be in diffusers' format")
+        if not any((folder / part).glob("*.safetensors")):
+            pickled = [path.name for end in ("bin", "pt", "ckpt") for path in (folder / part).glob(f"*.{end}")]
+            found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
+            raise ModelError(
+                f"the model folder {folder} has {found} in {part}/: panokit reads safetensors; "
+                "save the model again with save_pretrained(..., safe_serialization=True)"
+            )
+    for needed in ("scheduler/scheduler_config.json", "tokenizer"):
+        if not (folder / needed).exists():
+            raise ModelError(f"the model folder {folder} has no {needed}: it must be in diffusers' format")
+    return _from_pretrained(str(folder), name)
+
+
+def _from_pretrained(source: str, name: str) -> Model:
+    def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
+        try:
+            return load(source, subfolder=subfolder, **options)
+        except Exception as cause:  # broken files and hub failures come in many types
+            reason = str(cause).strip().partition("\n")[0]
+            raise ModelError(
+                f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the connection"
+            ) from cause
+
+    weights = {"torch_dtype": torch.float32, "use_safetensors": True}
+    unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
+    vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
+    text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, use_safetensors=True)
+    tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
+    config = part(DDIMScheduler.load_config, "scheduler")
+    known = Path(source) / "tokenizer" / "known_words.json"
+    words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
+    return Model(UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words), VAECodec(vae), name)
+
+
+def _training(config: dict[str, Any]) -> Training:
+    """What a diffusers scheduler configuration says about the model."""
+    return Training(
+        prediction=config.get("prediction_type", "epsilon"),
+        timesteps=config.get("num_train_timesteps", 1000),
+        beta_start=config.get("beta_start", 0.0001),
+        beta_end=config.get("beta_end", 0.02),
+        beta_schedule=config.get("beta_schedule", "linear"),
+        zero_snr=config.get("rescale_betas_zero_snr", False),
+    )

@@ -1,0 +1,88 @@
+"""Plugins by name: entry points of installed distributions, loaded when asked for and not before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, final
+
+from panokit.errors import PluginLoadError, PluginNotFoundError
+
+Kind = Literal["fusers", "guidances", "schedulers", "models"]
+KINDS: tuple[Kind, ...] = ("fusers", "guidances", "schedulers", "models")
+
+
+@final
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point of the group `panokit.<kind>`."""
+
+    kind: Kind
+    name: str
+    entry: EntryPoint
+
+    @property
+    def distribution(self) -> str:
+        """The distribution that brought it, with its version."""
+        return f"{self.entry.dist.name} {self.entry.dist.version}" if self.entry.dist else "unknown"
+
+    def load(self) -> Any:
+        """Import it.
+
+        Raises:
+            PluginLoadError: it cannot be imported; the cause is chained.
+        """
+        try:
+            return self.entry.load()
+        except Exception as cause:  # whatever an outside module does while it is imported
+            raise PluginLoadError(
+                f"the plugin {self.name!r} ({self.kind}, from {self.distribution}) is installed and cannot be imported: "
+                f"{type(cause).__name__}: {cause}; reinstall or remove {self.distribution}"
+            ) from cause
+
+    def state(self) -> str:
+        """`ok`, or why it is broken."""
+        try:
+            self.load()
+        except PluginLoadError as error:
+            return f"broken: {type(error.__cause__).__name__}: {error.__cause__}"
+        return "ok"
+
+
+def plugins(kind: Kind) -> list[Plugin]:
+    """All installed plugins of a kind, by name; none is imported."""
+    found = {Plugin(kind, entry.name, entry) for entry in entry_points(group=f"panokit.{kind}")}
+    return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
+    """The object behind a name, or behind `module:attribute`.
+
+    Args:
+        kind: which group to look in.
+        name: an entry point's name, or `module:attribute` for what is not installed as a plugin.
+        builtin: names that work besides the installed ones, for the error's sake.
+
+    Raises:
+        PluginNotFoundError: nothing, or more than one distribution, answers to the name.
+        PluginLoadError: it is there and cannot be imported.
+    """
+    if ":" in name:
+        return Plugin(kind, name, EntryPoint(name, name, f"panokit.{kind}")).load()
+    named = [plugin for plugin in plugins(kind) if plugin.name == name]
+    if len(named) > 1:
+        raise PluginNotFoundError(
+            f"{len(named)} distributions claim the name {name!r} among {kind}: "
+            f"{' and '.join(plugin.distribution for plugin in named)}; uninstall one, or write module:Class"
+        )
+    if not named:
+        raise PluginNotFoundError(unknown(kind, name, builtin))
+    return named[0].load()
+
+
+def unknown(kind: Kind, name: str, builtin: Sequence[str] = ()) -> str:
+    """What to say of a name that nobody answers to: the closest match, and what there is."""
+    names = sorted({*(plugin.name for plugin in plugins(kind)), *builtin})
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"no {kind.removesuffix('s')} is called {name!r}: {hint}installed are {', '.join(names) or 'none'}"

@@ -1,0 +1,269 @@
+"""Composition: a model, a scheduler, a fuser and guidances make panoramas from prompts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from typing import Any, Literal, Required, TypedDict, Unpack, final, overload
+
+import torch
+
+from panokit import registry
+from panokit.denoiser import Model, Prompt, Regions, decode_canvas
+from panokit.errors import SettingError
+from panokit.fuser import Fuser
+from panokit.grid import Grid
+from panokit.guidance import Guidance
+from panokit.panorama import Panorama, to_image
+from panokit.progress import steps_bar
+from panokit.run import Run
+from panokit.runtime import Runtime
+from panokit.scheduler import Scheduler
+
+Wrap = bool | Literal["x", "y", "xy"]
+
+
+class Settings(TypedDict, total=False):
+    """What a call takes besides the prompt."""
+
+    height: Required[int]
+    width: Required[int]
+    negative_prompt: str
+    steps: int
+    guidance_scale: float
+    stride: int | None
+    wrap: Wrap
+    seed: int
+
+
+@final
+class Sampler:
+    """Makes panoramas. It holds settings and networks; each call starts a run of its own.
+
+    Args:
+        model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`.
+        scheduler: a name such as `"ddim"` or `"dpm++_2m"`, or a `Scheduler`.
+        fuser: a name or a `Fuser`.
+        guidances: names or `Guidance` objects, in any order.
+        runtime: where to run; one device unless given.
+
+    Raises:
+        PluginNotFoundError: a name that nobody answers to.
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | Model = "landscapes",
+        *,
+        scheduler: str | Scheduler = "ddim",
+        fuser: str | Fuser = "multidiffusion",
+        guidances: Sequence[str | Guidance] = (),
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.fuser: Fuser = registry.load("fusers", fuser)() if isinstance(fuser, str) else fuser
+        self.guidances: tuple[Guidance, ...] = tuple(
+            registry.load("guidances", g)() if isinstance(g, str) else g for g in guidances
+        )
+        self.scheduler = _scheduler(scheduler)
+        self.runtime = runtime or Runtime()
+        self.runtime.launch()
+        self.model = _model(model)
+        for part in (self.model.denoiser, self.model.codec):
+            for module in part.modules() if part else ():
+                self.runtime.place(module)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sampler({self.model.name!r}, scheduler={self.scheduler!r}, fuser={self.fuser!r}, "
+            f"guidances={list(self.guidances)!r}, runtime={self.runtime!r})"
+        )
+
+    def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Iterator[Run]:
+        """The run after each of its steps, with the arguments of a call; `break` ends it."""
+        run = self.begin(prompt, **settings)
+        while not run.done:
+            run.step()
+            yield run
+
+    def begin(
+        self,
+        prompt: Prompt,
+        *,
+        height: int,
+        width: int,
+        negative_prompt: str = "",
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        stride: int | None = None,
+        wrap: Wrap = False,
+        seed: int = 0,
+    ) -> Run:
+        """A run that has not made a step: what `stream` steps, and what a checkpoint is restored into.
+
+        Raises:
+            SettingError: the size, the stride or the number of steps cannot work.
+        """
+        denoiser = self.model.denoiser
+        if steps < 1:
+            raise SettingError(f"steps is {steps}: at least 1 denoising step is needed")
+        grid = self.grid(height, width, stride, wrap)
+        with torch.no_grad(), self.runtime.autocast():
+            embeddings = denoiser.encode(prompt, negative_prompt, guidance_scale)
+        return Run(
+            denoiser=denoiser,
+            codec=self.model.codec,
+            solver=self.scheduler.begin(steps, self.runtime.device, denoiser.training),
+            fuser=self.fuser,
+            guidances=self.guidances,
+            runtime=self.runtime,
+            grid=grid,
+            embeddings=embeddings,
+            seed=seed,
+        )
+
+    def grid(self, height: int, width: int, stride: int | None = None, wrap: Wrap = False) -> Grid:
+        """Where the windows lie on a canvas of `height` x `width` pixels; the stride is half a window unless given.
+
+        Raises:
+            SettingError: a size below one window or off the codec's factor (the nearest that works is offered), or a stride
+                that is not from one cell to one window.
+        """
+        factor, window = self.model.factor, self.model.denoiser.window
+        size = tuple(
+            _cells(n, w, factor, name) for n, w, name in zip((height, width), window, ("height", "width"), strict=True)
+        )
+        if stride is None:
+            strides = tuple(max(1, w // 2) for w in window)
+        elif stride < factor or stride % factor or stride // factor > min(window):
+            largest = min(window) * factor
+            near = min(max(round(stride / factor), 1) * factor, largest)
+            raise SettingError(
+                f"a stride of {stride} pixels does not work with {self.model.name}: it must be a multiple of {factor} from "
+                f"{factor} to {largest}, the window; the nearest is {near}"
+            )
+        else:
+            strides = (stride // factor,) * len(window)
+        if wrap not in (False, True, "x", "y", "xy"):
+            raise SettingError(f'wrap is {wrap!r}: it must be False, True (the same as "x"), "x", "y" or "xy"')
+        axes = ("x" if wrap else "") if isinstance(wrap, bool) else wrap
+        return Grid(size, window, strides, ("y" in axes, "x" in axes))
+
+    @overload  # to mypy a text is also a sequence of texts; the first overload takes it
+    def __call__(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, *, progress: bool = True, **settings: Unpack[Settings]
+    ) -> Panorama: ...
+    @overload
+    def __call__(self, prompt: Sequence[Prompt], *, progress: bool = True, **settings: Unpack[Settings]) -> list[Panorama]: ...
+    def __call__(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        height: int,
+        width: int,
+        negative_prompt: str = "",
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        stride: int | None = None,
+        wrap: Wrap = False,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Panorama | list[Panorama]:
+        """Make a panorama; from a list of prompts, a list of panoramas, each as if it had been asked for alone.
+
+        Args:
+            prompt: what to paint: a text, or `Regions`.
+            height: pixels, a multiple of the codec's factor, one window or more.
+            width: likewise.
+            negative_prompt: what to keep away from.
+            steps: denoising steps, 1 or more.
+            guidance_scale: of classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off.
+            stride: pixels from one window to the next; half a window unless given.
+            wrap: whether the panorama closes to a ring: `True` or `"x"` sideways, `"y"` up and down, `"xy"` both.
+            seed: of the one generator that everything random comes from.
+            progress: whether to show a progress bar where there is a terminal.
+
+        Raises:
+            SettingError: a value that cannot work; it says which, and what would.
+            NotFiniteError: the model returned NaN or infinity.
+        """
+        settings: Settings = {
+            "height": height,
+            "width": width,
+            "negative_prompt": negative_prompt,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "stride": stride,
+            "wrap": wrap,
+            "seed": seed,
+        }
+        if isinstance(prompt, str | Regions):
+            return self._panorama(prompt, settings, progress)
+        if not prompt:
+            raise SettingError("the list of prompts is empty: give at least one")
+        return [self._panorama(one, settings, progress) for one in prompt]
+
+    def _panorama(self, prompt: Prompt, settings: Settings, progress: bool) -> Panorama:
+        run = self.begin(prompt, **settings)
+        with steps_bar(run.level.steps, shown=progress and self.runtime.rank == 0) as advance:
+            while not run.done:
+                run.step()
+                advance()
+        return Panorama(run.canvas, to_image(self.decode(run)), self._recipe(prompt, settings))
+
+    @torch.no_grad()
+    def decode(self, run: Run) -> torch.Tensor:
+        """The picture of a run's canvas as it is, `3 H W` in about [0, 1]."""
+        canvas = run.canvas.float()
+        return decode_canvas(self.model.codec, canvas, run.grid.wrap) if self.model.codec else canvas
+
+    def _recipe(self, prompt: Prompt, settings: Settings) -> dict[str, Any]:
+        return {
+            "panokit": version("panokit"),
+            "torch": version("torch"),
+            "prompt": prompt if isinstance(prompt, str) else asdict(prompt),
+            **settings,
+            "model": self.model.name,
+            "scheduler": _plain(self.scheduler),
+            "fuser": _plain(self.fuser),
+            "guidances": [_plain(g) for g in self.guidances],
+            "micro_batch": self.runtime.micro_batch,
+        }
+
+
+def _scheduler(scheduler: str | Scheduler) -> Scheduler:
+    if not isinstance(scheduler, str):
+        return scheduler
+    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+
+    builtin = DiffusersScheduler.names()
+    return DiffusersScheduler(scheduler) if scheduler in builtin else registry.load("schedulers", scheduler, builtin)()
+
+
+def _model(model: str | Model) -> Model:
+    if isinstance(model, Model):
+        return model
+    from panokit.backbones.diffusers.model import load_model
+
+    return load_model(model)
+
+
+def _cells(pixels: int, window: int, factor: int, name: str) -> int:
+    """Pixels in cells of the canvas."""
+    least = window * factor
+    if pixels < least:
+        raise SettingError(
+            f"{name} {pixels} is below one window: this model needs {least} pixels or more, in steps of {factor}"
+        )
+    if pixels % factor:
+        near = f"{pixels // factor * factor} or {-(-pixels // factor) * factor}"
+        raise SettingError(f"{name} {pixels} is no multiple of {factor}, the pixels of a latent cell: the nearest are {near}")
+    return pixels // factor
+
+
+def _plain(plugin: Any) -> dict[str, Any]:
+    """A plugin as plain data: where its class is, and its settings."""
+    kind = type(plugin)
+    return {
+        "class": f"{kind.__module__}:{kind.__qualname__}",
+        **(asdict(plugin) if is_dataclass(plugin) and not isinstance(plugin, type) else {}),
+    }
