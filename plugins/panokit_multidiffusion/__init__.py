@@ -1,0 +1,48 @@
+"""MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113): windows fused by their weighted mean."""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit import Grid, SettingError, WeightedFuser
+
+
+@final
+@dataclass(frozen=True)
+class MultiDiffusion(WeightedFuser):
+    r"""The weighted mean of the windows over each cell, the closed form of the paper's eq. 5.
+
+    `uniform` weights are the paper's, $W = 1$. `gaussian` ones fade towards the border,
+    $$ W(u) = \prod_a \exp\left(-\tfrac{1}{2} \left(\frac{u_a - (w_a - 1) / 2}{\varsigma\, w_a}\right)^2\right), $$
+    with cells $u_a = 0, \dots, w_a - 1$, symmetric about the window's true centre, so that no window ends abruptly.
+
+    Attributes:
+        weights: `gaussian` or `uniform`.
+        spread: $\varsigma$, the standard deviation in windows, > 0.
+
+    Raises:
+        SettingError: other weights, or a spread that is not positive.
+    """
+
+    weights: Literal["gaussian", "uniform"] = "gaussian"
+    spread: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("gaussian", "uniform"):
+            raise SettingError(f'weights is {self.weights!r}: it must be "gaussian" or "uniform"')
+        if not self.spread > 0:
+            raise SettingError(f"spread is {self.spread}: it must be positive, in windows; 0.2 is a good one")
+
+    def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
+        """How much each cell of a window counts, in (0, 1]."""
+        weight = torch.ones(grid.window)
+        if self.weights == "uniform":
+            return weight
+        for axis, cells in enumerate(grid.window):
+            u = (torch.arange(cells) - (cells - 1) / 2) / (self.spread * cells)
+            fade = torch.exp(-0.5 * u**2)
+            weight = weight * fade.view(-1, *(1,) * (len(grid.window) - axis - 1))
+        return weight
