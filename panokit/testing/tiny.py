@@ -1,0 +1,80 @@
+"""Stable Diffusion in miniature: every part of it, with random weights, made in a second."""
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.denoiser import Model
+from panokit.scheduler import Prediction, Training
+
+
+def tiny_model(
+    prediction: Prediction = "epsilon", *, window: int = 8, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Model:
+    """A text-to-image model of random weights: windows of 8 x 8 latents, 4 channels, codec factor 2.
+
+    Args:
+        prediction: what the UNet is taken to return.
+        window: cells of a window, a multiple of 2.
+        dtype: of the weights.
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = _tokenizer()
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=8,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=window,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=window * 2,
+        )
+        for part in (text_encoder, unet):
+            _enliven(part)
+    parts: tuple[nn.Module, ...] = (unet, text_encoder, vae)
+    for part in parts:
+        nn.Module.to(part, dtype).eval().requires_grad_(False)
+    return Model(UNetDenoiser(unet, text_encoder, tokenizer, Training(prediction)), VAECodec(vae), "tiny")
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """Every byte is a token, with and without the end of a word: any text tokenises, nothing is merged."""
+    printable = [chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    letters = printable + [chr(256 + k) for k in range(256 - len(printable))]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=16)
+
+
+def _enliven(module: nn.Module) -> None:
+    """Larger weights than at the start of a training: the prompt and the place must be felt in the prediction."""
+    for weight in module.parameters():
+        if weight.ndim > 1:
+            weight.data.mul_(1.5)
