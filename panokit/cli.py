@@ -5,10 +5,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from jsonargparse import ArgumentError, ArgumentParser, auto_cli
+from jsonargparse import ArgumentError, auto_cli
 
 from panokit import registry
-from panokit.errors import ContractError, NotFiniteError, PanokitError, PluginLoadError
+from panokit.errors import ContractError, NotFiniteError, PanokitError, PluginLoadError, PromptWarning
 from panokit.runtime import Precision
 from panokit.sampler import Wrap
 
@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     warnings.showwarning = _show_warning
     try:
-        auto_cli(COMMANDS, args=None if args is None else list(args), exit_on_error=False, parser_class=ArgumentParser)
+        auto_cli(COMMANDS, args=None if args is None else list(args), exit_on_error=False, prog="panokit")
     except ArgumentError as error:
         return _complain(error, 2)
     except (ContractError, NotFiniteError, PluginLoadError) as error:
@@ -129,6 +129,6 @@ def _show_warning(
     file: TextIO | None = None,
     line: Any = None,
 ) -> None:
-    """Warnings meant for the user, in one line; those meant for developers not at all."""
-    if issubclass(category, UserWarning):
+    """Warnings meant for the user, in one line; those of libraries to their developers not at all."""
+    if issubclass(category, PromptWarning):
         _complain(f"warning: {message}", 0)

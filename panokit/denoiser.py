@@ -12,7 +12,8 @@ from panokit.errors import SettingError
 from panokit.grid import Grid
 from panokit.scheduler import Level, Training
 
-Box = tuple[float, float, float, float]
+Number = int | float
+Box = tuple[Number, Number, Number, Number]
 
 
 @dataclass(frozen=True)

@@ -31,3 +31,7 @@ class ContractError(PanokitError, TypeError):
 
 class NotFiniteError(PanokitError, ArithmeticError):
     """NaN or infinity turned up in a run."""
+
+
+class PromptWarning(UserWarning):
+    """A prompt will not do what its author hopes."""

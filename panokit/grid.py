@@ -104,14 +104,13 @@ class Grid:
         Raises:
             SettingError: `factor` does not divide the size, or the smaller canvas does not hold a window.
         """
-        size = _divided(self.size, factor, "the canvas")
-        for axis, (cells, window) in enumerate(zip(size, self.window, strict=True)):
-            if cells < window:
+        for axis, (cells, window) in enumerate(zip(self.size, self.window, strict=True)):
+            if cells < window * factor:
                 raise SettingError(
-                    f"a canvas of {self.size[axis]} cells along axis {axis} has {cells} at 1/{factor} of its size and "
-                    f"no longer holds a window of {window}: make it {window * factor} cells or larger"
+                    f"a canvas of {cells} cells along axis {axis} does not hold a window of {window} at 1/{factor} of its "
+                    f"size: make it {window * factor} cells or larger"
                 )
-        return Grid(size, self.window, self.stride, self.wrap)
+        return Grid(_divided(self.size, factor, "the canvas"), self.window, self.stride, self.wrap)
 
     def coarsened(self, factor: int) -> "Grid":
         """Canvas, windows and stride, all `factor` times smaller: windows of a coarse canvas in step with these.

@@ -8,7 +8,7 @@ share is made in `prepare`, the same on every rank. And a guidance object never 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -49,6 +49,7 @@ class Estimate:
         return level.alpha * self.x0 + level.sigma * self.eps
 
 
+@runtime_checkable
 class Step(Protocol):
     """All that a guidance may touch: one canvas at one noise level."""
 

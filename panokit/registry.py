@@ -51,7 +51,7 @@ class Plugin:
 
 def plugins(kind: Kind) -> list[Plugin]:
     """All installed plugins of a kind, by name; none is imported."""
-    found = {Plugin(kind, entry.name, entry) for entry in entry_points(group=f"panokit.{kind}")}
+    found = [Plugin(kind, entry.name, entry) for entry in entry_points(group=f"panokit.{kind}")]
     return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from panokit import Grid, SettingError, WeightedFuser
 
+FLOOR = 1e-12
+"""The least weight: where one window's corner is all that covers a cell, a narrow Gaussian would divide nothing by nothing."""
+
 
 @final
 @dataclass(frozen=True)
@@ -45,4 +48,4 @@ class MultiDiffusion(WeightedFuser):
             u = (torch.arange(cells) - (cells - 1) / 2) / (self.spread * cells)
             fade = torch.exp(-0.5 * u**2)
             weight = weight * fade.view(-1, *(1,) * (len(grid.window) - axis - 1))
-        return weight
+        return weight.clamp(min=FLOOR)

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, logging
 
 from panokit import registry
 from panokit.denoiser import Codec, Denoiser, Model, Prompt
-from panokit.errors import ModelError, PluginNotFoundError
+from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
 from panokit.grid import Grid
 from panokit.scheduler import Level, Training
 
@@ -87,7 +88,8 @@ class UNetDenoiser(Denoiser):
     def _warn_of_unknown_words(self, text: str) -> None:
         if self.known_words and text and self.known_words.isdisjoint(text.lower().replace(",", " ").split()):
             some = ", ".join(sorted(self.known_words, key=len)[-24:])
-            warnings.warn(f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}", stacklevel=6)
+            message = f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}"
+            warnings.warn(message, PromptWarning, stacklevel=6)
 
     def condition(self, embeddings: Embeddings, grid: Grid, index: Sequence[int]) -> Condition:
         prompt, n = embeddings.prompt, len(index)
@@ -184,12 +186,25 @@ def _from_pretrained(source: str, name: str) -> Model:
     weights = {"torch_dtype": torch.float32, "use_safetensors": True}
     unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
     vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
-    text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, use_safetensors=True)
+    with _without_progress_bar():
+        text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, use_safetensors=True)
     tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
     config = part(DDIMScheduler.load_config, "scheduler")
     known = Path(source) / "tokenizer" / "known_words.json"
     words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
     return Model(UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words), VAECodec(vae), name)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers shows a bar for weights that are read in an instant."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _training(config: dict[str, Any]) -> Training:

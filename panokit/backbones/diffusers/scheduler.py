@@ -1,0 +1,392 @@
+r"""diffusers' schedulers behind one adapter.
+
+A canvas is always in the model's own coordinates. Some of diffusers' schedulers compute on $\tilde x = x / \alpha = x_0 +
+\tilde\sigma \epsilon$ instead, with $\alpha = 1 / \sqrt{1 + \tilde\sigma^2}$ (variance exploding, Karras et al. 2022). Those
+are rescaled in `start` and `step`, so nobody needs `scale_model_input`.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple, final, get_args, get_origin
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit import registry
+from panokit.errors import PluginNotFoundError, SettingError
+from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
+
+_Predictions = tuple[Prediction, ...]
+_NO_SAMPLE: _Predictions = ("epsilon", "v_prediction")
+_DIFFUSION: _Predictions = (*_NO_SAMPLE, "sample")
+_FLOW: _Predictions = ("flow_prediction",)
+
+
+class _Kind(NamedTuple):
+    """What tells one of diffusers' schedulers from the others."""
+
+    cls: str
+    """The class in diffusers."""
+    options: dict[str, Any]
+    """Where Stable Diffusion's own configurations differ from the class's defaults."""
+    predictions: _Predictions = _DIFFUSION
+    """What the class understands."""
+    exploding: bool = False
+    """Whether it computes on x / alpha."""
+    between: int = 0
+    """Of those that evaluate between two noise levels: where in `sigmas_interpol` the first of them lies."""
+    end: Literal["stride", "clean", "first"] = "stride"
+    """Of those without sigmas, where the last step lands: a stride below its timestep, on x0, or at timestep 0."""
+
+    def load(self) -> Any:
+        """The class itself."""
+        import diffusers  # each of its classes is imported when it is first asked for
+
+        return getattr(diffusers, self.cls)
+
+    def native(self, prediction: Prediction) -> Prediction:
+        """The prediction to give to the class: one that knows no x0 is given the epsilon that it means."""
+        return "epsilon" if prediction == "sample" and prediction not in self.predictions else prediction
+
+    def drives(self, prediction: Prediction) -> bool:
+        """Whether it can be used with models that predict that."""
+        return self.native(prediction) in self.predictions
+
+
+_LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+_UNCLIPPED = {**_LEADING, "clip_sample": False}
+_PLAIN = {
+    "ddim": _Kind("DDIMScheduler", {**_UNCLIPPED, "set_alpha_to_one": False}),
+    "ddpm": _Kind("DDPMScheduler", _UNCLIPPED, end="clean"),
+    "pndm": _Kind("PNDMScheduler", {**_LEADING, "set_alpha_to_one": False, "skip_prk_steps": True}, _NO_SAMPLE),
+    "lcm": _Kind("LCMScheduler", {}, end="clean"),
+    "tcd": _Kind("TCDScheduler", {}, end="first"),
+    "euler": _Kind("EulerDiscreteScheduler", _LEADING, exploding=True),
+    "euler_a": _Kind("EulerAncestralDiscreteScheduler", _LEADING, _NO_SAMPLE, exploding=True),
+    "heun": _Kind("HeunDiscreteScheduler", _LEADING, exploding=True),
+    "lms": _Kind("LMSDiscreteScheduler", _LEADING, exploding=True),
+    "kdpm2": _Kind("KDPM2DiscreteScheduler", _LEADING, _NO_SAMPLE, exploding=True, between=1),
+    "kdpm2_a": _Kind("KDPM2AncestralDiscreteScheduler", _LEADING, _NO_SAMPLE, exploding=True),
+    "dpm++_2m": _Kind("DPMSolverMultistepScheduler", {}, _DIFFUSION + _FLOW),
+    "dpm++_2m_sde": _Kind("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, _DIFFUSION + _FLOW),
+    "dpm++_3m": _Kind("DPMSolverMultistepScheduler", {"solver_order": 3}, _DIFFUSION + _FLOW),
+    "dpm++_2s": _Kind("DPMSolverSinglestepScheduler", {"lower_order_final": True}, _DIFFUSION + _FLOW),
+    "unipc": _Kind("UniPCMultistepScheduler", {}, _DIFFUSION + _FLOW),
+    "deis": _Kind("DEISMultistepScheduler", {}),
+    "sa": _Kind("SASolverScheduler", {}),
+    "flow_euler": _Kind("FlowMatchEulerDiscreteScheduler", {}, _FLOW),
+    "flow_heun": _Kind("FlowMatchHeunDiscreteScheduler", {}, _FLOW),
+}
+_KARRAS = ("euler", "heun", "lms", "kdpm2", "kdpm2_a", "dpm++_2m", "dpm++_2m_sde", "dpm++_2s", "unipc", "deis", "sa")
+
+
+def _karras(kind: _Kind) -> _Kind:
+    """The same with the sigmas of Karras et al. 2022, eq. 5, which are not those of a flow."""
+    known = tuple(prediction for prediction in kind.predictions if prediction in _DIFFUSION)
+    return kind._replace(options={**kind.options, "use_karras_sigmas": True}, predictions=known)
+
+
+_KINDS = _PLAIN | {f"{name}_karras": _karras(_PLAIN[name]) for name in _KARRAS}
+
+_MODELS_OWN = "belongs to the model, which brings it"
+_NOT_PLAIN = "is not offered: an option is a number, a text or a tuple of them"
+_WITHHELD = {
+    "num_train_timesteps": _MODELS_OWN,
+    "beta_start": _MODELS_OWN,
+    "beta_end": _MODELS_OWN,
+    "beta_schedule": _MODELS_OWN,
+    "trained_betas": _MODELS_OWN,
+    "prediction_type": _MODELS_OWN,
+    "rescale_betas_zero_snr": _MODELS_OWN,
+    "use_flow_sigmas": _MODELS_OWN,
+    "skip_prk_steps": "is not offered: PNDM runs as in Stable Diffusion, without Runge-Kutta steps",
+    "solver_p": _NOT_PLAIN,
+    "tau_func": _NOT_PLAIN,
+}
+"""Arguments of diffusers' constructors that are no options here, and why."""
+_PER_STEP = {"model_output", "timestep", "sample", "generator", "variance_noise", "per_token_timesteps", "return_dict"}
+"""Arguments of diffusers' steps that are no options: they are another at every step."""
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class DiffusersScheduler(Scheduler):
+    """A scheduler of diffusers, by a short name.
+
+    The defaults are those of Stable Diffusion's own configurations: nothing is clipped; the timesteps of DDIM, DDPM, PNDM
+    and the k-diffusion family are `leading` with an offset of 1; DDIM and PNDM end at the first training timestep.
+
+    Attributes:
+        name: one of `names()`.
+        options: what to pass on: arguments of the class's constructor, such as `timestep_spacing` or `use_karras_sigmas`,
+            and of its step, such as DDIM's `eta`, from 0 to 1. A mapping or pairs; kept as sorted pairs.
+
+    Raises:
+        PluginNotFoundError: nothing is called `name`.
+        SettingError: the scheduler has no such option, or does not take such a value.
+    """
+
+    name: str = "ddim"
+    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in _KINDS:
+            raise PluginNotFoundError(registry.unknown("schedulers", self.name, self.names()))
+        options = {key: _frozen(value) for key, value in self._given.items()}
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
+        if options:  # diffusers is not imported for nothing
+            arguments = {**_constructor(self._kind), **_step(self._kind)}
+            for option, value in options.items():
+                _check(self.name, option, value, arguments)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}{f', {self._given}' if self.options else ''})"
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """All the short names."""
+        return tuple(sorted(_KINDS))
+
+    @property
+    def _kind(self) -> _Kind:
+        return _KINDS[self.name]
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return dict(self.options.items() if isinstance(self.options, Mapping) else self.options)
+
+    def begin(self, steps: int, device: torch.device, training: Training) -> "DiffusersSolver":
+        """A fresh solver for one run; see `Scheduler.begin`.
+
+        The schedule stays on the host, whose numbers multiply a canvas on any device without a synchronisation.
+        """
+        if not 1 <= steps <= training.timesteps:
+            raise SettingError(
+                f"steps came as {steps}: give 1 to {training.timesteps}, the timesteps that the model was trained on"
+            )
+        if not self._kind.drives(training.prediction):
+            fitting = [name for name, kind in _KINDS.items() if kind.drives(training.prediction)]
+            raise SettingError(
+                f"the scheduler {self.name!r} cannot drive a model that predicts {training.prediction!r}: "
+                f"use one of {', '.join(sorted(fitting))}"
+            )
+        if training.zero_snr and "rescale_betas_zero_snr" not in _constructor(self._kind):
+            fitting = [name for name, kind in _KINDS.items() if "rescale_betas_zero_snr" in _constructor(kind)]
+            raise SettingError(
+                f"the scheduler {self.name!r} cannot drive a model that was trained down to no signal (zero_snr): "
+                f"use one of {', '.join(sorted(fitting))}"
+            )
+        try:
+            solver = DiffusersSolver(self._kind, self._build(steps, training), self._given, device, training.prediction)
+            if self.options:
+                _rehearse(solver)
+        except Exception as cause:  # diffusers objects to a value in whatever way it stumbles over it
+            reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+            raise SettingError(f"{self} cannot begin with steps={steps}: {reason}; try other steps or options") from cause
+        return solver
+
+    def _build(self, steps: int, training: Training) -> Any:
+        """An object of diffusers, its timesteps set."""
+        model = {
+            "num_train_timesteps": training.timesteps,
+            "beta_start": training.beta_start,
+            "beta_end": training.beta_end,
+            "beta_schedule": training.beta_schedule,
+            "prediction_type": self._kind.native(training.prediction),
+            "rescale_betas_zero_snr": training.zero_snr,
+            "use_flow_sigmas": training.prediction == "flow_prediction",
+            "flow_shift": training.shift,
+            "shift": training.shift,
+        }
+        known, settings = _constructor(self._kind), {**model, **self._kind.options, **self._given}
+        with _quiet():
+            scheduler = self._kind.load()(**{key: value for key, value in settings.items() if key in known})
+            scheduler.set_timesteps(steps, device="cpu")
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # or it looks the first timestep up, and takes the second of two equal ones
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.is_scale_input_called = True  # or it warns: the adapter scales
+        return scheduler
+
+
+@final
+class DiffusersSolver(Solver):
+    """The memory of one run: an object of diffusers, stepped once a level.
+
+    Precision is what diffusers makes of it. Euler, Euler ancestral, the multistep DPM solvers and the flow solvers compute in
+    float32 and cast back; all others compute in the canvas's own type, with coefficients that are rounded to float32.
+    """
+
+    def __init__(
+        self, kind: _Kind, scheduler: Any, options: Mapping[str, Any], device: torch.device, prediction: Prediction
+    ) -> None:
+        self.levels = _levels(kind, scheduler, flow=prediction == "flow_prediction")
+        if prediction == "epsilon" and self.levels[0].alpha == 0:
+            raise SettingError("the model predicts epsilon, which says nothing of x0 where no signal is left")
+        self._kind, self._scheduler, self._device, self._prediction = kind, scheduler, device, prediction
+        self._options = {key: value for key, value in options.items() if key in _step(kind)}
+        self._draws = "generator" in inspect.signature(scheduler.step).parameters
+        self._begun = dict(vars(scheduler))
+
+    def start(self, noise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The canvas at the first level: noise times diffusers' own scale, which is 1 or hardly less."""
+        scale = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+        return noise * (scale * self.levels[0].alpha if self._kind.exploding else scale)
+
+    def x0(self, pred: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
+        """The clean estimate that a prediction means: `panokit.scheduler.x0_from`."""
+        return x0_from(self._prediction, pred, x, level)
+
+    def pred(self, x0: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
+        """The prediction that means `x0`: `panokit.scheduler.pred_from`."""
+        return pred_from(self._prediction, x0, x, level)
+
+    def step(
+        self, pred: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level, generator: torch.Generator
+    ) -> Float[Tensor, "*shape"]:
+        """The canvas at `levels[level.index + 1]`; see `Solver.step`."""
+        native = self._kind.native(self._prediction)
+        if native != self._prediction:
+            pred = pred_from(native, self.x0(pred, x, level), x, level)
+        if self._kind.exploding:
+            x = x / level.alpha
+        t = self._scheduler.timesteps[level.index]
+        options = {**self._options, "generator": generator} if self._draws else self._options
+        with _quiet():  # the batch axis is for UniPC and for thresholding, which count on one
+            x = self._scheduler.step(pred[None], t, x[None], **options, return_dict=False)[0][0]
+        return x * self.levels[level.index + 1].alpha if self._kind.exploding else x
+
+    def state(self) -> dict[str, Any]:
+        """The attributes of diffusers' object that are not what they were at first, and its lists, which change in place."""
+        return {
+            key: _copied(value)
+            for key, value in vars(self._scheduler).items()
+            if isinstance(value, list) or key not in self._begun or value is not self._begun[key]
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the solver went on whose `state` this was."""
+        attributes = vars(self._scheduler)
+        attributes.clear()
+        attributes.update(self._begun, **{key: _copied(value, self._device) for key, value in state.items()})
+
+
+def _levels(kind: _Kind, scheduler: Any, flow: bool) -> tuple[Level, ...]:
+    """A level for every model call, then the terminal one.
+
+    A call is an inner stage if it is the second of two in a second-order method, or if it is repeated at its own noise level:
+    PNDM's first step calls the model again where it landed, and starts over with the mean.
+    """
+    times = scheduler.timesteps.tolist()
+    alphas, sigmas = _coordinates(kind, scheduler, flow)
+    calls = len(times)
+    main = [i % scheduler.order == 0 and (i + 1 == calls or sigmas[i + 1] < sigmas[i]) for i in range(calls)]
+    number = list(accumulate(map(int, main)))
+    steps = number[-1]
+    down = [sigma for sigma, counts in zip(sigmas, main, strict=False) if counts]
+    if (
+        steps != scheduler.num_inference_steps
+        or any(above <= below for above, below in pairwise(down))
+        or not all(0 <= value <= 1 for value in alphas + sigmas)
+        or not sigmas[0] > sigmas[-1] <= down[-1]
+    ):
+        raise SettingError("its noise levels do not go down from step to step")
+    if alphas[0] > sigmas[0]:
+        raise SettingError(f"its first timestep is {times[0]}, where a picture is all but clean and the canvas is noise")
+    levels = [Level(i, times[i], alphas[i], sigmas[i], number[i] - 1, steps, main[i]) for i in range(calls)]
+    return (*levels, Level(calls, 0, alphas[-1], sigmas[-1], steps, steps))
+
+
+def _coordinates(kind: _Kind, scheduler: Any, flow: bool) -> tuple[list[float], list[float]]:
+    """Alpha and sigma at every model call, and where the last step lands."""
+    times = scheduler.timesteps
+    if hasattr(scheduler, "sigmas"):
+        noise = scheduler.sigmas[: len(times) + 1].tolist()
+        if hasattr(scheduler, "sigmas_interpol"):
+            noise[1:-1:2] = scheduler.sigmas_interpol[kind.between :: 2].tolist()[: len(times) // 2]
+        alphas = [1 - sigma if flow else 1 / math.sqrt(1 + sigma**2) for sigma in noise]
+        return alphas, noise if flow else [alpha * sigma for alpha, sigma in zip(alphas, noise, strict=True)]
+    cumprod = scheduler.alphas_cumprod
+    if times[0] >= len(cumprod):
+        raise SettingError(f"its first timestep would be {times[0]}, and the model knows 0 to {len(cumprod) - 1}")
+    match kind.end:
+        case "stride":
+            below = times[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+            end = cumprod[below] if below >= 0 else scheduler.final_alpha_cumprod
+        case "clean":
+            end = torch.ones(())
+        case "first":
+            end = cumprod[0]
+    squares = torch.cat([cumprod[times], end[None]])
+    # In float32, as in diffusers' own steps: then x0 here is x0 there, to the last bit of a float64 canvas.
+    return squares.sqrt().tolist(), (1 - squares).sqrt().tolist()
+
+
+def _rehearse(solver: DiffusersSolver) -> None:
+    """Run on a canvas of four cells, and forget it: what options lead to is known before the model is called."""
+    begun, random, zeros = solver.state(), torch.Generator(), torch.zeros(4, 1, 1)
+    x = zeros
+    for level in solver.levels[:-1]:
+        x = solver.step(zeros, x, level, random)
+        if x.shape != zeros.shape or not x.isfinite().all():
+            raise SettingError(f"at timestep {level.t} it does not return a canvas of numbers")
+    solver.restore(begun)
+
+
+def _constructor(kind: _Kind) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the class."""
+    return inspect.signature(kind.load()).parameters
+
+
+def _step(kind: _Kind) -> Mapping[str, inspect.Parameter]:
+    """The arguments of its step that are the same at every step."""
+    arguments = inspect.signature(kind.load().step).parameters
+    return {key: argument for key, argument in arguments.items() if key not in _PER_STEP | {"self"}}
+
+
+def _check(name: str, option: str, value: Any, arguments: Mapping[str, inspect.Parameter]) -> None:
+    """Raise a SettingError if the scheduler has no such option, or does not take such a value."""
+    if option in _WITHHELD:
+        raise SettingError(f"the option {option!r} of the scheduler {name!r} {_WITHHELD[option]}: leave it out")
+    if option not in arguments:
+        known = sorted(arguments.keys() - _WITHHELD.keys())
+        close = get_close_matches(option, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise SettingError(f"the scheduler {name!r} has no option {option!r}: {hint}it takes {', '.join(known)}")
+    annotation, default = arguments[option].annotation, _frozen(arguments[option].default)
+    if get_origin(annotation) is Literal and value not in get_args(annotation):
+        expected = f"one of {', '.join(map(repr, get_args(annotation)))}"
+    elif default is not None and type(value) is not type(default) and (type(value), type(default)) != (int, float):
+        expected = f"of the type {type(default).__name__}, such as {default!r}"
+    elif option == "eta" and not 0 <= value <= 1:
+        expected = "between 0, no noise, and 1"
+    else:
+        return
+    raise SettingError(f"the option {option!r} of the scheduler {name!r} came as {value!r}: it must be {expected}")
+
+
+def _frozen(value: Any) -> Any:
+    """A value that can be hashed: lists become tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _copied(value: Any, device: torch.device | None = None) -> Any:
+    """A copy that later steps do not change; canvases go to the device, numbers of the schedule stay on the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device if value.ndim else None, copy=True)
+    return [_copied(item, device) for item in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without numpy's warning that torch's tensors speak its old protocol to it, which diffusers makes them do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array", DeprecationWarning)
+        yield

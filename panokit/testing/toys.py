@@ -1,0 +1,188 @@
+"""Small exact parts for tests: a denoiser of any number of axes that counts its work, a scheduler, and a run of both.
+
+They are formulas of a few lines, so a test can say what must come out, in float64 to the last digits.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from panokit.denoiser import Denoiser, Prompt
+from panokit.fuser import WeightedFuser
+from panokit.grid import Grid
+from panokit.guidance import Estimate, Guidance
+from panokit.run import Run
+from panokit.runtime import Runtime
+from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
+
+
+@final
+class ToyDenoiser(Denoiser):
+    r"""A smooth non-linear function of a window in which every cell feels its neighbours, its place and the prompt.
+
+    Attributes:
+        forwards: how many windows each call saw.
+        backwards: how many windows each backward pass went through.
+    """
+
+    def __init__(self, window: tuple[int, ...] = (4, 4), channels: int = 2, prediction: Prediction = "epsilon") -> None:
+        self.window, self.channels, self.training = window, channels, Training(prediction)
+        self.forwards: list[int] = []
+        self.backwards: list[int] = []
+
+    def modules(self) -> Iterable[nn.Module]:
+        return ()
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
+        return sum(map(ord, str(prompt))) % 97 / 97
+
+    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+        return embeddings
+
+    def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
+        self.forwards.append(len(x))
+        felt = x * torch.linspace(0.5, 1.5, x[0].numel(), dtype=x.dtype).view(x.shape[1:])
+        for axis in range(1, x.ndim):
+            felt = felt + 0.5 * felt.roll(1, axis)
+        prediction = torch.tanh(felt + condition) * (0.5 + level.sigma)
+        if prediction.requires_grad:
+            prediction.register_hook(lambda gradient: self.backwards.append(len(gradient)))
+        return prediction
+
+
+@final
+@dataclass(frozen=True)
+class ToyScheduler(Scheduler):
+    r"""Song et al. 2021, eq. 12, on a quarter circle: $\alpha = \cos\theta$, $\sigma = \sin\theta$.
+
+    Attributes:
+        eta: how much fresh noise a step brings: 0 is deterministic.
+        corrector: a second stage in every step but the last, at the noise level that the step leads to, as Heun's method has.
+    """
+
+    eta: float = 0.0
+    corrector: bool = False
+
+    def begin(self, steps: int, device: torch.device, training: Training) -> "ToySolver":
+        return ToySolver(self, steps, training.prediction)
+
+
+@final
+class ToySolver(Solver):
+    """Remembers the stage before, which the corrector averages with."""
+
+    def __init__(self, settings: ToyScheduler, steps: int, prediction: Prediction) -> None:
+        self.settings, self.prediction = settings, prediction
+        angles = [1.5 * (1 - k / steps) for k in range(steps + 1)]
+        stages = [(k, k, True) for k in range(steps)]
+        if settings.corrector:
+            stages = [stage for k in range(steps) for stage in ((k, k, True), (k + 1, k, False))][:-1]
+        self.levels = [
+            Level(index, round(600 * angles[at]), math.cos(angles[at]), math.sin(angles[at]), step, steps, main)
+            for index, (at, step, main) in enumerate((*stages, (steps, steps, True)))
+        ]
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def start(self, noise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self.levels[0].sigma * noise
+
+    def x0(self, pred: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
+        return x0_from(self.prediction, pred, x, level)
+
+    def pred(self, x0: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
+        return pred_from(self.prediction, x0, x, level)
+
+    def step(
+        self, pred: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level, generator: torch.Generator
+    ) -> Float[Tensor, "*shape"]:
+        x0 = self.x0(pred, x, level)
+        if level.main:
+            self.kept = (x0, x)
+            return self._down(x0, x, level, self.levels[level.index + 1], generator)
+        assert self.kept is not None  # the corrector's stage follows a main one
+        before, start = self.kept
+        return self._down((before + x0) / 2, start, self.levels[level.index - 1], level, generator)
+
+    def _down(self, x0: Tensor, x: Tensor, level: Level, below: Level, generator: torch.Generator) -> Tensor:
+        eps = (x - level.alpha * x0) / level.sigma
+        ratio = max(0.0, 1 - (level.alpha / below.alpha) ** 2)
+        fresh = self.settings.eta * below.sigma / level.sigma * math.sqrt(ratio)
+        noise = torch.randn(x.shape, generator=generator).to(x) if fresh else torch.zeros_like(x)
+        return below.alpha * x0 + math.sqrt(below.sigma**2 - fresh**2) * eps + fresh * noise
+
+    def state(self) -> Mapping[str, Any]:
+        return {"kept": self.kept}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.kept = state["kept"]
+
+
+@final
+@dataclass(frozen=True)
+class Mean(WeightedFuser):
+    """The plain mean; with `tilt`, cells count the more the farther they are from a window's first one."""
+
+    tilt: float = 0.0
+
+    def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
+        return 1 + self.tilt * torch.arange(math.prod(grid.window), dtype=torch.float64).view(grid.window)
+
+
+@final
+@dataclass(frozen=True)
+class Pull(Guidance):
+    r"""Pulls each window to a number of its own, $E_i = \sum (x_0 - i / 10 - c)^2 + \tfrac12 \sum x\, x_0$.
+
+    Attributes:
+        jacobian: through the denoiser or not.
+        weight: the strength at every level that it is awake at.
+        to: $c$.
+        until: the first step that it sleeps at.
+    """
+
+    jacobian: Literal["full", "identity"] = "full"
+    weight: int | float = 0.05
+    to: int | float = 1
+    until: int | float = math.inf
+
+    def strength(self, level: Level) -> float:
+        return self.weight if level.step < self.until else 0.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Float[Tensor, " n"]:
+        target = torch.tensor(index, dtype=seen.x.dtype).view(-1, *(1,) * (seen.x.ndim - 1)) / 10 + self.to
+        return ((seen.x0 - target) ** 2 + seen.x * seen.x0 / 2).flatten(1).sum(1)
+
+
+def toy_run(
+    size: tuple[int, ...] = (6, 9),
+    *,
+    denoiser: Denoiser | None = None,
+    scheduler: Scheduler | None = None,
+    guidances: Sequence[Guidance] = (),
+    stride: int = 2,
+    wrap: bool = False,
+    steps: int = 3,
+    prompt: str = "toy",
+    micro_batch: int = 8,
+    seed: int = 0,
+) -> Run:
+    """A run in float64 on a canvas of any number of axes, with windows of 4 cells along each."""
+    runtime = Runtime(accelerator="cpu", precision="64-true", micro_batch=micro_batch)
+    denoiser = denoiser or ToyDenoiser((4,) * len(size))
+    axes = len(size)
+    return Run(
+        denoiser=denoiser,
+        codec=None,
+        solver=(scheduler or ToyScheduler()).begin(steps, runtime.device, denoiser.training),
+        fuser=Mean(),
+        guidances=guidances,
+        runtime=runtime,
+        grid=Grid(size, denoiser.window, (stride,) * axes, (wrap,) * axes),
+        embeddings=denoiser.encode(prompt, "", 1.0),
+        seed=seed,
+    )

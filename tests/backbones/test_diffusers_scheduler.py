@@ -1,0 +1,478 @@
+"""Every scheduler of diffusers behind the adapter: where it lands, what it agrees with, what it remembers, what it refuses."""
+
+import io
+import math
+import pickle
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from panokit.backbones.diffusers.scheduler import DiffusersScheduler, DiffusersSolver
+from panokit.errors import PluginNotFoundError, SettingError
+from panokit.scheduler import Prediction, Training
+from panokit.testing.worlds import OneImage
+
+CPU = torch.device("cpu")
+STEPS = 6
+
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {**LEADING, "clip_sample": False, "set_alpha_to_one": False}),
+    "ddpm": ("DDPMScheduler", {**LEADING, "clip_sample": False}),
+    "pndm": ("PNDMScheduler", {**LEADING, "skip_prk_steps": True, "set_alpha_to_one": False}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", LEADING),
+    "euler_a": ("EulerAncestralDiscreteScheduler", LEADING),
+    "heun": ("HeunDiscreteScheduler", LEADING),
+    "lms": ("LMSDiscreteScheduler", LEADING),
+    "kdpm2": ("KDPM2DiscreteScheduler", LEADING),
+    "kdpm2_a": ("KDPM2AncestralDiscreteScheduler", LEADING),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "dpm++_2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "sa": ("SASolverScheduler", {}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
+"""What a user of diffusers alone would write, to be compared with."""
+KARRAS = {"euler", "heun", "lms", "kdpm2", "kdpm2_a", "dpm++_2m", "dpm++_2m_sde", "dpm++_2s", "unipc", "deis", "sa"}
+FLOW = ("flow_euler", "flow_heun")
+FLOW_TOO = ("dpm++_2m", "dpm++_2m_sde", "dpm++_3m", "dpm++_2s", "unipc")
+NO_SAMPLE = ("pndm", "euler_a", "kdpm2", "kdpm2_a")
+"""Classes of diffusers that know no `sample`: the adapter gives them epsilon."""
+ENDS_NOISY = ("ddim", "pndm", "tcd", "deis", "sa")
+"""By their own settings the last step of these lands at the first training timestep."""
+
+DIFFUSION: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
+NAMES = [*PLAIN, *(f"{name}_karras" for name in PLAIN if name in KARRAS)]
+CASES: list[tuple[str, Prediction]] = [
+    *((name, prediction) for name in NAMES if name not in FLOW for prediction in DIFFUSION),
+    *((name, "flow_prediction") for name in (*FLOW, *FLOW_TOO)),
+]
+every_case = pytest.mark.parametrize(("name", "prediction"), CASES)
+EXPLODING = {PLAIN[name][0] for name in ("euler", "euler_a", "heun", "lms", "kdpm2", "kdpm2_a")}
+
+
+def plain_name(name: str) -> str:
+    return name.removesuffix("_karras")
+
+
+def training(name: str, prediction: Prediction = "epsilon", **settings: Any) -> Training:
+    """Stable Diffusion's, in a twentieth of its timesteps where diffusers' constructor loops over them in Python."""
+    if plain_name(name) in ("heun", "lms", "kdpm2", "kdpm2_a"):
+        settings = {"timesteps": 50, "beta_start": 0.017, "beta_end": 0.24, **settings}
+    return Training(prediction, **settings)
+
+
+def begin(name: str, prediction: Prediction = "epsilon", steps: int = STEPS, **options: Any) -> DiffusersSolver:
+    return DiffusersScheduler(name, options).begin(steps, CPU, training(name, prediction))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape or (4, 6, 5), generator=generator(seed), dtype=dtype)
+
+
+def model(x: Tensor, t: float) -> Tensor:
+    """Something smooth and not linear in place and time, with channels and neighbours mixed."""
+    mixed = 0.6 * x + 0.3 * x.roll(1, -1) - 0.2 * x.roll(1, -3)
+    return torch.tanh(mixed) + 0.1 * math.sin(t / 50)
+
+
+def walk(solver: DiffusersSolver, x: Tensor, random: torch.Generator, first: int = 0) -> Iterator[Tensor]:
+    """The canvas at every level from `first` on, driven by the fake model."""
+    for level in solver.levels[first:-1]:
+        x = solver.step(model(x, level.t), x, level, random)
+        yield x
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+def error(x: Tensor, truth: Tensor) -> float:
+    return rms(x - truth) / rms(truth)
+
+
+def test_the_names_are_these() -> None:
+    assert DiffusersScheduler.names() == tuple(sorted(NAMES))
+
+
+# -- where it lands ---------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_in_a_world_of_one_image_it_lands_on_the_image(name: str, prediction: Prediction) -> None:
+    solver, world, random = begin(name, prediction), OneImage(noise(seed=1)), generator()
+    x = solver.start(noise())
+    for level in solver.levels[:-1]:
+        pred = world.predict(solver, x, level)
+        assert error(solver.x0(pred, x, level), world.image) < 1e-4
+        x = solver.step(pred, x, level, random)
+    end = solver.levels[-1]
+    assert (end.sigma > 0) == (plain_name(name) in ENDS_NOISY)
+    assert end.sigma < 0.1
+    assert rms(x - end.alpha * world.image) < 1e-5 + 1.2 * end.sigma
+
+
+@pytest.mark.parametrize("name", ["ddim", "deis", "deis_karras", "pndm", "dpm++_2m", "unipc", "lms", "heun", "kdpm2"])
+def test_a_solver_without_randomness_keeps_the_noise_at_every_level(name: str) -> None:
+    solver, world = begin(name), OneImage(noise(seed=1))
+    x = solver.start(noise())
+    first = solver.levels[0]
+    epsilon = (x - first.alpha * world.image) / first.sigma
+    for level, below in pairwise(solver.levels):
+        x = solver.step(world.predict(solver, x, level), x, level, generator())
+        assert error(x, below.alpha * world.image + below.sigma * epsilon) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [2, 3, 17])
+def test_any_number_of_steps_will_do(name: str, steps: int) -> None:
+    solver = begin(name, "flow_prediction" if name in FLOW else "epsilon", steps)
+    assert solver.levels[-1].step == steps
+    *_, x = walk(solver, solver.start(noise()), generator())
+    assert x.isfinite().all()
+
+
+# -- x0 and pred ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)  # the first example imports diffusers
+@given(st.sampled_from(DIFFUSION), st.integers(0, STEPS - 1), st.lists(st.integers(1, 3), max_size=4), st.integers(0, 99))
+def test_x0_and_pred_are_inverse_for_any_leading_axes(prediction: Prediction, i: int, axes: list[int], seed: int) -> None:
+    solver = begin("ddim", prediction)
+    level, shape = solver.levels[i], (*axes, 2, 3)
+    x, x0 = noise(*shape, seed=seed, dtype=torch.float64), noise(*shape, seed=seed + 1, dtype=torch.float64)
+    assert torch.allclose(solver.x0(solver.pred(x0, x, level), x, level), x0, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(solver.pred(solver.x0(x0, x, level), x, level), x0, rtol=1e-6, atol=1e-6)
+
+
+def test_x0_has_a_gradient_and_changes_nothing() -> None:
+    solver = begin("unipc")
+    x, before = noise().requires_grad_(), solver.state()
+    solver.x0(model(x, 3.0), x, solver.levels[2]).sum().backward()
+    assert x.grad is not None
+    assert solver.state() == before
+
+
+@pytest.mark.parametrize("prediction", DIFFUSION)
+def test_x0_of_ddim_is_what_diffusers_steps_to_to_the_last_digits_of_float64(prediction: Prediction) -> None:
+    solver, plain = begin("ddim", prediction), plain_scheduler("ddim", prediction)
+    x, pred = noise(dtype=torch.float64), noise(seed=1, dtype=torch.float64)
+    for level, t in zip(solver.levels, plain.timesteps, strict=False):
+        assert error(solver.x0(pred, x, level), plain.step(pred, t, x).pred_original_sample) < 1e-15
+
+
+# -- agreement with diffusers -----------------------------------------------------------------------------------------
+
+
+def plain_scheduler(name: str, prediction: Prediction, **options: Any) -> Any:
+    """The object that a user of diffusers alone would make."""
+    trained, (cls, settings) = training(name, prediction), PLAIN[plain_name(name)]
+    settings = {**settings, **options, **({"use_karras_sigmas": True} if name.endswith("_karras") else {})}
+    if name not in FLOW:
+        settings |= {
+            "num_train_timesteps": trained.timesteps,
+            "beta_start": trained.beta_start,
+            "beta_end": trained.beta_end,
+            "beta_schedule": trained.beta_schedule,
+            "prediction_type": prediction,
+            **({"use_flow_sigmas": True} if prediction == "flow_prediction" else {}),
+        }
+    scheduler = getattr(diffusers, cls)(**settings)
+    scheduler.set_timesteps(STEPS)
+    return scheduler
+
+
+def plain_loop(scheduler: Any, canvas: Tensor, random: torch.Generator, **options: Any) -> Tensor:
+    """The loop of diffusers' own pipelines, over one window."""
+    takes = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
+    if "generator" in takes:
+        options["generator"] = random
+    x = canvas[None] * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(model(seen, t.item()), t, x, **options).prev_sample
+    return x[0]
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', which the adapter keeps to itself
+@pytest.mark.parametrize(("name", "prediction"), [c for c in CASES if c[1] != "sample" or plain_name(c[0]) not in NO_SAMPLE])
+def test_it_agrees_with_a_plain_loop_of_diffusers(name: str, prediction: Prediction) -> None:
+    solver, random, plain_random = begin(name, prediction), generator(1), generator(1)
+    *_, x = walk(solver, solver.start(noise()), random)
+    assert error(x, plain_loop(plain_scheduler(name, prediction), noise(), plain_random)) < 1e-5
+    assert torch.equal(random.get_state(), plain_random.get_state())
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "constructor", "step"),
+    [
+        ("ddim", {"timestep_spacing": "trailing"}, {"eta": 0.7}),
+        ("ddim", {"set_alpha_to_one": True, "clip_sample": True}, {"use_clipped_model_output": True}),
+        ("tcd", {}, {"eta": 1}),
+        ("euler", {"timestep_spacing": "linspace", "use_exponential_sigmas": True}, {"s_churn": 2.0, "s_noise": 1.01}),
+        ("lms", {"timestep_spacing": "trailing"}, {"order": 2}),
+        ("unipc", {"solver_order": 3, "predict_x0": False, "final_sigmas_type": "sigma_min", "disable_corrector": (0, 1)}, {}),
+        ("dpm++_2m", {"use_lu_lambdas": True, "thresholding": True, "euler_at_final": True}, {}),
+        ("ddpm", {"variance_type": "fixed_large", "timestep_spacing": "linspace"}, {}),
+        ("flow_euler", {"shift": 3.0, "stochastic_sampling": True}, {}),
+    ],
+)
+def test_options_pass_through(name: str, constructor: dict[str, Any], step: dict[str, Any]) -> None:
+    prediction: Prediction = "flow_prediction" if name in FLOW else "v_prediction"
+    solver = begin(name, prediction, **constructor, **step)
+    *_, x = walk(solver, solver.start(noise()), generator(1))
+    truth = plain_loop(plain_scheduler(name, prediction, **constructor), noise(), generator(1), **step)
+    assert error(x, truth) < 1e-5
+
+
+@pytest.mark.parametrize("name", NO_SAMPLE)
+def test_x0_that_the_class_does_not_know_is_the_epsilon_that_it_means(name: str) -> None:
+    by_x0, by_epsilon = begin(name, "sample"), begin(name, "epsilon")
+    x = y = by_x0.start(noise())
+    for level in by_x0.levels[:-1]:
+        y = by_epsilon.step(by_epsilon.pred(model(y, level.t), y, level), y, level, random := generator(level.index))
+        x = by_x0.step(model(x, level.t), x, level, random.manual_seed(level.index))
+    assert error(x, y) < 1e-6
+
+
+@pytest.mark.parametrize("prediction", DIFFUSION)
+def test_ddim_on_a_float64_canvas_is_a_literal_loop_in_float64(prediction: Prediction) -> None:
+    solver, canvas = begin("ddim", prediction), noise(dtype=torch.float64)
+    *_, x = walk(solver, solver.start(canvas), generator())
+    assert x.dtype == torch.float64
+    assert error(x, plain_loop(plain_scheduler("ddim", prediction), canvas, generator())) < 1e-12
+
+
+# -- noise levels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "prediction"), [case for case in CASES if case[1] in ("epsilon", "flow_prediction")])
+def test_levels_go_down_and_are_numbered(name: str, prediction: Prediction) -> None:
+    levels = begin(name, prediction).levels
+    assert [level.index for level in levels] == list(range(len(levels)))
+    for level in levels:
+        assert isinstance(level.alpha, float)
+        assert isinstance(level.sigma, float)
+        total = level.alpha + level.sigma if prediction == "flow_prediction" else math.hypot(level.alpha, level.sigma)
+        assert total == pytest.approx(1, abs=1e-6)
+    main = [level for level in levels[:-1] if level.main]
+    assert [level.step for level in main] == list(range(STEPS))
+    assert {level.steps for level in levels} == {STEPS}
+    assert all(above.sigma > below.sigma for above, below in pairwise(main))
+    assert levels[-1].main
+    assert levels[-1].progress == 1
+    assert levels[-1].sigma <= main[-1].sigma
+
+
+def inner(name: str) -> list[int]:
+    return [level.index for level in begin(name).levels if not level.main]
+
+
+def test_inner_stages_are_not_main() -> None:
+    assert inner("ddim") == []
+    assert inner("pndm") == [1]
+    assert inner("heun") == inner("kdpm2") == inner("kdpm2_a") == inner("heun_karras") == [1, 3, 5, 7, 9]
+    assert [level.step for level in begin("heun").levels] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if PLAIN[plain_name(name)][0] in EXPLODING])
+def test_alpha_is_what_diffusers_scales_the_models_input_by(name: str) -> None:
+    solver = begin(name)
+    ones, x = torch.ones(1, 1, 1, 1), solver.start(noise())
+    for level in solver.levels[:-1]:
+        seen = solver._scheduler.scale_model_input(ones, solver._scheduler.timesteps[level.index])
+        assert seen.item() == pytest.approx(level.alpha, rel=1e-6)
+        x = solver.step(model(x, level.t), x, level, generator())
+
+
+def test_the_terminal_level_is_where_the_last_step_lands() -> None:
+    first = begin("ddim", set_alpha_to_one=True, steps=50).levels[-2]
+    assert begin("ddim").levels[-1].sigma == pytest.approx(math.sqrt(0.00085), rel=1e-4)
+    assert begin("ddim", set_alpha_to_one=True).levels[-1].sigma == 0
+    assert first.t == 1
+
+
+def test_t_keeps_the_type_of_the_schedule() -> None:
+    assert [level.t for level in begin("ddim").levels] == [831, 665, 499, 333, 167, 1, 0]
+    assert all(type(level.t) is int for level in begin("dpm++_2m_karras").levels)
+    assert all(type(level.t) is float for level in begin("euler_karras").levels[:-1])
+    assert any(level.t != round(level.t) for level in begin("euler_karras").levels)
+
+
+def test_zero_snr_starts_without_any_signal() -> None:
+    zero = training("ddim", "v_prediction", zero_snr=True)
+    solver = DiffusersScheduler("ddim", {"timestep_spacing": "trailing"}).begin(STEPS, CPU, zero)
+    level, world, x = solver.levels[0], OneImage(noise(seed=1)), noise()
+    assert (level.alpha, level.sigma) == (0, 1)
+    assert torch.allclose(solver.x0(world.predict(solver, x, level), x, level), world.image)
+    assert DiffusersScheduler("euler_a", {"timestep_spacing": "trailing"}).begin(STEPS, CPU, zero).levels[0].alpha < 1e-3
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_restored_at_any_level_it_goes_on_to_the_same_bits(name: str) -> None:
+    prediction: Prediction = "flow_prediction" if name in FLOW else "v_prediction"
+    solver, random, saved = begin(name, prediction, steps=5), generator(1), []
+    x = solver.start(noise())
+    for level in solver.levels[:-1]:
+        saved.append((x, random.get_state(), written_and_read(solver.state())))
+        x = solver.step(model(x, level.t), x, level, random)
+    other = begin(name, prediction, steps=5)
+    for i, (canvas, drawn, state) in enumerate(saved):
+        other.restore(state)
+        *_, again = walk(other, canvas, generator().set_state(drawn), first=i)
+        assert torch.equal(again, x)
+
+
+def written_and_read(state: dict[str, Any]) -> Any:
+    """Through a file that can hold nothing but tensors, numbers, text, None, and lists and dicts of them."""
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_solvers_of_one_scheduler_do_not_touch_each_other(name: str) -> None:
+    trained = training(name, "flow_prediction" if name in FLOW else "epsilon")
+    scheduler = DiffusersScheduler(name)
+    alone = [list(walk(s, s.start(noise(seed=k)), generator(k))) for k in (0, 1) if (s := scheduler.begin(4, CPU, trained))]
+    pair = [scheduler.begin(4, CPU, trained) for _ in (0, 1)]
+    both = zip(*(walk(s, s.start(noise(seed=k)), generator(k)) for k, s in enumerate(pair)), strict=True)
+    for mine, others in zip(both, zip(*alone, strict=True), strict=True):
+        assert all(map(torch.equal, mine, others))
+
+
+def test_a_state_is_a_copy() -> None:
+    solver = begin("lms")
+    steps = walk(solver, solver.start(noise()), generator())
+    next(steps)
+    state = solver.state()
+    held = state["derivatives"][0].clone()
+    next(steps)
+    solver.restore(state)
+    state["derivatives"][0].zero_()
+    assert len(state["derivatives"]) == 1
+    assert torch.equal(solver.state()["derivatives"][0], held)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_never_looks_at_the_canvas(name: str) -> None:
+    """On the meta device a tensor has no values: reading one, which is what synchronises a device, raises."""
+    trained = training(name, "flow_prediction" if name in FLOW else "epsilon")
+    solver = DiffusersScheduler(name).begin(STEPS, torch.device("meta"), trained)
+    x = solver.start(torch.empty(4, 6, 5, device="meta"))
+    for level in solver.levels[:-1]:
+        x = solver.step(model(x, level.t), x, level, generator())
+    assert x.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpm++_2m", "heun"])
+def test_a_canvas_may_have_three_axes(name: str) -> None:
+    solver = begin(name)
+    *_, x = walk(solver, solver.start(noise(2, 3, 4, 5)), generator())
+    assert x.shape == (2, 3, 4, 5)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_a_value() -> None:
+    scheduler = DiffusersScheduler("unipc", {"solver_order": 3, "disable_corrector": [0, 1]})
+    assert scheduler == DiffusersScheduler("unipc", (("disable_corrector", (0, 1)), ("solver_order", 3)))
+    assert scheduler != DiffusersScheduler("unipc")
+    assert hash(scheduler) == hash(pickle.loads(pickle.dumps(scheduler)))
+    assert repr(scheduler) == "DiffusersScheduler('unipc', {'disable_corrector': (0, 1), 'solver_order': 3})"
+    assert repr(DiffusersScheduler()) == "DiffusersScheduler('ddim')"
+    assert eval(repr(scheduler)) == scheduler
+
+
+def test_an_unknown_name_offers_the_closest() -> None:
+    with pytest.raises(PluginNotFoundError, match=r"'eular'.*did you mean 'euler'\?.*ddim.*unipc"):
+        DiffusersScheduler("eular")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddim", {"etta": 0.5}, r"'ddim' has no option 'etta': did you mean 'eta'\? it takes clip_sample, .*timestep_spacing"),
+        ("ddim", {"use_karras_sigmas": True}, "'ddim' has no option 'use_karras_sigmas': "),
+        ("ddim", {"eta": 1.5}, "'eta'.*'ddim' came as 1.5: it must be between 0"),
+        ("ddim", {"eta": "much"}, "'eta'.*'ddim' came as 'much': it must be of the type float"),
+        (
+            "ddim",
+            {"timestep_spacing": "even"},
+            "'timestep_spacing'.*'even': it must be one of 'leading', 'trailing', 'linspace'",
+        ),
+        ("ddim", {"set_alpha_to_one": 1}, "'set_alpha_to_one'.*came as 1: it must be of the type bool"),
+        (
+            "ddim",
+            {"prediction_type": "sample"},
+            "'prediction_type'.*'ddim' belongs to the model, which brings it: leave it out",
+        ),
+        ("pndm", {"skip_prk_steps": False}, "'skip_prk_steps'.*not offered"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message) as raised:
+        DiffusersScheduler(name, options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps", "trained", "message"),
+    [
+        ("ddim", {}, 0, Training(), "steps came as 0: give 1 to 1000"),
+        ("ddim", {}, 1001, Training(), "steps came as 1001: give 1 to 1000"),
+        ("ddim", {}, 1, Training(), "cannot begin with steps=1: its first timestep is 1, where"),
+        ("ddim", {}, 1000, Training(), "its first timestep would be 1000, and the model knows 0 to 999"),
+        ("lcm", {}, 60, Training(), r"DiffusersScheduler\('lcm'\) cannot begin with steps=60: .*; try other steps or options"),
+        (
+            "ddim",
+            {"timestep_spacing": "trailing"},
+            61,
+            Training(),
+            "steps=61: its noise levels do not go down",
+        ),
+        ("dpm++_2m", {"timestep_spacing": "leading"}, 1000, Training(), "its noise levels do not go down"),
+        ("euler_a", {"timestep_spacing": "even"}, 10, Training(), "cannot begin with steps=10: even is not supported"),
+        ("dpm++_2m", {"solver_order": 0}, 10, Training(), "cannot begin with steps=10: list"),
+        ("ddpm", {"variance_type": "learned"}, 10, Training(), "cannot begin with steps=10: "),
+        ("unipc", {"solver_type": "bh1"}, 10, Training(), "at timestep 100 it does not return a canvas of numbers"),
+        ("euler_karras", {"use_beta_sigmas": True}, 10, Training(), "Only one of"),
+        (
+            "ddim",
+            {},
+            10,
+            Training("flow_prediction"),
+            "'ddim' cannot drive.*predicts 'flow_prediction': use one of .*flow_euler",
+        ),
+        ("flow_euler", {}, 10, Training("epsilon"), "'flow_euler' cannot drive.*predicts 'epsilon': use one of ddim, "),
+        ("heun", {}, 10, Training("v_prediction", zero_snr=True), "'heun' cannot.*zero_snr.*: use one of ddim, .*unipc"),
+        ("ddim", {"timestep_spacing": "trailing"}, 10, Training(zero_snr=True), "predicts epsilon, which says nothing of x0"),
+        ("ddim", {}, 10, Training(beta_schedule="sine"), "cannot begin with steps=10: sine is not implemented"),
+    ],
+)
+def test_what_cannot_begin_says_why(name: str, options: dict[str, Any], steps: int, trained: Training, message: str) -> None:
+    with pytest.raises(SettingError, match=message) as raised:
+        DiffusersScheduler(name, options).begin(steps, CPU, trained)
+    assert "\n" not in str(raised.value)

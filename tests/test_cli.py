@@ -1,0 +1,92 @@
+"""The command line, in this process: what it writes, prints and returns."""
+
+from pathlib import Path
+
+import pytest
+from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image
+
+from panokit import Model
+from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in diffusers' folder format."""
+    path = tmp_path_factory.mktemp("tiny")
+    denoiser, codec = tiny.denoiser, tiny.codec
+    assert isinstance(denoiser, UNetDenoiser)
+    assert isinstance(codec, VAECodec)
+    assert isinstance(codec.vae, AutoencoderKL)
+    denoiser.unet.save_pretrained(path / "unet")
+    denoiser.text_encoder.save_pretrained(path / "text_encoder")
+    denoiser.tokenizer.save_pretrained(path / "tokenizer")
+    codec.vae.save_pretrained(path / "vae")
+    DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(path / "scheduler")
+    return path
+
+
+def generate(folder: Path, out: Path, *options: str) -> int:
+    small = ["--height", "24", "--width", "40", "--steps", "2"]
+    return main(["generate", "a lake", "--model", str(folder), *small, "--out", str(out), *options])
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_generate_writes_the_picture_it_names(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "lake.png"
+    assert generate(folder, out, "--wrap", "true", "--scheduler", "euler", "--stride", "4") == 0
+    assert size(out) == (40, 24)
+    assert capsys.readouterr().out == f"{out}: 40 x 24 pixels\n"
+
+
+def test_the_size_defaults_to_the_models_window(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lake.png"
+    assert main(["generate", "a lake", "--model", str(folder), "--steps", "2", "--out", str(out)]) == 0
+    assert size(out) == (64, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--height", "8"], "below one window"),
+        (["--width", "41"], "the nearest are 40 or 42"),
+        (["--height", "tall"], "height"),
+        (["--stride", "400"], "the nearest is 16"),
+        (["--steps", "0"], "at least 1 denoising step"),
+        (["--fuser", "multidifusion"], "did you mean 'multidiffusion'"),
+        (["--scheduler", "dddim"], "did you mean 'ddim'"),
+        (["--model", "landscape"], "did you mean 'landscapes'"),
+        (["--guidances+=msdd"], "no guidance is called 'msdd'"),
+        (["--out", "/no/such/folder/lake.png"], "make it first"),
+        (["--out", "lake.xyz"], "names no picture format"),
+        (["--micro_batch", "0"], "at least 1 window"),
+        (["--devices", "0"], "it must be 1 or more"),
+        (["--precision", "8-true"], "precision"),
+        (["--wrap", "sideways"], "wrap"),
+        (["--no-such-option", "1"], "no-such-option"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_status_2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    out = tmp_path / "lake.png"
+    assert generate(folder, out, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("panokit: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_plugins_lists_kind_name_distribution_and_state(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["kind", "name", "distribution", "state"]
+    assert ["fusers", "multidiffusion", "panokit"] in [line[:3] for line in lines]
+    assert ["models", "landscapes"] in [line[:2] for line in lines]
+    assert ["schedulers", "dpm++_2m"] in [line[:2] for line in lines]

@@ -1,0 +1,212 @@
+"""Composition: what a call gives back, and what it says to values that cannot work."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from panokit import (
+    Codec,
+    DiffusersScheduler,
+    Model,
+    PanokitError,
+    Regions,
+    Runtime,
+    Sampler,
+    SettingError,
+)
+from panokit.denoiser import decode_canvas
+from panokit.errors import PluginNotFoundError
+from panokit_multidiffusion import MultiDiffusion
+
+SIZE: dict[str, Any] = {"height": 24, "width": 40, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny: Model, cpu: Runtime) -> Sampler:
+    return Sampler(tiny, runtime=cpu)
+
+
+def test_a_call_gives_a_panorama_of_the_size_asked_for(sampler: Sampler) -> None:
+    panorama = sampler("a lake", height=26, width=58, steps=2)
+    assert panorama.image.size == (58, 26)
+    assert panorama.latents.shape == (4, 13, 29)
+
+
+def test_the_recipe_is_plain_data_that_says_everything(sampler: Sampler) -> None:
+    recipe = sampler("a lake", **SIZE, seed=3).recipe
+    assert recipe["prompt"] == "a lake"
+    assert recipe["seed"] == 3
+    assert recipe["scheduler"]["name"] == "ddim"
+    assert recipe["fuser"] == {"class": "panokit_multidiffusion:MultiDiffusion", "weights": "gaussian", "spread": 0.2}
+
+
+def test_a_list_of_prompts_gives_what_each_alone_gives(sampler: Sampler) -> None:
+    prompts = ["a lake", "a city"]
+    together = sampler(prompts, **SIZE)
+    assert [torch.equal(p.latents, sampler(text, **SIZE).latents) for p, text in zip(together, prompts, strict=True)] == [
+        True,
+        True,
+    ]
+    assert not torch.equal(together[0].latents, together[1].latents)
+
+
+def test_the_same_seed_is_the_same_picture_and_another_is_another(sampler: Sampler) -> None:
+    first, again, other = (sampler("a lake", **SIZE, seed=seed).latents for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_the_first_draw_of_the_seed_is_the_initial_noise(sampler: Sampler) -> None:
+    run = sampler.begin("a lake", **SIZE, seed=5)
+    assert torch.equal(run.canvas, torch.randn((4, 12, 20), generator=torch.Generator().manual_seed(5)))
+
+
+def test_stream_gives_the_run_after_each_step(sampler: Sampler) -> None:
+    steps = [run.level.step for run in sampler.stream("a lake", height=16, width=16, steps=4)]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_stream_can_be_left(sampler: Sampler) -> None:
+    for run in sampler.stream("a lake", height=16, width=16, steps=4):
+        if run.level.step == 2:
+            break
+    assert not run.done
+    assert run.seen is not None
+
+
+def test_prompt_and_negative_prompt_and_scale_each_matter(sampler: Sampler) -> None:
+    plain = sampler("a lake", **SIZE).latents
+    assert not torch.allclose(plain, sampler("a city", **SIZE).latents)
+    assert not torch.allclose(plain, sampler("a lake", **SIZE, negative_prompt="fog").latents)
+    assert not torch.allclose(plain, sampler("a lake", **SIZE, guidance_scale=2.0).latents)
+
+
+def test_without_guidance_scale_the_negative_prompt_is_not_asked(sampler: Sampler) -> None:
+    plain = sampler("a lake", **SIZE, guidance_scale=1.0).latents
+    assert torch.equal(plain, sampler("a lake", **SIZE, guidance_scale=1.0, negative_prompt="fog").latents)
+
+
+def test_regions_that_say_the_same_everywhere_are_that_prompt(sampler: Sampler) -> None:
+    regions = Regions((((0, 0, 0.5, 1), "a lake"), ((0.5, 0, 1, 1), "a lake")))
+    assert torch.allclose(sampler(regions, **SIZE).latents, sampler("a lake", **SIZE).latents, atol=1e-5)
+
+
+def test_each_region_has_its_own_prompt(sampler: Sampler) -> None:
+    """The leftmost windows see only the left region, so far from the border its text alone decides."""
+    regions = Regions((((0, 0, 0.5, 1), "a lake"), ((0.5, 0, 1, 1), "a city")))
+    both = sampler(regions, height=16, width=128, steps=2, stride=16).latents
+    lake, city = (sampler(text, height=16, width=128, steps=2, stride=16).latents for text in ("a lake", "a city"))
+    assert torch.allclose(both[..., :32], lake[..., :32], atol=1e-4)
+    assert torch.allclose(both[..., 32:], city[..., 32:], atol=1e-4)
+
+
+def test_a_window_takes_the_topmost_box_its_centre_lies_in(sampler: Sampler) -> None:
+    grid = sampler.grid(16, 64)
+    regions = Regions((((0, 0, 1, 1), "under"), ((0.5, 0, 1, 1), "over")), elsewhere="nowhere")
+    texts = [regions.texts[k] for k in regions.assign(grid, range(len(grid)))]
+    centres = [grid.centre(i)[1] for i in range(len(grid))]
+    assert texts == ["over" if x >= 0.5 else "under" for x in centres]
+
+
+@pytest.mark.parametrize("boxes", [(), (((0, 0, 1.2, 1), "out"),), (((0.5, 0, 0.5, 1), "empty"),)])
+def test_a_box_lies_in_the_canvas(boxes: Any) -> None:
+    with pytest.raises(SettingError, match="box"):
+        Regions(boxes)
+
+
+@pytest.mark.parametrize("wrap", ["x", "y", "xy"])
+def test_a_wrapped_panorama_rolls_with_its_noise(tiny: Model, cpu: Runtime, wrap: Any) -> None:
+    """Rolled by a stride, the noise of a ring gives the rolled panorama."""
+    sampler = Sampler(tiny, runtime=cpu, fuser=MultiDiffusion("uniform"))
+    shift = tuple(4 if axis in wrap else 0 for axis in "yx")
+    plain, rolled = (sampler.begin("a lake", height=32, width=48, steps=2, wrap=wrap) for _ in range(2))
+    rolled.canvas = rolled.canvas.roll(shift, (1, 2))
+    for _ in range(2):
+        plain.step()
+        rolled.step()
+    assert torch.allclose(plain.canvas.roll(shift, (1, 2)), rolled.canvas, atol=1e-4)
+
+
+def test_a_wrapped_picture_has_no_seam_where_it_closes(tiny: Model) -> None:
+    """Decoding commutes with rolling away from the join only if the decoder saw round it."""
+    codec = tiny.codec
+    assert codec is not None
+    canvas = torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0))
+
+    def difference(wrap: tuple[bool, bool]) -> float:
+        plain, rolled = (decode_canvas(codec, c, wrap) for c in (canvas, canvas.roll(12, -1)))
+        seam = slice(0, 4)
+        return float((plain.roll(24, -1) - rolled)[..., 24:].roll(0, -1)[..., seam].abs().max())
+
+    assert difference((False, True)) < 0.2 * difference((False, False))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"height": 8}, "below one window: this model needs 16 pixels or more, in steps of 2"),
+        ({"height": 0}, "below one window"),
+        ({"width": -64}, "below one window"),
+        ({"width": 41}, "the nearest are 40 or 42"),
+        ({"steps": 0}, "at least 1 denoising step"),
+        ({"stride": 18}, "the nearest is 16"),
+        ({"stride": 0}, "the nearest is 2"),
+        ({"stride": 5}, "multiple of 2"),
+    ],
+)
+def test_values_that_cannot_work_are_told_with_what_would(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        sampler("a lake", **{**SIZE, **settings}, progress=False)
+
+
+def test_an_empty_list_of_prompts_is_an_error(sampler: Sampler) -> None:
+    with pytest.raises(SettingError, match="list of prompts is empty"):
+        sampler([], **SIZE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "close"),
+    [
+        ({"fuser": "multidifusion"}, "did you mean 'multidiffusion'"),
+        ({"scheduler": "dddim"}, "did you mean 'ddim'"),
+        ({"guidances": ["nothing-like-it"]}, "no guidance is called 'nothing-like-it'"),
+        ({"model": "landscape"}, "did you mean 'landscapes'"),
+    ],
+)
+def test_unknown_names_are_told_the_closest_match(tiny: Model, cpu: Runtime, settings: dict[str, Any], close: str) -> None:
+    with pytest.raises(PluginNotFoundError, match=close):
+        Sampler(**{"model": tiny, "runtime": cpu, **settings})
+
+
+def test_a_class_path_works_wherever_a_name_does(tiny: Model, cpu: Runtime) -> None:
+    sampler = Sampler(tiny, runtime=cpu, fuser="panokit_multidiffusion:MultiDiffusion")
+    assert sampler.fuser == MultiDiffusion()
+
+
+def test_a_model_without_a_codec_paints_the_canvas(tiny: Model, cpu: Runtime) -> None:
+    model = Model(tiny.denoiser, None, "pixels")
+    run = Sampler(model, runtime=cpu).begin("a lake", height=8, width=16, steps=2)
+    assert run.grid.size == (8, 16)
+
+
+def test_objects_and_names_compose_the_same_sampler(tiny: Model, cpu: Runtime) -> None:
+    by_name = Sampler(tiny, scheduler="ddim", fuser="multidiffusion", runtime=cpu)
+    by_object = Sampler(tiny, scheduler=DiffusersScheduler("ddim"), fuser=MultiDiffusion(), runtime=cpu)
+    assert torch.equal(by_name("a lake", **SIZE).latents, by_object("a lake", **SIZE).latents)
+    assert repr(by_name) == repr(by_object)
+
+
+def test_every_error_is_a_panokit_error() -> None:
+    from panokit import errors
+
+    classes = [e for e in vars(errors).values() if isinstance(e, type)]
+    assert all(issubclass(e, PanokitError) for e in classes if not issubclass(e, Warning))
+
+
+def test_pictures_are_in_eight_bits(sampler: Sampler) -> None:
+    image = sampler("a lake", **SIZE).image
+    assert isinstance(image, Image.Image)
+    assert image.mode == "RGB"
+    assert isinstance(sampler.model.codec, Codec)
