@@ -1,0 +1,463 @@
+"""The loop: guided windows against literal loops, runs that keep to themselves, and what is said when a part fails."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from panokit import ContractError, DiffusersScheduler, Estimate, Guidance, Level, Model, Run, Runtime, Sampler, Scheduler, Step
+from panokit.denoiser import Denoiser, Prompt
+from panokit.errors import NotFiniteError
+from panokit.grid import Grid
+from panokit.scheduler import Prediction
+from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
+from panokit_multidiffusion import MultiDiffusion
+
+Jacobian = Literal["full", "identity"]
+
+
+def finished(run: Run) -> Tensor:
+    while not run.done:
+        run.step()
+    return run.canvas
+
+
+def relative(canvas: Tensor, expected: Tensor) -> float:
+    return float((canvas - expected).abs().max() / expected.abs().max())
+
+
+# --- the guidance pass --------------------------------------------------------------------------------------
+
+
+def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
+    """Guided MultiDiffusion as papers write it: window by window, moved, denoised, stepped by DDIM, averaged."""
+    denoiser, grid, canvas = ToyDenoiser(run.grid.window, prediction=run.denoiser.training.prediction), run.grid, run.canvas
+    levels = run.solver.levels
+
+    def x0_and_eps(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        pred, a, s = denoiser(x, level, run.embeddings), level.alpha, level.sigma
+        if denoiser.training.prediction == "v_prediction":
+            x0 = a * x - s * pred
+            return x0, (x - a * x0) / s
+        return (x - s * pred) / a, pred
+
+    def energy(pull: Pull, x: Tensor, x0: Tensor, i: int) -> Tensor:
+        return pull.weight * (((x0 - i / 10 - pull.to) ** 2).sum() + (x * x0).sum() / 2)
+
+    for level, below in pairwise(levels):
+        value, count = torch.zeros_like(canvas), torch.zeros_like(canvas)
+        for i in range(len(grid)):
+            x = grid.crop(canvas, [i]).requires_grad_()
+            if full:
+                x0, _ = x0_and_eps(x, level)
+                total = torch.stack([energy(pull, x, x0, i) for pull in full]).sum()
+                x = (x - torch.autograd.grad(total, x)[0]).detach()
+            x0, eps = (part.detach() for part in x0_and_eps(x, level))
+            if identity:
+                leaf = x0.clone().requires_grad_()
+                total = torch.stack([energy(pull, x.detach(), leaf, i) for pull in identity]).sum()
+                x0 = x0 - torch.autograd.grad(total, leaf)[0]
+            value[grid.place(i)] += (below.alpha * x0 + below.sigma * eps)[0]
+            count[grid.place(i)] += 1
+        canvas = value / count
+    return canvas
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("full", "identity"),
+    [
+        ([Pull()], []),
+        ([], [Pull("identity")]),
+        ([Pull(), Pull(to=-2.0, weight=0.02)], [Pull("identity"), Pull("identity", to=3.0)]),
+    ],
+)
+@pytest.mark.parametrize(("size", "wrap"), [((5, 9), False), ((6, 8), True)])
+def test_guided_windows_are_those_of_a_literal_loop(
+    size: tuple[int, ...], wrap: bool, full: list[Pull], identity: list[Pull], prediction: Prediction
+) -> None:
+    denoiser = ToyDenoiser(prediction=prediction)
+    run = toy_run(size, denoiser=denoiser, guidances=[*full, *identity], wrap=wrap)
+    expected = literal(run, full, identity)
+    unguided = finished(toy_run(size, denoiser=denoiser, wrap=wrap))
+    assert relative(unguided, expected) > 0.05  # the guidance did something
+    assert relative(finished(run), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("size", [(9,), (5, 7), (5, 6, 7)])
+def test_a_canvas_has_any_number_of_axes(size: tuple[int, ...]) -> None:
+    run = toy_run(size, guidances=[Pull(), Pull("identity")], wrap=True)
+    expected = literal(run, [Pull()], [Pull("identity")])
+    assert finished(run).shape == (2, *size)
+    assert relative(run.canvas, expected) <= 1e-9
+
+
+def test_identity_moves_x0_and_leaves_the_noise() -> None:
+    """x0 -= d and x -= alpha d, so (x - alpha x0) / sigma is what it was."""
+    plain, guided = toy_run((4, 4)), toy_run((4, 4), guidances=[Pull("identity", weight=0.1)])
+    plain.step()
+    guided.step()
+    assert plain.seen is not None
+    assert guided.seen is not None
+    d = 0.1 * (2 * (plain.seen.x0 - 1.0) + plain.seen.x / 2)
+    torch.testing.assert_close(guided.seen.x0, plain.seen.x0 - d)
+    torch.testing.assert_close(guided.seen.x, plain.seen.x - plain.seen.level.alpha * d)
+    torch.testing.assert_close(guided.seen.eps, plain.seen.eps)
+
+
+@pytest.mark.parametrize("jacobian", ["full", "identity"])
+def test_the_order_of_guidances_does_not_matter(jacobian: Jacobian) -> None:
+    pulls = [Pull(jacobian, to=1.0), Pull(jacobian, to=-2.0), Pull("full", to=0.3), Pull("identity", weight=0.01)]
+    orders = [pulls, pulls[::-1], [*pulls[2:], *pulls[:2]]]
+    first, *others = (finished(toy_run(guidances=order)) for order in orders)
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("jacobian", ["full", "identity"])
+def test_strength_zero_is_bit_for_bit_no_guidance(jacobian: Jacobian) -> None:
+    plain = finished(toy_run())
+    assert torch.equal(finished(toy_run(guidances=[Pull(jacobian, weight=0.0)])), plain)
+    assert not torch.equal(finished(toy_run(guidances=[Pull(jacobian)])), plain)
+
+
+def test_inner_stages_are_never_guided() -> None:
+    run = toy_run(scheduler=ToyScheduler(corrector=True), guidances=[Probe(lambda step: step.level)])
+    assert [level.main for level in run.solver.levels] == [True, False, True, False, True, True]
+    finished(run)
+    assert [level.index for level in probe(run).answers] == [0, 2, 4]
+
+
+@dataclass(frozen=True)
+class Linear(Guidance):
+    """A gradient at x0 of one magnitude a window."""
+
+    magnitudes: tuple[float, ...]
+
+    def strength(self, level: Level) -> float:
+        return 1.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
+        return seen.x0.flatten(1).sum(1) * torch.tensor([self.magnitudes[i] for i in index], dtype=seen.x0.dtype)
+
+
+class Half(Denoiser):
+    """A network in half precision: its prediction is 3 x between -1 and 1."""
+
+    channels, window, training = 1, (4, 4), ToyDenoiser().training
+
+    def modules(self) -> tuple[()]:
+        return ()
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> None:
+        return None
+
+    def condition(self, embeddings: None, grid: Grid, index: Sequence[int]) -> None:
+        return None
+
+    def __call__(self, x: Tensor, level: Level, condition: None) -> Tensor:
+        return (3 * x.clamp(-1, 1).half()).to(x.dtype)
+
+
+def test_gradients_of_any_magnitude_come_through_half_precision() -> None:
+    """Half precision ends at 6e-8 and 65504; each window's gradient has a scale of its own."""
+    magnitudes = (1e-30, 1.0, 0.0, 1e30)
+    run = toy_run((4, 16), denoiser=Half(), guidances=[Linear(magnitudes)], stride=4)
+    run.canvas = torch.zeros_like(run.canvas)  # where even 1e-30 moves something
+    level = run.level
+    run.step()
+    assert run.seen is not None
+    moved = run.grid.crop(run.seen.x).flatten(1)
+    through = (1 - 3 * level.sigma) / level.alpha  # the derivative of x0 = (x - sigma 3 x) / alpha
+    expected = -through * torch.tensor(magnitudes, dtype=torch.float64)
+    torch.testing.assert_close(moved, expected[:, None].expand_as(moved), rtol=1e-3, atol=0)
+
+
+# --- what a guidance may ask for ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe(Guidance):
+    """Asks a step something, writes the answer down, and moves nothing."""
+
+    ask: Callable[[Step], Any] = field(repr=False, compare=False)
+    name: str = ""
+    answers: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    def prepare(self, step: Step, memory: Any) -> None:
+        self.answers.append(self.ask(step))
+
+    def strength(self, level: Level) -> float:
+        return 1.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
+        return torch.zeros(len(index))
+
+
+def probe(run: Run) -> Probe:
+    (found,) = (guidance for guidance, _ in run.guided if isinstance(guidance, Probe))
+    return found
+
+
+def noises(seed: int = 0, name: str = "", micro_batch: int = 8) -> list[Tensor]:
+    run = toy_run(guidances=[Probe(lambda step: step.noise((2, 3)), name)], seed=seed, micro_batch=micro_batch)
+    finished(run)
+    return probe(run).answers
+
+
+def test_noise_depends_on_seed_level_and_guidance_and_on_nothing_else() -> None:
+    first, again = noises(), noises(micro_batch=1)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    one, two, three = first
+    others = [two, three, noises(seed=1)[0], noises(name="other")[0]]
+    assert not any(torch.allclose(one, other) for other in others)
+
+
+def test_noise_asked_for_twice_is_new_and_normal() -> None:
+    run = toy_run(guidances=[Probe(lambda step: (step.noise((50, 50)), step.noise((50, 50))))], steps=1)
+    finished(run)
+    ((one, two),) = probe(run).answers
+    assert not torch.allclose(one, two)
+    assert one.dtype == run.canvas.dtype
+    assert abs(float(one.mean())) < 0.1
+    assert abs(float(one.std()) - 1) < 0.1
+
+
+def test_asking_for_noise_leaves_the_runs_own_noise_alone() -> None:
+    scheduler = ToyScheduler(eta=1.0)
+    asked = toy_run(scheduler=scheduler, guidances=[Probe(lambda step: step.noise((7,)))])
+    torch.testing.assert_close(finished(asked), finished(toy_run(scheduler=scheduler)), rtol=1e-12, atol=1e-12)
+
+
+def test_an_estimate_of_the_runs_own_canvas_is_what_the_run_makes_of_it() -> None:
+    asking, plain = toy_run(guidances=[Probe(lambda step: step.estimate(step.canvas, step.grid))]), toy_run()
+    asking.step()
+    plain.step()
+    (estimate,) = probe(asking).answers
+    assert plain.seen is not None
+    assert torch.equal(estimate.x, plain.seen.x)
+    assert torch.equal(estimate.x0, plain.seen.x0)
+    assert (estimate.level, estimate.below) == (plain.seen.level, plain.seen.below)
+    torch.testing.assert_close(estimate.prev, plain.canvas)
+
+
+@pytest.mark.parametrize("pull", [Pull(), Pull("identity")])
+def test_a_guided_estimate_is_what_a_guided_run_makes_of_it(pull: Pull) -> None:
+    asking = toy_run(guidances=[Probe(lambda step: step.estimate(step.canvas, step.grid, [(pull, None)]))])
+    guided = toy_run(guidances=[pull])
+    asking.step()
+    guided.step()
+    (estimate,) = probe(asking).answers
+    assert guided.seen is not None
+    assert torch.equal(estimate.x, guided.seen.x)
+    assert torch.equal(estimate.x0, guided.seen.x0)
+
+
+def test_an_estimate_takes_any_canvas_and_grid() -> None:
+    small = Grid((4, 6), (4, 4), (1, 1), (True, True))
+    canvas = torch.full((2, 4, 6), 0.3, dtype=torch.float64)
+    asking = toy_run(guidances=[Probe(lambda step: step.estimate(canvas, small))])
+    asking.step()
+    alone = toy_run((4, 6), stride=1, wrap=True)
+    alone.canvas = canvas
+    alone.step()
+    (estimate,) = probe(asking).answers
+    assert alone.seen is not None
+    assert torch.equal(estimate.x0, alone.seen.x0)
+
+
+def test_a_look_at_windows_is_unguided_and_without_graph() -> None:
+    asking = toy_run(guidances=[Pull(), Probe(lambda step: (step.look([2, 0]), step.canvas, step.grid))])
+    level = asking.level
+    asking.step()
+    ((seen, canvas, grid),) = probe(asking).answers
+    windows = grid.crop(canvas, [2, 0])
+    eps = ToyDenoiser()(windows, level, asking.embeddings)
+    assert torch.equal(seen.x, windows)
+    torch.testing.assert_close(seen.eps, eps)
+    assert not seen.x0.requires_grad
+
+
+def test_below_is_the_next_main_level() -> None:
+    run = toy_run(scheduler=ToyScheduler(corrector=True), guidances=[Probe(lambda step: step.look([0]).below)])
+    finished(run)
+    assert [below.index for below in probe(run).answers] == [2, 4, 5]
+
+
+# --- runs that keep to themselves ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remembering(Guidance):
+    """Pulls to the mean of what it has seen so far: its memory decides what it does."""
+
+    def begin(self, grid: Grid, levels: Sequence[Level]) -> dict[str, Any]:
+        return {"mean": torch.zeros((), dtype=torch.float64), "steps": 0, "log": []}
+
+    def prepare(self, step: Step, memory: dict[str, Any]) -> Tensor:
+        memory["steps"] += 1
+        memory["log"].append(step.level.index)
+        memory["mean"] += (step.canvas.mean() - memory["mean"]) / memory["steps"]
+        return memory["mean"] * len(memory["log"])
+
+    def strength(self, level: Level) -> float:
+        return 0.1
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Tensor) -> Tensor:
+        return ((seen.x0 - context) ** 2).flatten(1).sum(1)
+
+
+SCHEDULERS: list[Scheduler] = [
+    ToyScheduler(eta=0.8, corrector=True),
+    DiffusersScheduler("ddpm"),
+    DiffusersScheduler("dpm++_2m"),
+    DiffusersScheduler("dpm++_2m_sde"),
+    DiffusersScheduler("euler_a"),
+    DiffusersScheduler("heun"),
+    DiffusersScheduler("unipc"),
+    DiffusersScheduler("pndm"),
+]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
+@pytest.mark.parametrize("broken_at", [0, 2, 3])
+def test_a_restored_run_goes_on_to_the_same_bits(scheduler: Scheduler, broken_at: int) -> None:
+    def fresh() -> Run:
+        return toy_run(scheduler=scheduler, guidances=[Remembering()], steps=5, seed=3)
+
+    unbroken, broken, resumed = fresh(), fresh(), fresh()
+    expected = finished(unbroken)
+    for _ in range(broken_at):
+        broken.step()
+    state = broken.state()
+    assert torch.equal(finished(broken), expected)  # ...and going on does not change the state that was taken
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    resumed.step()  # what it did before is forgotten
+    resumed.restore(torch.load(file, weights_only=True))
+    assert resumed.level.step == broken_at
+    assert torch.equal(finished(resumed), expected)
+    resumed.restore(state)
+    assert torch.equal(finished(resumed), expected)  # nor does restoring it
+
+
+@pytest.mark.parametrize("name", ["dpm++_2m", "euler_a"])
+def test_two_interleaved_runs_of_one_sampler_do_not_touch_each_other(tiny: Model, cpu: Runtime, name: str) -> None:
+    sampler = Sampler(
+        tiny,
+        scheduler=DiffusersScheduler(name),
+        fuser=MultiDiffusion(),
+        guidances=[Remembering()],
+        runtime=cpu,
+    )
+
+    def begin(prompt: str, width: int, seed: int) -> Run:
+        return sampler.begin(prompt, height=16, width=width, steps=3, seed=seed)
+
+    lake, city = begin("a lake", 24, 1), begin("a city", 20, 2)
+    while not (lake.done and city.done):
+        lake.step()
+        city.step()
+    assert torch.equal(lake.canvas, finished(begin("a lake", 24, 1)))
+    assert torch.equal(city.canvas, finished(begin("a city", 20, 2)))
+
+
+@pytest.mark.parametrize("guidances", [[], [Pull(), Pull("identity")]], ids=["plain", "guided"])
+def test_the_split_into_micro_batches_does_not_matter(guidances: list[Pull]) -> None:
+    whole = finished(toy_run((7, 11), guidances=guidances, micro_batch=100))
+    for micro_batch in (1, 2, 3, 7):
+        split = finished(toy_run((7, 11), guidances=guidances, micro_batch=micro_batch))
+        torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_steps_canvas_is_not_written_to_afterwards() -> None:
+    run = toy_run(guidances=[Pull(), Pull("identity")], scheduler=ToyScheduler(corrector=True))
+    before, copy = run.canvas, run.canvas.clone()
+    run.step()
+    assert torch.equal(before, copy)
+
+
+# --- parts that fail ----------------------------------------------------------------------------------------
+
+
+class Spy(Denoiser):
+    """A denoiser whose predictions pass through a function."""
+
+    def __init__(self, denoiser: Denoiser, change: Callable[[Tensor], Any]) -> None:
+        self.denoiser, self.change = denoiser, change
+        self.channels, self.window, self.training = denoiser.channels, denoiser.window, denoiser.training
+
+    def modules(self) -> tuple[()]:
+        return ()
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
+        return self.denoiser.encode(prompt, negative_prompt, guidance_scale)
+
+    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+        return self.denoiser.condition(embeddings, grid, index)
+
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Any:
+        return self.change(self.denoiser(x, level, condition))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("guidances", [[], [Pull()]], ids=["plain", "guided"])
+def test_a_prediction_that_is_not_finite_stops_the_run_and_names_the_step(bad: float, guidances: list[Pull]) -> None:
+    def spoil(prediction: Tensor) -> Tensor:
+        return prediction.index_fill(-1, torch.tensor([2]), bad)  # one column of each window
+
+    run = toy_run((4, 8), guidances=guidances)
+    run.step()
+    run.denoiser = Spy(run.denoiser, spoil)
+    level = run.level
+    message = f"the prediction at step 2 of 3 (level 1, t = {level.t}) holds NaN or infinity"
+    with pytest.raises(NotFiniteError, match=re.escape(message)):
+        run.step()
+    assert run.level == level  # nothing was stepped
+
+
+def test_a_denoiser_that_returns_another_shape_is_named() -> None:
+    run = toy_run((4, 8), denoiser=Spy(ToyDenoiser(), lambda prediction: prediction[:, :1]))
+    message = "Spy returned shape (3, 1, 4, 4) for windows of shape (3, 2, 4, 4); a prediction has the shape of its windows"
+    with pytest.raises(ContractError, match=re.escape(message)):
+        run.step()
+
+
+@dataclass(frozen=True)
+class Broken(Guidance):
+    """An energy of another shape."""
+
+    reduce: Callable[[Tensor], Any]
+    jacobian: Jacobian = "full"
+
+    def strength(self, level: Level) -> float:
+        return 1.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Any:
+        return self.reduce(seen.x0)
+
+
+@pytest.mark.parametrize("jacobian", ["full", "identity"])
+@pytest.mark.parametrize(
+    ("reduce", "message"),
+    [
+        (
+            torch.sum,
+            "Broken.energy returned shape () for 3 windows at level 0; "
+            "it must return one number a window, (3,): sum over all axes but the first",
+        ),
+        (lambda x0: x0.flatten(1), "Broken.energy returned shape (3, 32) for 3 windows at level 0; it must return one number"),
+        (lambda x0: 1.0, "Broken.energy returned float at level 0; it must return a tensor"),
+    ],
+)
+def test_an_energy_of_another_shape_is_named(reduce: Callable[[Tensor], Any], message: str, jacobian: Jacobian) -> None:
+    run = toy_run((4, 8), guidances=[Broken(reduce, jacobian)])
+    with pytest.raises(ContractError, match=re.escape(message)):
+        run.step()
