@@ -38,9 +38,11 @@ class WeightedFuser(Fuser):
         dtype = torch.promote_types(windows.dtype, torch.float32)
         weight, norm = _weights(self, grid, dtype, windows.device)
         canvas = windows.new_zeros((*windows.shape[1 : -len(grid.size)], *grid.size), dtype=dtype)
-        for i, window in enumerate((windows.to(dtype) * weight).unbind()):
-            canvas[grid.place(i)] += window
-        return canvas * norm
+        for i, window in enumerate(windows.to(dtype).unbind()):
+            cells = canvas[grid.place(i)].addcmul_(window, weight)
+            if grid.joins(i):
+                canvas[grid.place(i)] = cells
+        return canvas.mul_(norm)
 
 
 @lru_cache(maxsize=32)

@@ -67,12 +67,22 @@ class Grid:
 
     def place(self, i: int) -> Place:
         """The index expression of window `i`: `canvas[grid.place(i)] += window`, whatever the leading axes."""
-        origin = self.origins[i]
-        spans = tuple(zip(origin, self.window, self.size, strict=True))
-        if all(o + w <= s for o, w, s in spans):
-            return (..., *(slice(o, o + w) for o, w, _ in spans))
-        rings = [(torch.arange(o, o + w) % s) for o, w, s in spans]
-        return (..., *torch.meshgrid(*rings, indexing="ij"))
+        return self._places[i]
+
+    def joins(self, i: int) -> bool:
+        """Whether window `i` goes round a join, so that `canvas[grid.place(i)]` is a copy and no view."""
+        return any(o + w > s for o, w, s in zip(self.origins[i], self.window, self.size, strict=True))
+
+    @cached_property
+    def _places(self) -> tuple[Place, ...]:
+        """Slices, or for a window that goes round a join, the cells of each axis."""
+        return tuple(self._place(i) for i in range(len(self)))
+
+    def _place(self, i: int) -> Place:
+        spans = tuple(zip(self.origins[i], self.window, self.size, strict=True))
+        if self.joins(i):
+            return (..., *torch.meshgrid(*(torch.arange(o, o + w) % s for o, w, s in spans), indexing="ij"))
+        return (..., *(slice(o, o + w) for o, w, _ in spans))
 
     def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
         """Cut windows out of a canvas.

@@ -103,11 +103,12 @@ class UNetDenoiser(Denoiser):
             return self._predict(x, level, condition.text)
         both = self._predict(torch.cat([x, x]), level, torch.cat([condition.negative, condition.text]))
         negative, positive = both.chunk(2)
-        return negative + condition.scale * (positive - negative)
+        return torch.lerp(negative, positive, condition.scale)
 
     def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
         t = torch.full((len(x),), level.t, device=x.device)
-        return self.unet(x.to(self.unet.dtype), t, text.to(self.unet.dtype), return_dict=False)[0].to(x.dtype)
+        dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` walks through all modules, every time
+        return self.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0].to(x.dtype)
 
 
 @final
