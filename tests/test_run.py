@@ -344,8 +344,9 @@ def test_a_restored_run_goes_on_to_the_same_bits(scheduler: Scheduler, broken_at
     resumed.restore(torch.load(file, weights_only=True))
     assert resumed.level.step == broken_at
     assert torch.equal(finished(resumed), expected)
-    resumed.restore(state)
-    assert torch.equal(finished(resumed), expected)  # nor does restoring it
+    for _ in range(2):  # nor does restoring it
+        resumed.restore(state)
+        assert torch.equal(finished(resumed), expected)
 
 
 @pytest.mark.parametrize("name", ["dpm++_2m", "euler_a"])

@@ -198,7 +198,7 @@ def _from_pretrained(source: str, name: str) -> Model:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """transformers shows a bar for weights that are read in an instant."""
+    """No bar, which transformers shows for weights that are read in an instant."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,0 +1,104 @@
+"""The training set: captioned pictures of the procedural world, generated once into chunks on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from panokit_landscapes.world import FAMILIES, training_picture
+
+CHUNK = 500
+"""Pictures in one chunk."""
+
+
+def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+    """Pictures uint8 (n, H, W, 3) as the autoencoder sees them: float (n, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (n, 3, H, W) in [-1, 1] as uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an .npy file that is there either whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    os.replace(part, path)
+
+
+def _generate(folder: Path, seed: int, number: int) -> None:
+    """Chunk `number`; the same for the same seed, whoever makes it."""
+    rng = np.random.default_rng((seed, number))
+    pictures, captions, scenes = zip(*(training_picture(rng) for _ in range(CHUNK)), strict=True)
+    families = [FAMILIES.index(scene.family) for scene in scenes]
+    (folder / f"captions-{number:04}.json").write_text(json.dumps([captions, families]))
+    save_array(folder / f"pictures-{number:04}.npy", np.stack(pictures))
+
+
+def generate(folder: Path, count: int, seed: int = 0, workers: int | None = None) -> None:
+    """Fill `folder` with at least `count` training pictures; chunks that are there already are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [n for n in range(-(-count // CHUNK)) if not (folder / f"pictures-{n:04}.npy").exists()]
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(_generate, folder, seed), missing))
+
+
+class Pool:
+    """A folder of chunks: `captions`, `families` (index into FAMILIES) and `pictures` uint8 (n, 128, 128, 3), memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.chunks = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("pictures-*.npy"))]
+        if not self.chunks:
+            raise FileNotFoundError(f"no pictures-*.npy in {folder}: expected a training set; run the stage `pool` first")
+        self.captions: list[str] = []
+        self.families: list[int] = []
+        for number in range(len(self.chunks)):
+            captions, families = json.loads((folder / f"captions-{number:04}.json").read_text())
+            self.captions += captions
+            self.families += families
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def pictures(self, index: Tensor) -> Tensor:
+        """Pictures float (len(index), 3, 128, 128) in [-1, 1]."""
+        return to_tensor(np.stack([self.chunks[i // CHUNK][i % CHUNK] for i in index.tolist()]))
+
+    @torch.no_grad()
+    def latents(self, vae: AutoencoderKL, batch: int = 50) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of all pictures, float (n, 4, 16, 16) each; computed once, then kept."""
+        found = []
+        for number, chunk in enumerate(self.chunks):
+            path = self.folder / f"latents-{number:04}.npy"
+            if not path.exists():
+                pictures = to_tensor(np.array(chunk)).to(vae.device, memory_format=torch.channels_last)
+                posteriors = [vae.encode(part).latent_dist for part in pictures.split(batch)]
+                both = torch.stack([torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])])
+                save_array(path, both.cpu().numpy().astype(np.float16))
+            found.append(torch.from_numpy(np.load(path)).float())
+        mean, std = torch.cat(found, dim=1)
+        return mean, std
+
+
+def disturb(caption: str, rng: np.random.Generator) -> str:
+    """The caption, one time in five with a made-up word somewhere, so that unknown words are no surprise to the model."""
+    if rng.random() < 0.8:
+        return caption
+    letters = rng.choice(list("abcdefghijklmnopqrstuvwxyz0123456789"), rng.integers(1, 9))
+    words = caption.split()
+    words.insert(int(rng.integers(len(words) + 1)), "".join(letters))
+    return " ".join(words)

