@@ -177,6 +177,9 @@ def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.half()
     pipeline.save_pretrained(path)
+    # transformers takes the type from here unless told, and diffusers loads its parts in float32: they must agree
+    config = path / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     (path / "tokenizer" / "known_words.json").write_text(json.dumps(WORDS) + "\n")
     if (out / "judge.pt").exists():
         judge = make_judge(tokenizer)
