@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from panokit.errors import ContractError
 from panokit.grid import Grid
 
 
@@ -39,9 +40,8 @@ class WeightedFuser(Fuser):
         weight, norm = _weights(self, grid, dtype, windows.device)
         canvas = windows.new_zeros((*windows.shape[1 : -len(grid.size)], *grid.size), dtype=dtype)
         for i, window in enumerate(windows.to(dtype).unbind()):
-            cells = canvas[grid.place(i)].addcmul_(window, weight)
-            if grid.joins(i):
-                canvas[grid.place(i)] = cells
+            for at, of in grid.pieces(i):
+                canvas[at].addcmul_(window[of], weight[of])
         return canvas.mul_(norm)
 
 
@@ -49,6 +49,11 @@ class WeightedFuser(Fuser):
 def _weights(fuser: WeightedFuser, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The weight of a window and one over the sum of weights: made once, they depend on settings alone."""
     weight = fuser.weight(grid).to(device, dtype)
+    if weight.shape != grid.window or not (weight > 0).all():
+        raise ContractError(
+            f"{type(fuser).__name__}.weight returned shape {tuple(weight.shape)} with a least weight of {float(weight.min())} "
+            f"for windows of {grid.window}; it must return one weight a cell, each above 0"
+        )
     total = torch.zeros(grid.size, dtype=dtype, device=device)
     for i in range(len(grid)):
         total[grid.place(i)] += weight

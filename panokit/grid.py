@@ -13,6 +13,8 @@ from torch import Tensor
 from panokit.errors import SettingError
 
 Place = tuple[EllipsisType | slice | Tensor, ...]
+Slices = tuple[EllipsisType | slice, ...]
+Piece = tuple[Slices, Slices]
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,25 @@ class Grid:
 
     def place(self, i: int) -> Place:
         """The index expression of window `i`: `canvas[grid.place(i)] += window`, whatever the leading axes."""
-        return self._places[i]
+        spans = tuple(zip(self.origins[i], self.window, self.size, strict=True))
+        if all(o + w <= s for o, w, s in spans):
+            return (..., *(slice(o, o + w) for o, w, _ in spans))
+        return (..., *torch.meshgrid(*(torch.arange(o, o + w) % s for o, w, s in spans), indexing="ij"))
 
-    def joins(self, i: int) -> bool:
-        """Whether window `i` goes round a join, so that `canvas[grid.place(i)]` is a copy and no view."""
-        return any(o + w > s for o, w, s in zip(self.origins[i], self.window, self.size, strict=True))
+    def pieces(self, i: int) -> tuple[Piece, ...]:
+        """Window `i` in slices, where in the canvas and where in the window: one piece, or more where it goes round a join.
+
+        Both sides are views: nothing is copied, and no index travels to a device.
+        """
+        return self._pieces[i]
 
     @cached_property
-    def _places(self) -> tuple[Place, ...]:
-        """Slices, or for a window that goes round a join, the cells of each axis."""
-        return tuple(self._place(i) for i in range(len(self)))
+    def _pieces(self) -> tuple[tuple[Piece, ...], ...]:
+        return tuple(self._cut(origin) for origin in self.origins)
 
-    def _place(self, i: int) -> Place:
-        spans = tuple(zip(self.origins[i], self.window, self.size, strict=True))
-        if self.joins(i):
-            return (..., *torch.meshgrid(*(torch.arange(o, o + w) % s for o, w, s in spans), indexing="ij"))
-        return (..., *(slice(o, o + w) for o, w, _ in spans))
+    def _cut(self, origin: tuple[int, ...]) -> tuple[Piece, ...]:
+        axes = [_parts(*span) for span in zip(origin, self.window, self.size, strict=True)]
+        return tuple(((..., *(at for at, _ in parts)), (..., *(of for _, of in parts))) for parts in product(*axes))
 
     def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
         """Cut windows out of a canvas.
@@ -95,7 +100,17 @@ class Grid:
             The windows, `n c *window`, copied.
         """
         self._check(canvas)
-        return torch.stack([canvas[self.place(i)] for i in (range(len(self)) if index is None else index)])
+        return torch.stack([self._window(canvas, i) for i in (range(len(self)) if index is None else index)])
+
+    def _window(self, canvas: Tensor, i: int) -> Tensor:
+        """A window: a view, or a copy where it goes round a join."""
+        (at, _), *more = pieces = self.pieces(i)
+        if not more:
+            return canvas[at]
+        window = canvas.new_empty((*canvas.shape[: -len(self.size)], *self.window))
+        for at, of in pieces:
+            window[of] = canvas[at]
+        return window
 
     def _check(self, canvas: Tensor) -> None:
         if tuple(canvas.shape[-len(self.size) :]) != self.size:
@@ -140,6 +155,14 @@ def _starts(size: int, window: int, stride: int, wrap: bool) -> list[int]:
     if wrap:
         return list(range(0, size, stride))
     return [*range(0, size - window, stride), size - window]
+
+
+def _parts(start: int, window: int, size: int) -> list[tuple[slice, slice]]:
+    """A window along one axis in one or two parts, each a slice of the canvas and one of the window."""
+    rest = start + window - size
+    if rest <= 0:
+        return [(slice(start, start + window), slice(0, window))]
+    return [(slice(start, size), slice(0, window - rest)), (slice(0, rest), slice(window - rest, window))]
 
 
 def _divided(cells: tuple[int, ...], factor: int, what: str) -> tuple[int, ...]:

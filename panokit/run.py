@@ -92,10 +92,19 @@ class Run:
         contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, g), memory)) for g, memory in awake]
         if not contexts:
             (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
-            return canvas, self.fuser.fuse(pred, grid)
+            return canvas, self._fuse(pred, grid)
         windows = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
-        x, pred = (self.fuser.fuse(rows, grid) for rows in windows)
+        x, pred = (self._fuse(rows, grid) for rows in windows)
         return x, pred
+
+    def _fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        canvas = self.fuser.fuse(windows, grid)
+        expected = (*windows.shape[1 : -len(grid.size)], *grid.size)
+        if canvas.shape != expected:
+            raise ContractError(
+                f"{type(self.fuser).__name__}.fuse returned shape {tuple(canvas.shape)}; it must return one canvas, {expected}"
+            )
+        return canvas
 
     def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
         """The denoiser's prediction for windows of any grid."""

@@ -11,12 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import ContractError, DiffusersScheduler, Estimate, Guidance, Level, Model, Run, Runtime, Sampler, Scheduler, Step
+from panokit import (
+    ContractError,
+    DiffusersScheduler,
+    Estimate,
+    Fuser,
+    Guidance,
+    Level,
+    Model,
+    Run,
+    Runtime,
+    Sampler,
+    Scheduler,
+    Step,
+)
 from panokit.denoiser import Denoiser, Prompt
 from panokit.errors import NotFiniteError
 from panokit.grid import Grid
 from panokit.scheduler import Prediction
-from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
+from panokit.testing.toys import Mean, Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_multidiffusion import MultiDiffusion
 
 Jacobian = Literal["full", "identity"]
@@ -461,4 +474,22 @@ class Broken(Guidance):
 def test_an_energy_of_another_shape_is_named(reduce: Callable[[Tensor], Any], message: str, jacobian: Jacobian) -> None:
     run = toy_run((4, 8), guidances=[Broken(reduce, jacobian)])
     with pytest.raises(ContractError, match=re.escape(message)):
+        run.step()
+
+
+def test_a_fuser_that_returns_no_canvas_is_named() -> None:
+    class Flat(Fuser):
+        def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+            return windows.new_zeros((1, *grid.size))
+
+    run = toy_run()
+    run.fuser = Flat()
+    with pytest.raises(ContractError, match=r"Flat.fuse returned shape \(1, 6, 9\); it must return one canvas, \(2, 6, 9\)"):
+        run.step()
+
+
+def test_a_weight_that_is_not_above_nothing_is_named() -> None:
+    run = toy_run()
+    run.fuser = Mean(tilt=-1.0)
+    with pytest.raises(ContractError, match=r"Mean.weight .* it must return one weight a cell, each above 0"):
         run.step()
