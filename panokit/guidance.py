@@ -82,7 +82,10 @@ class Step(Protocol):
         """
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
-        """Standard normal noise, keyed by the run's seed, the level and the guidance: the same on every rank."""
+        """Standard normal noise, keyed by the run's seed, the level, the canvas's size and the guidance.
+
+        It is the same on every rank. Of the guidance counts its class, and its place among those of its class.
+        """
 
 
 class Guidance(ABC):

@@ -83,13 +83,18 @@ class Run:
                 "try precision 32-true or bf16-mixed, or weaker guidance"
             )
         self.seen = Estimate(x, self.solver.x0(pred, x, self.level), self.level, self.below(self.level))
-        self.canvas = self.solver.step(pred, x, self.level, self.generator)
+        canvas = self.solver.step(pred, x, self.level, self.generator)
+        self.canvas = _expect(canvas, x.shape, f"{type(self.solver).__name__}.step", "it must return the canvas one level down")
         self.level = self.solver.levels[self.level.index + 1]
 
     def estimate(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level) -> tuple[Tensor, Tensor]:
         """The guided canvas and the prediction for it, both fused: what the sampler makes of any canvas."""
-        awake = [(g, memory) for g, memory in guided if level.main and g.strength(level) != 0]
-        contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, g), memory)) for g, memory in awake]
+        awake = [
+            (g, memory, key)
+            for (g, memory), key in zip(guided, _keys(guided), strict=True)
+            if level.main and g.strength(level) != 0
+        ]
+        contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, key), memory)) for g, memory, key in awake]
         if not contexts:
             (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
             return canvas, self._fuse(pred, grid)
@@ -100,21 +105,13 @@ class Run:
     def _fuse(self, windows: Tensor, grid: Grid) -> Tensor:
         canvas = self.fuser.fuse(windows, grid)
         expected = (*windows.shape[1 : -len(grid.size)], *grid.size)
-        if canvas.shape != expected:
-            raise ContractError(
-                f"{type(self.fuser).__name__}.fuse returned shape {tuple(canvas.shape)}; it must return one canvas, {expected}"
-            )
-        return canvas
+        return _expect(canvas, expected, f"{type(self.fuser).__name__}.fuse", "it must return one canvas")
 
     def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
         """The denoiser's prediction for windows of any grid."""
         with self.runtime.autocast():
             pred = self.denoiser(x, level, self.denoiser.condition(self.embeddings, grid, index))
-        if pred.shape != x.shape:
-            raise ContractError(
-                f"{type(self.denoiser).__name__} returned shape {tuple(pred.shape)} for windows of shape "
-                f"{tuple(x.shape)}; a prediction has the shape of its windows"
-            )
+        _expect(pred, x.shape, type(self.denoiser).__name__, "a prediction has the shape of its windows")
         return pred.to(x.dtype)
 
     def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
@@ -179,10 +176,11 @@ class CanvasStep:
     canvas: Float[Tensor, "*c_size"]
     grid: Grid
     level: Level
-    guidance: Guidance
+    guidance: str
+    """Whose step it is, in one word: what keys its noise."""
 
     def __post_init__(self) -> None:
-        key = f"{self.run.seed}/{self.level.index}/{self.guidance!r}"
+        key = f"{self.run.seed}/{self.level.index}/{self.guidance}/{self.grid.size}"
         self._generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
 
     @property
@@ -200,6 +198,21 @@ class CanvasStep:
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
+
+
+def _keys(guided: Guided) -> list[str]:
+    """A name for each guidance, the same in every process: its class, and how many of that class stand before it."""
+    names = [type(guidance).__qualname__ for guidance, _ in guided]
+    return [f"{name}/{names[:k].count(name)}" for k, name in enumerate(names)]
+
+
+def _expect(found: Any, shape: Sequence[int], source: str, contract: str) -> Tensor:
+    """What a plugin returned, if it is a tensor of this shape."""
+    if not isinstance(found, Tensor):
+        raise ContractError(f"{source} returned {type(found).__name__}, expected a tensor {tuple(shape)}; {contract}")
+    if found.shape != shape:
+        raise ContractError(f"{source} returned shape {tuple(found.shape)}, expected {tuple(shape)}; {contract}")
+    return found
 
 
 def _gradients(contexts: Guided, seen: Estimate, index: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -200,7 +200,6 @@ class Probe(Guidance):
     """Asks a step something, writes the answer down, and moves nothing."""
 
     ask: Callable[[Step], Any] = field(repr=False, compare=False)
-    name: str = ""
     answers: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     def prepare(self, step: Step, memory: Any) -> None:
@@ -218,17 +217,27 @@ def probe(run: Run) -> Probe:
     return found
 
 
-def noises(seed: int = 0, name: str = "", micro_batch: int = 8) -> list[Tensor]:
-    run = toy_run(guidances=[Probe(lambda step: step.noise((2, 3)), name)], seed=seed, micro_batch=micro_batch)
-    finished(run)
-    return probe(run).answers
+class OtherProbe(Probe):
+    """A guidance of another class."""
 
 
-def test_noise_depends_on_seed_level_and_guidance_and_on_nothing_else() -> None:
-    first, again = noises(), noises(micro_batch=1)
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+def noises(probes: Sequence[type[Probe]] = (Probe,), **settings: Any) -> list[Tensor]:
+    """What the last of some guidances gets, step by step."""
+    guidances = [kind(lambda step: step.noise((2, 3))) for kind in probes]
+    finished(toy_run(guidances=guidances, **settings))
+    return guidances[-1].answers
+
+
+def test_noise_depends_on_seed_level_size_and_guidance_and_on_nothing_else() -> None:
+    first = noises()
+    for again in (noises(micro_batch=1), noises((OtherProbe, Probe))):
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     one, two, three = first
-    others = [two, three, noises(seed=1)[0], noises(name="other")[0]]
+    others = [
+        two,
+        three,
+        *(each[0] for each in (noises(seed=1), noises((OtherProbe,)), noises((Probe, Probe)), noises(size=(7, 9)))),
+    ]
     assert not any(torch.allclose(one, other) for other in others)
 
 
@@ -439,7 +448,23 @@ def test_a_prediction_that_is_not_finite_stops_the_run_and_names_the_step(bad: f
 
 def test_a_denoiser_that_returns_another_shape_is_named() -> None:
     run = toy_run((4, 8), denoiser=Spy(ToyDenoiser(), lambda prediction: prediction[:, :1]))
-    message = "Spy returned shape (3, 1, 4, 4) for windows of shape (3, 2, 4, 4); a prediction has the shape of its windows"
+    message = "Spy returned shape (3, 1, 4, 4), expected (3, 2, 4, 4); a prediction has the shape of its windows"
+    with pytest.raises(ContractError, match=re.escape(message)):
+        run.step()
+
+
+def test_a_denoiser_that_returns_no_tensor_is_named() -> None:
+    run = toy_run((4, 8), denoiser=Spy(ToyDenoiser(), lambda prediction: (prediction,)))
+    message = "Spy returned tuple, expected a tensor (3, 2, 4, 4); a prediction has the shape of its windows"
+    with pytest.raises(ContractError, match=re.escape(message)):
+        run.step()
+
+
+def test_a_solver_that_returns_another_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = toy_run()
+    step = run.solver.step
+    monkeypatch.setattr(run.solver, "step", lambda *arguments: step(*arguments)[None])
+    message = f"{type(run.solver).__name__}.step returned shape (1, 2, 6, 9), expected (2, 6, 9); it must return the canvas"
     with pytest.raises(ContractError, match=re.escape(message)):
         run.step()
 
@@ -484,7 +509,9 @@ def test_a_fuser_that_returns_no_canvas_is_named() -> None:
 
     run = toy_run()
     run.fuser = Flat()
-    with pytest.raises(ContractError, match=r"Flat.fuse returned shape \(1, 6, 9\); it must return one canvas, \(2, 6, 9\)"):
+    with pytest.raises(
+        ContractError, match=r"Flat.fuse returned shape \(1, 6, 9\), expected \(2, 6, 9\); it must return one canvas"
+    ):
         run.step()
 
 
