@@ -3,28 +3,9 @@
 from pathlib import Path
 
 import pytest
-from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
 
-from panokit import Model
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.cli import main
-
-
-@pytest.fixture(scope="module")
-def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in diffusers' folder format."""
-    path = tmp_path_factory.mktemp("tiny")
-    denoiser, codec = tiny.denoiser, tiny.codec
-    assert isinstance(denoiser, UNetDenoiser)
-    assert isinstance(codec, VAECodec)
-    assert isinstance(codec.vae, AutoencoderKL)
-    denoiser.unet.save_pretrained(path / "unet")
-    denoiser.text_encoder.save_pretrained(path / "text_encoder")
-    denoiser.tokenizer.save_pretrained(path / "tokenizer")
-    codec.vae.save_pretrained(path / "vae")
-    DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(path / "scheduler")
-    return path
 
 
 def generate(folder: Path, out: Path, *options: str) -> int:

@@ -6,29 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 from panokit import Model, Runtime, Sampler, load_model
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.errors import ModelError, PluginNotFoundError
 from panokit.testing.tiny import tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    tiny = tiny_model()
-    denoiser, codec = tiny.denoiser, tiny.codec
-    assert isinstance(denoiser, UNetDenoiser)
-    assert isinstance(codec, VAECodec)
-    denoiser.unet.save_pretrained(path / "unet")
-    denoiser.text_encoder.save_pretrained(path / "text_encoder")
-    denoiser.tokenizer.save_pretrained(path / "tokenizer")
-    codec.vae.save_pretrained(path / "vae")
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
-    scheduler.save_pretrained(path / "scheduler")
-    return path
 
 
 def test_a_folder_is_the_model_that_was_saved(folder: Path, cpu: Runtime) -> None:
