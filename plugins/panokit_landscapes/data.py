@@ -79,19 +79,24 @@ class Pool:
         return to_tensor(np.stack([self.chunks[i // CHUNK][i % CHUNK] for i in index.tolist()]))
 
     @torch.no_grad()
-    def latents(self, vae: AutoencoderKL, batch: int = 50) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of all pictures, float (n, 4, 16, 16) each; computed once, then kept."""
-        found = []
-        for number, chunk in enumerate(self.chunks):
-            path = self.folder / f"latents-{number:04}.npy"
+    def encode(self, vae: AutoencoderKL, rank: int = 0, world: int = 1, batch: int = 50) -> None:
+        """Write the latents of this rank's share of the pictures; what is there already is kept."""
+        for number in range(rank, len(self.chunks), world):
+            path = self._latents(number)
             if not path.exists():
-                pictures = to_tensor(np.array(chunk)).to(vae.device, memory_format=torch.channels_last)
+                pictures = to_tensor(np.array(self.chunks[number])).to(vae.device, memory_format=torch.channels_last)
                 posteriors = [vae.encode(part).latent_dist for part in pictures.split(batch)]
                 both = torch.stack([torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])])
                 save_array(path, both.cpu().numpy().astype(np.float16))
-            found.append(torch.from_numpy(np.load(path)).float())
-        mean, std = torch.cat(found, dim=1)
+
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of all pictures, float (n, 4, 16, 16) each, once `encode` wrote them."""
+        both = [torch.from_numpy(np.load(self._latents(number))).float() for number in range(len(self.chunks))]
+        mean, std = torch.cat(both, dim=1)
         return mean, std
+
+    def _latents(self, number: int) -> Path:
+        return self.folder / f"latents-{number:04}.npy"
 
 
 def disturb(caption: str, rng: np.random.Generator) -> str:

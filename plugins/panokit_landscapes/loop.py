@@ -17,6 +17,17 @@ from torch import Tensor, nn
 Losses = dict[str, Tensor]
 
 
+def place() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def wait() -> None:
+    """Return when all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 @dataclass
 class Loop:
     """Trains `model` for `minutes` of its own running time, however often it is interrupted.
@@ -36,7 +47,7 @@ class Loop:
     seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank, self.world = place()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
         self.average = EMAModel(self.model.parameters(), decay=0.999, foreach=True)
         if self.checkpoint.exists():
@@ -114,12 +125,12 @@ class Loop:
 
     def _share(self, seconds: float) -> float:
         """Average the gradients over the processes, and `seconds` with them: all take the same step at the same time."""
-        if not dist.is_initialized():
+        if self.world == 1:
             return seconds
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([*(g.flatten() for g in gradients), gradients[0].new_tensor([seconds])])
         dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+        flat /= self.world
         for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
         return float(flat[-1])

@@ -1,13 +1,11 @@
 """Training of the landscapes model: training set, autoencoder, denoiser with its text encoder, judge, export.
 
-    python -m panokit_landscapes.train --out DIR
+    torchrun --nproc-per-node 2 -m panokit_landscapes.train --out DIR
 
-runs all stages one after the other, on a GPU where there is one, and writes the finished model into the package; DIR takes the
-training set and the checkpoints. What is done already is skipped and what was interrupted goes on where it stopped.
-
-    torchrun --nproc-per-node 2 -m panokit_landscapes.train --out DIR --stage unet
-
-shares one stage between two processes; on two CPU cores that is much faster than one process with two threads.
+runs all stages one after the other and writes the finished model into the package; DIR takes the training set and the
+checkpoints. What is done already is skipped and what was interrupted goes on where it stopped. Two processes share every step:
+on two CPU cores that is much faster than one with two threads. With `python` instead of `torchrun --nproc-per-node 2` there is
+one process, on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 from panokit_landscapes import JUDGE, PATH
 from panokit_landscapes.captions import WORDS
 from panokit_landscapes.data import Pool, disturb, generate
-from panokit_landscapes.loop import Loop, Losses
+from panokit_landscapes.loop import Loop, Losses, place, wait
 from panokit_landscapes.models import (
     make_judge,
     make_scheduler,
@@ -42,7 +40,7 @@ from panokit_landscapes.models import (
     tokenize,
 )
 
-MINUTES = {"vae": 30.0, "unet": 85.0, "judge": 5.0}
+MINUTES = {"vae": 45.0, "decoder": 10.0, "unet": 75.0, "judge": 5.0}
 """Training time of each part on two CPU cores."""
 
 
@@ -62,9 +60,14 @@ def vae_losses(vae: AutoencoderKL, x: Tensor, generator: torch.Generator, kl: fl
     posterior = vae.encode(x).latent_dist
     mean = posterior.mean
     z = mean + posterior.std * torch.randn(mean.shape, generator=generator).to(x.device)
+    divergence = 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return {"kl": kl * divergence, **decoder_losses(vae, x, z, mean, scale)}
+
+
+def decoder_losses(vae: AutoencoderKL, x: Tensor, z: Tensor, mean: Tensor, scale: float = 0.25) -> Losses:
+    """The part of it that the decoder has, from latents z, with the mean that they are drawn around."""
     return {
         "picture": difference(vae.decode(z).sample, x),
-        "kl": kl * 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean(),
         "scale": scale * difference(vae.decode(F.avg_pool2d(mean, 2)).sample, F.avg_pool2d(x, 2)),
     }
 
@@ -76,11 +79,12 @@ def train_vae(out: Path, minutes: float, device: torch.device) -> None:
     """
     torch.manual_seed(0)
     vae = make_vae().to(device, memory_format=torch.channels_last)
-    loop = Loop(out / "vae.pt", vae, minutes, lr=2.5e-3)
+    loop = Loop(out / "vae.pt", vae, minutes, lr=1.2e-3)
     pool = Pool(out / "pool")
 
     def losses(generator: torch.Generator) -> Losses:
         batch, side = (8, 64) if loop.progress < 0.85 else (4, 128)
+        batch //= loop.world
         x = pool.pictures(torch.randint(len(pool), (batch,), generator=generator))
         top, left = torch.randint(129 - side, (2,), generator=generator).tolist()
         x = x[:, :, top : top + side, left : left + side]
@@ -89,14 +93,38 @@ def train_vae(out: Path, minutes: float, device: torch.device) -> None:
         return vae_losses(vae, x, generator)
 
     loop.run(losses)
-    if loop.rank != 0:
-        return
+    if loop.rank == 0:
+        _finish(vae, pool, device, out / "vae")
+
+
+def _finish(vae: AutoencoderKL, pool: Pool, device: torch.device, path: Path) -> None:
+    """Standardise the latents, as a sample of the pool has them, and save."""
     vae.eval()
     with torch.no_grad():
         some = pool.pictures(torch.arange(0, len(pool), max(1, len(pool) // 1000))).to(device)
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in some.split(50)])
     standardise(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
-    vae.save_pretrained(out / "vae")
+    vae.save_pretrained(path)
+
+
+def train_decoder(out: Path, minutes: float, device: torch.device) -> None:
+    """The decoder alone, longer: latents, and all that was trained on them, stay what they are."""
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(device, memory_format=torch.channels_last)
+    pool = Pool(out / "pool")
+    pool.encode(vae, *place())
+    wait()
+    mean, std = pool.latents()
+    loop = Loop(out / "decoder.pt", nn.ModuleList([vae.post_quant_conv, vae.decoder]), minutes, lr=6e-4, seed=3)
+
+    def losses(generator: torch.Generator) -> Losses:
+        index = torch.randint(len(pool), (4 // loop.world,), generator=generator)
+        x, z = pool.pictures(index), mean[index] + std[index] * torch.randn(mean[index].shape, generator=generator)
+        x, z = (t.to(device, memory_format=torch.channels_last) for t in (x, z))
+        return decoder_losses(vae, x, z, mean[index].to(device))
+
+    loop.run(losses)
+    if loop.rank == 0:
+        vae.save_pretrained(out / "vae")
 
 
 def unet_losses(parts: nn.ModuleDict, z: Tensor, tokens: Tensor, generator: torch.Generator, gamma: float = 5.0) -> Losses:
@@ -119,7 +147,9 @@ def train_unet(out: Path, minutes: float, device: torch.device, batch: int = 32,
     """The denoiser and its text encoder, on the latents of the pool; one caption in ten is dropped."""
     vae = AutoencoderKL.from_pretrained(out / "vae").to(device, memory_format=torch.channels_last)
     pool = Pool(out / "pool")
-    mean, std = pool.latents(vae)
+    pool.encode(vae, *place())
+    wait()
+    mean, std = pool.latents()
     torch.manual_seed(1)
     tokenizer = make_tokenizer([*WORDS, ","])
     parts = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
@@ -201,7 +231,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of training set and checkpoints")
-    parser.add_argument("--stage", choices=("pool", "vae", "unet", "judge", "export"), help="only this one (default: all)")
+    parser.add_argument(
+        "--stage", choices=("pool", "vae", "decoder", "unet", "judge", "export"), help="only this one (default: all)"
+    )
     parser.add_argument("--minutes", type=float, help=f"training time of a stage (default: {MINUTES})")
     parser.add_argument("--pictures", type=int, default=24_000, help="size of the training set (default: %(default)s)")
     args = parser.parse_args()
@@ -212,15 +244,20 @@ def main() -> None:
     def train(stage: str, part: Callable[[Path, float, torch.device], None]) -> Callable[[], None]:
         return lambda: part(args.out, args.minutes or MINUTES[stage], device)
 
+    def once(part: Callable[[], None]) -> Callable[[], None]:
+        return part if place()[0] == 0 else lambda: None
+
     stages = {
-        "pool": lambda: generate(args.out / "pool", args.pictures),
+        "pool": once(lambda: generate(args.out / "pool", args.pictures)),
         "vae": train("vae", train_vae),
+        "decoder": train("decoder", train_decoder),
         "unet": train("unet", train_unet),
         "judge": train("judge", train_judge),
-        "export": lambda: export(args.out),
+        "export": once(lambda: export(args.out)),
     }
     for stage in [args.stage] if args.stage else stages:
         stages[stage]()
+        wait()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from panokit_landscapes.world.scene import FAMILIES, TIMES, Box, Scene
 
 __all__ = ["FAMILIES", "TIMES", "Box", "Scene", "render", "sample_scene", "training_picture", "zoom_box"]
 
+LENS = 1.5
+"""Width of a sharp edge in pixels, as a lens would draw it: what is finer than that is not in a picture."""
 WATERY = ("lake", "coast", "city")
 HORIZON = {
     "lake": (0.52, 0.64),
@@ -78,7 +80,7 @@ def render(scene: Scene, size: int | tuple[int, int] = 128, box: Box = (0, 0, 1,
     x = (x0 + (np.arange(width, dtype=np.float32) + 0.5) * ((x1 - x0) / width)).astype(np.float32)
     y = (y0 + (np.arange(height, dtype=np.float32) + 0.5) * ((y1 - y0) / height)).astype(np.float32)
     seen = np.where(y > scene.horizon, 2 * np.float32(scene.horizon) - y, y) if scene.family in WATERY else y
-    painter = Painter(scene, x, seen, max((x1 - x0) / width, (y1 - y0) / height))
+    painter = Painter(scene, x, seen, LENS * max((x1 - x0) / width, (y1 - y0) / height))
     painter.sky()
     PAINT[scene.family](painter, y)
     picture = (np.clip(painter.canvas, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -38,7 +38,7 @@ def _lake(p: Painter, true_rows: Array) -> None:
     _range(p, h, 0.22, 2.8, rgb("5c7a78"), 0.26)
     shore = np.minimum(_rolling(p, h - 0.012, 0.07, 2.0), h - 0.004)
     p.hill(shore, rgb("3c6438"), 0.06)
-    p.pines(shore + 0.004, 0.03, 0.085, p.hazy(p.lit(rgb("24482c"), 0.4), 0.06), 0.75)
+    p.pines(shore + 0.004, 0.075, 0.13, p.hazy(p.lit(rgb("24482c"), 0.4), 0.06), 0.5)
     p.water(true_rows, rgb("1c5c84"), 0.55, 0.9)
 
 
@@ -70,9 +70,9 @@ def _forest(p: Painter, _: Array) -> None:
     _range(p, h, 0.26, 2.0, rgb("6c8c94"), 0.6)
     for k, haze in enumerate((0.55, 0.36, 0.18, 0.02)):
         base = _rolling(p, h + 0.02 + 0.09 * k + 0.012 * k * k, 0.10, 1.6)
-        tall = 0.10 + 0.055 * k + 0.02 * k * k
+        tall = 0.13 + 0.065 * k + 0.02 * k * k
         colour = p.hazy(p.lit(rgb("2c6a3c"), 0.75 - 0.16 * k), haze)
-        p.pines(base, tall * 0.36, tall, colour, 0.92)
+        p.pines(base, tall * 0.42, tall, colour, 0.85)
         fog = smooth((p.y - base) / 0.2) * ((0.45 + p.mist) * (1 - 0.33 * k))
         p.cover(mix(colour, p.fog, fog), p.below(base - 0.01))
 
@@ -116,15 +116,15 @@ def _snow(p: Painter, _: Array) -> None:
     for level, haze in ((0.14, 0.12), (0.26, 0.0)):
         base = _rolling(p, h + level, 0.12, 1.4)
         p.hill(base, rgb("f6faff"), haze, 0.0)
-        tall = 0.09 + 0.3 * level
-        p.pines(base + 0.02, tall * 0.5, tall, p.hazy(p.lit(rgb("24483c"), 0.3), haze), 0.42)
+        tall = 0.12 + 0.5 * level
+        p.pines(base + 0.02, tall * 0.55, tall, p.hazy(p.lit(rgb("24483c"), 0.3), haze), 0.3)
 
 
 def _city(p: Painter, true_rows: Array) -> None:
     h, dark = p.scene.horizon, p.scene.time in ("night", "dusk")
-    _towers(p, 0.055, 0.30, 0.55, 0.30 if dark else 0.35)
-    _towers(p, 0.085, 0.40, 0.28, 0.50 if dark else 0.35)
-    _towers(p, 0.12, 0.24, 0.06, 0.60 if dark else 0.35)
+    _towers(p, 0.09, 0.30, 0.6, 0.25)
+    _towers(p, 0.14, 0.42, 0.3, 0.4)
+    _towers(p, 0.19, 0.24, 0.06, 0.5)
     p.cover(p.hazy(p.lit(rgb("4c5c50"), 0.3), 0.05), p.below(np.full_like(p.x, h - 0.012)))
     if dark:
         p.cover(rgb("ffb060"), np.repeat(0.28 * np.exp(-np.abs(p.y - h) / 0.10), len(p.x), axis=1))
@@ -136,14 +136,14 @@ def _towers(p: Painter, width: float, height: float, haze: float, share: float) 
     seed, dark = p.seed(), p.scene.time in ("night", "dusk")
     cell, inside = cell_of(p.x / width)
     narrow = 0.5 - np.abs(inside - 0.5)
-    centre = np.exp(-(np.sin((cell.astype(np.float32) + 0.5) * width - 0.5) ** 2) / 0.10) if width < 0.1 else 0.7
+    centre = np.exp(-(np.sin((cell.astype(np.float32) + 0.5) * width - 0.5) ** 2) / 0.10) if width < 0.15 else 0.7
     tall, style = height * (0.25 + 0.75 * chance(seed, cell)) * (0.45 + 0.75 * centre), chance(seed + 1, cell)
     tall = tall - 0.25 * tall * (narrow < 0.2) * (style > 0.55) + 0.4 * tall * (narrow > 0.44) * (style > 0.86)
     top = p.scene.horizon - tall
     light = (0.15 + 0.7 * ((inside > 0.5) == (p.side > 0))) * (0.5 if dark else 0.8)
     albedo = rgb("9aa8bc b8a494 7c94b0 c8b8a8")[(seed + cell) % 4, :, 0, 0].T[:, None]
     p.cover(p.hazy(p.lit(albedo, light), haze), p.below(top) * smooth(narrow * width / p.pixel + 0.4))
-    (ix, dx), (iy, dy) = cell_of(p.x / 0.0195), cell_of(p.y / 0.026)
+    (ix, dx), (iy, dy) = cell_of(p.x / 0.047), cell_of(p.y / 0.058)
     window = smooth((0.36 - np.abs(dx - 0.5)) / 0.25) * smooth((0.34 - np.abs(dy - 0.5)) / 0.25)
     shines = (chance(seed + 3, iy, ix) < share) * p.below(top + 0.02) * smooth((narrow - 0.1) / 0.1)
     lamp = rgb("ffd27a") if dark else p.hazy(p.lit(rgb("d0e8ff"), 0.9), haze)
@@ -158,7 +158,7 @@ def _meadow(p: Painter, _: Array) -> None:
         base = _rolling(p, h + level, 0.17, 1.3, 0.2)
         p.hill(base, greens[k], haze, 0.0)
         if k < 2:
-            p.trees(base + 0.01, 0.10 + 0.05 * k, 0.055 + 0.035 * k, 0.5)
+            p.trees(base + 0.01, 0.17 + 0.07 * k, 0.085 + 0.045 * k, 0.5)
     _flowers(p, base)
 
 
@@ -169,8 +169,8 @@ def _flowers(p: Painter, base: Array) -> None:
     depth = np.maximum(p.y[rows] - base, 0)
     if not depth.size:
         return
-    iy, dy = cell_of(7 * np.log1p(depth * 9))
-    wide = 0.02 + 0.06 / 7 * (iy.astype(np.float32) + 0.5)
+    iy, dy = cell_of(5 * np.log1p(depth * 7))
+    wide = 0.03 + 0.09 / 5 * (iy.astype(np.float32) + 0.5)
     ix, dx = cell_of(p.x / wide + chance(seed, iy))
     away = np.hypot(dx - 0.3 - 0.4 * chance(seed + 1, iy, ix), dy - 0.5)
     patch = fractal2(seed + 5, p.x * 3, p.rows[rows] * 8, p.pixel * 8, 0.5, 4)

@@ -98,7 +98,7 @@ class Painter:
             band = np.exp(-(((self.y + slope * (self.x - 0.5) - centre + 0.25) / 0.16) ** 2))
             cloud = smooth(0.5 + 0.9 * fractal2(seed + 9, self.x * 5, self.rows * 5, self.pixel * 5))
             self.canvas += band * cloud * smooth(height * 2) * rgb("5a5a96") * 0.9
-        per_unit = 13.0
+        per_unit = 9.0
         (ix, dx), (iy, dy) = cell_of(self.x * per_unit), cell_of(self.y * per_unit)
         dx = dx - (0.2 + 0.6 * chance(seed + 1, iy, ix))
         dy = dy - (0.2 + 0.6 * chance(seed + 2, iy, ix))
@@ -138,7 +138,7 @@ class Painter:
     def clouds(self, seed: int, threshold: float) -> None:
         """Soft clouds, lit on the side of the light: brightness is the density's difference towards the light."""
         x, y, step = self.x * 2.6, self.rows * 6.5, self.pixel * 6.5
-        density = fractal2(seed, x, y, step, 0.5, 5)
+        density = fractal2(seed, x, y, step, 0.45, 5)
         night, low = self.scene.time == "night", self.scene.time in ("dawn", "dusk")
         upward = 0.35 if low else -0.45
         towards = fractal2(seed, x + 0.25 * self.side, y + upward, step * 2, 0.5, 4)
@@ -171,8 +171,8 @@ class Painter:
         depth = self.y[rows] - top
         if not depth.size:
             return
-        rough = fractal2(seed, self.x * 7, self.rows[rows] * 7, self.pixel * 7, 0.55)
-        light = self.facets(outline, 0.45 * np.maximum(depth, 0) + 0.10 * rough, 0.7, 0.5 * rough)
+        rough = fractal2(seed, self.x * 6, self.rows[rows] * 6, self.pixel * 6, 0.45)
+        light = self.facets(outline, 0.45 * np.maximum(depth, 0) + 0.10 * rough, 0.6, 0.4 * rough)
         ground = albedo
         if snow > 0:
             white = smooth((snow + 0.14 * rough - depth) / (0.03 + self.pixel))
@@ -205,7 +205,7 @@ class Painter:
             tall = height * (0.55 + 0.45 * chance(seed + 1, cell)) * (chance(seed + 2, cell) < density)
             rows = self.span(float((base - tall).min()), float(base.max()))
             t = (self.y[rows] - (base - tall)) / np.maximum(tall, 1e-4)
-            tiers = 0.22 * min(1.0, height / (24 * self.pixel))
+            tiers = 0.22 * min(1.0, height / (40 * self.pixel))
             wide = (t * (0.85 - tiers) + tiers * (t * 5 % 1.0)) * tall * 0.27
             alpha = np.clip((wide - aside) / self.pixel + 0.3, 0, 1)
             self.cover(colour, alpha * ((t > 0) & (t < 1.05)), rows)
