@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
-from panokit.errors import PluginLoadError, PluginNotFoundError
+from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
+
+Made = TypeVar("Made")
 
 Kind = Literal["fusers", "guidances", "schedulers", "models"]
 KINDS: tuple[Kind, ...] = ("fusers", "guidances", "schedulers", "models")
@@ -68,7 +70,7 @@ def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
         PluginLoadError: it is there and cannot be imported.
     """
     if ":" in name:
-        return Plugin(kind, name, EntryPoint(name, name, f"panokit.{kind}")).load()
+        return _attribute(kind, name)
     named = [plugin for plugin in plugins(kind) if plugin.name == name]
     if len(named) > 1:
         raise PluginNotFoundError(
@@ -78,6 +80,32 @@ def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
     if not named:
         raise PluginNotFoundError(unknown(kind, name, builtin))
     return named[0].load()
+
+
+def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -> Made:
+    """An object of the class behind a name, made without arguments.
+
+    Raises:
+        PluginNotFoundError: nothing, or more than one distribution, answers to the name.
+        PluginLoadError: it is there and cannot be imported.
+        ContractError: it makes something else than a `base`.
+    """
+    found = load(kind, name, builtin)
+    made = found() if isinstance(found, type) and issubclass(found, base) else None
+    if made is None:
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ContractError(f"{name} is {what}, and {kind} are subclasses of panokit.{base.__name__}: name one of these")
+    return made
+
+
+def _attribute(kind: Kind, name: str) -> Any:
+    """The object behind `module:attribute`."""
+    try:
+        return EntryPoint(name, name, f"panokit.{kind}").load()
+    except (ImportError, AttributeError, ValueError) as cause:
+        raise PluginNotFoundError(
+            f"{name!r} leads to nothing ({cause}): write module:Class, with a module that can be imported from here"
+        ) from cause
 
 
 def unknown(kind: Kind, name: str, builtin: Sequence[str] = ()) -> str:

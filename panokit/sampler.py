@@ -60,9 +60,9 @@ class Sampler:
         guidances: Sequence[str | Guidance] = (),
         runtime: Runtime | None = None,
     ) -> None:
-        self.fuser: Fuser = registry.load("fusers", fuser)() if isinstance(fuser, str) else fuser
+        self.fuser: Fuser = registry.make("fusers", fuser, Fuser) if isinstance(fuser, str) else fuser
         self.guidances: tuple[Guidance, ...] = tuple(
-            registry.load("guidances", g)() if isinstance(g, str) else g for g in guidances
+            registry.make("guidances", g, Guidance) if isinstance(g, str) else g for g in guidances
         )
         self.scheduler = _scheduler(scheduler)
         self.runtime = runtime or Runtime()
@@ -106,6 +106,8 @@ class Sampler:
         denoiser = self.model.denoiser
         if steps < 1:
             raise SettingError(f"steps is {steps}: at least 1 denoising step is needed")
+        if not 0 <= seed < 1 << 64:
+            raise SettingError(f"seed is {seed}: it must be from 0 to {(1 << 64) - 1}")
         grid = self.grid(height, width, stride, wrap)
         with torch.no_grad(), self.runtime.autocast():
             embeddings = denoiser.encode(prompt, negative_prompt, guidance_scale)
@@ -236,7 +238,7 @@ def _scheduler(scheduler: str | Scheduler) -> Scheduler:
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 
     builtin = DiffusersScheduler.names()
-    return DiffusersScheduler(scheduler) if scheduler in builtin else registry.load("schedulers", scheduler, builtin)()
+    return DiffusersScheduler(scheduler) if scheduler in builtin else registry.make("schedulers", scheduler, Scheduler, builtin)
 
 
 def _model(model: str | Model) -> Model:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from panokit import registry
-from panokit.errors import PluginLoadError, PluginNotFoundError
+from panokit import Fuser, registry
+from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
 
 
 def distribution(folder: Path, name: str, entries: str) -> None:
@@ -58,5 +58,17 @@ def test_an_unknown_name_lists_what_is_installed() -> None:
 
 def test_a_module_and_attribute_work_without_an_entry_point(site: Path) -> None:
     assert registry.load("fusers", "outside_fuser:Outside").__name__ == "Outside"
-    with pytest.raises(PluginLoadError, match="no_such_module"):
-        registry.load("fusers", "no_such_module:Outside")
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Outside", "outside_fuser:Inside", "outside_fuser:", ":Outside"])
+def test_a_module_and_attribute_that_are_not_there_are_told_the_form(site: Path, name: str) -> None:
+    with pytest.raises(PluginNotFoundError, match=r"leads to nothing .* write module:Class"):
+        registry.load("fusers", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("outside_fuser:Outside", "the class Outside"), ("json:dumps", "a function"), ("math:pi", "a float")]
+)
+def test_what_is_no_plugin_of_the_kind_is_refused(site: Path, name: str, what: str) -> None:
+    with pytest.raises(ContractError, match=f"{name} is {what}, and fusers are subclasses of panokit.Fuser"):
+        registry.make("fusers", name, Fuser)
