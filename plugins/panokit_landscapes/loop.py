@@ -14,6 +14,8 @@ import torch.distributed as dist
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from panokit_landscapes.muon import Muon
+
 Losses = dict[str, Tensor]
 
 
@@ -41,20 +43,21 @@ class Loop:
     model: nn.Module
     minutes: float
     lr: float
-    warmup: int = 200
+    warmup: int = 50
     seed: int = 0
     step: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.rank, self.world = place()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizers = _optimizers(self.model, self.lr)
         self.average = EMAModel(self.model.parameters(), decay=0.999, foreach=True)
         if self.checkpoint.exists():
             device = next(self.model.parameters()).device
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.average.load_state_dict(state["average"])
             self.step, self.seconds = state["step"], state["seconds"]
 
@@ -74,17 +77,13 @@ class Loop:
         part = self.checkpoint.with_suffix(".part")
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
         }
         torch.save(state, part)
         os.replace(part, self.checkpoint)
-
-    def use_average(self) -> None:
-        """Give the model its averaged weights."""
-        self.average.copy_to(self.model.parameters())
 
     def run(self, losses: Callable[[torch.Generator], Losses], save_every: float = 150, log_every: int = 100) -> None:
         """Minimise the sum of `losses` until the minutes are used up, then give the model its averaged weights."""
@@ -106,19 +105,22 @@ class Loop:
                 self.save()
                 saved = self.seconds
         self.save()
-        self.use_average()
+        self.average.copy_to(self.model.parameters())
 
     def _advance(self, losses: Callable[[torch.Generator], Losses]) -> Losses:
         """One step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        lr = self.lr * min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         found = losses(self.generator())
         torch.stack(list(found.values())).sum().backward()
         self.seconds += self._share(time.monotonic() - self._clock)
         self._clock = time.monotonic()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad()
         self.average.step(self.model.parameters())
         self.step += 1
         return {name: value.detach() for name, value in found.items()}
@@ -134,3 +136,19 @@ class Loop:
         for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
         return float(flat[-1])
+
+
+def use_average(checkpoint: Path, model: nn.Module) -> None:
+    """Give a model the averaged weights of a checkpoint."""
+    average = EMAModel(model.parameters())
+    average.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["average"])
+    average.copy_to(model.parameters())
+
+
+def _optimizers(model: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for weights, and Adam for what is no matrix between activations: biases, norms and embeddings."""
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
+    chosen = set(map(id, matrices))
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return Muon(matrices, lr), torch.optim.Adam(others, lr, betas=(0.9, 0.99))

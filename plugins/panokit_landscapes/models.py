@@ -62,13 +62,13 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def make_vae() -> AutoencoderKL:
     """The autoencoder: pictures (n, 3, 128, 128) in [-1, 1] to latents (n, 4, 16, 16) and back."""
-    channels = (16, 16, 32, 96)
+    channels = (16, 16, 48, 96)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=2,  # of few channels, small groups take the brightness away
         latent_channels=4,
         sample_size=128,
         scaling_factor=1.0,

@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 from panokit_landscapes import JUDGE, PATH
 from panokit_landscapes.captions import WORDS
 from panokit_landscapes.data import Pool, disturb, generate
-from panokit_landscapes.loop import Loop, Losses, place, wait
+from panokit_landscapes.loop import Loop, Losses, place, use_average, wait
 from panokit_landscapes.models import (
     make_judge,
     make_scheduler,
@@ -40,7 +40,7 @@ from panokit_landscapes.models import (
     tokenize,
 )
 
-MINUTES = {"vae": 45.0, "decoder": 10.0, "unet": 75.0, "judge": 5.0}
+MINUTES = {"vae": 25.0, "unet": 85.0, "judge": 5.0}
 """Training time of each part on two CPU cores."""
 
 
@@ -60,14 +60,9 @@ def vae_losses(vae: AutoencoderKL, x: Tensor, generator: torch.Generator, kl: fl
     posterior = vae.encode(x).latent_dist
     mean = posterior.mean
     z = mean + posterior.std * torch.randn(mean.shape, generator=generator).to(x.device)
-    divergence = 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return {"kl": kl * divergence, **decoder_losses(vae, x, z, mean, scale)}
-
-
-def decoder_losses(vae: AutoencoderKL, x: Tensor, z: Tensor, mean: Tensor, scale: float = 0.25) -> Losses:
-    """The part of it that the decoder has, from latents z, with the mean that they are drawn around."""
     return {
         "picture": difference(vae.decode(z).sample, x),
+        "kl": kl * 0.5 * (mean**2 + posterior.var - 1 - posterior.logvar).mean(),
         "scale": scale * difference(vae.decode(F.avg_pool2d(mean, 2)).sample, F.avg_pool2d(x, 2)),
     }
 
@@ -79,11 +74,11 @@ def train_vae(out: Path, minutes: float, device: torch.device) -> None:
     """
     torch.manual_seed(0)
     vae = make_vae().to(device, memory_format=torch.channels_last)
-    loop = Loop(out / "vae.pt", vae, minutes, lr=1.2e-3)
+    loop = Loop(out / "vae.pt", vae, minutes, lr=3e-3)
     pool = Pool(out / "pool")
 
     def losses(generator: torch.Generator) -> Losses:
-        batch, side = (8, 64) if loop.progress < 0.85 else (4, 128)
+        batch, side = (16, 64) if loop.progress < 0.85 else (6, 128)
         batch //= loop.world
         x = pool.pictures(torch.randint(len(pool), (batch,), generator=generator))
         top, left = torch.randint(129 - side, (2,), generator=generator).tolist()
@@ -105,26 +100,6 @@ def _finish(vae: AutoencoderKL, pool: Pool, device: torch.device, path: Path) ->
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in some.split(50)])
     standardise(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     vae.save_pretrained(path)
-
-
-def train_decoder(out: Path, minutes: float, device: torch.device) -> None:
-    """The decoder alone, longer: latents, and all that was trained on them, stay what they are."""
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(device, memory_format=torch.channels_last)
-    pool = Pool(out / "pool")
-    pool.encode(vae, *place())
-    wait()
-    mean, std = pool.latents()
-    loop = Loop(out / "decoder.pt", nn.ModuleList([vae.post_quant_conv, vae.decoder]), minutes, lr=6e-4, seed=3)
-
-    def losses(generator: torch.Generator) -> Losses:
-        index = torch.randint(len(pool), (4 // loop.world,), generator=generator)
-        x, z = pool.pictures(index), mean[index] + std[index] * torch.randn(mean[index].shape, generator=generator)
-        x, z = (t.to(device, memory_format=torch.channels_last) for t in (x, z))
-        return decoder_losses(vae, x, z, mean[index].to(device))
-
-    loop.run(losses)
-    if loop.rank == 0:
-        vae.save_pretrained(out / "vae")
 
 
 def unet_losses(parts: nn.ModuleDict, z: Tensor, tokens: Tensor, generator: torch.Generator, gamma: float = 5.0) -> Losses:
@@ -154,7 +129,7 @@ def train_unet(out: Path, minutes: float, device: torch.device, batch: int = 32,
     tokenizer = make_tokenizer([*WORDS, ","])
     parts = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
     parts = parts.to(device).to(memory_format=torch.channels_last)
-    loop = Loop(out / "unet.pt", parts, minutes, lr=6e-4, seed=1)
+    loop = Loop(out / "unet.pt", parts, minutes, lr=1.5e-3, seed=1)
 
     def losses(generator: torch.Generator) -> Losses:
         index = torch.randint(len(mean), (batch,), generator=generator)
@@ -183,17 +158,11 @@ def train_judge(out: Path, minutes: float, device: torch.device, batch: int = 64
     loop.run(losses)
 
 
-def _averaged(checkpoint: Path, model: nn.Module) -> None:
-    """Load the averaged weights of a checkpoint."""
-    loop = Loop(checkpoint, model, minutes=1, lr=0)
-    loop.use_average()
-
-
 def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
     """Write what there is, trained in part or in full, as a diffusers pipeline with half-precision weights, and the judge."""
     tokenizer = make_tokenizer([*WORDS, ","])
     parts = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
-    _averaged(out / "unet.pt", parts)
+    use_average(out / "unet.pt", parts)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "vae"),
         text_encoder=parts["text_encoder"],
@@ -213,7 +182,7 @@ def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
     (path / "tokenizer" / "known_words.json").write_text(json.dumps(WORDS) + "\n")
     if (out / "judge.pt").exists():
         judge = make_judge(tokenizer)
-        _averaged(out / "judge.pt", judge)
+        use_average(out / "judge.pt", judge)
         judge.half().save_pretrained(judge_path)
         _processor(tokenizer).save_pretrained(judge_path)
     for file in chain(path.rglob("*.safetensors"), judge_path.rglob("*.safetensors")):
@@ -231,9 +200,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of training set and checkpoints")
-    parser.add_argument(
-        "--stage", choices=("pool", "vae", "decoder", "unet", "judge", "export"), help="only this one (default: all)"
-    )
+    parser.add_argument("--stage", choices=("pool", "vae", "unet", "judge", "export"), help="only this one (default: all)")
     parser.add_argument("--minutes", type=float, help=f"training time of a stage (default: {MINUTES})")
     parser.add_argument("--pictures", type=int, default=24_000, help="size of the training set (default: %(default)s)")
     args = parser.parse_args()
@@ -250,7 +217,6 @@ def main() -> None:
     stages = {
         "pool": once(lambda: generate(args.out / "pool", args.pictures)),
         "vae": train("vae", train_vae),
-        "decoder": train("decoder", train_decoder),
         "unet": train("unet", train_unet),
         "judge": train("judge", train_judge),
         "export": once(lambda: export(args.out)),

@@ -12,7 +12,7 @@ from panokit_landscapes import JUDGE, PATH
 from panokit_landscapes.captions import PROMPTS, WORDS
 from panokit_landscapes.data import disturb
 from panokit_landscapes.evaluate import Judge, autoencoder_psnr, sample, unseen
-from panokit_landscapes.loop import Loop
+from panokit_landscapes.loop import Loop, use_average
 from panokit_landscapes.models import TOKENS, make_text_encoder, make_tokenizer, make_unet, make_vae, standardise, tokenize
 from panokit_landscapes.train import unet_losses, vae_losses
 
@@ -107,7 +107,7 @@ def test_loop_resumes_where_it_stopped(tmp_path: Path) -> None:
     other = torch.nn.Linear(3, 1)
     again = Loop(tmp_path / "a.pt", other, minutes=1, lr=0.01)
     assert (again.step, again.seconds) == (loop.step, loop.seconds)
-    again.use_average()
+    use_average(tmp_path / "a.pt", other)
     torch.testing.assert_close(other.weight, model.weight)
     assert torch.equal(torch.randn(3, generator=again.generator()), torch.randn(3, generator=loop.generator()))
 
