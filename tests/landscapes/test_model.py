@@ -49,7 +49,7 @@ def test_any_text_tokenises(pipeline: StableDiffusionPipeline, text: str) -> Non
 def test_autoencoder_on_unseen_scenes(pipeline: StableDiffusionPipeline) -> None:
     x, _ = unseen(16, seed=2)
     psnr = autoencoder_psnr(pipeline.vae, x)
-    assert psnr["reconstruction"] >= 27
+    assert psnr["reconstruction"] >= 32
     assert psnr["half size"] >= 24
     with torch.no_grad():
         latents = pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
