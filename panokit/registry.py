@@ -86,25 +86,34 @@ def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -
     """An object of the class behind a name, made without arguments.
 
     Raises:
-        PluginNotFoundError: nothing, or more than one distribution, answers to the name.
+        PluginNotFoundError: nothing, or more than one distribution, answers to the name, or `module:attribute` is no `base`.
         PluginLoadError: it is there and cannot be imported.
-        ContractError: it makes something else than a `base`.
+        ContractError: it is installed for this kind, and is no `base`.
     """
     found = load(kind, name, builtin)
     made = found() if isinstance(found, type) and issubclass(found, base) else None
     if made is None:
         what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-        raise ContractError(f"{name} is {what}, and {kind} are subclasses of panokit.{base.__name__}: name one of these")
+        error = (
+            PluginNotFoundError if ":" in name else ContractError
+        )  # the one is the user's choice, the other the plugin's word
+        raise error(f"{name} is {what}, and {kind} are subclasses of panokit.{base.__name__}: name one of these")
     return made
 
 
 def _attribute(kind: Kind, name: str) -> Any:
     """The object behind `module:attribute`."""
+    module = name.partition(":")[0]
     try:
         return EntryPoint(name, name, f"panokit.{kind}").load()
-    except (ImportError, AttributeError, ValueError) as cause:
-        raise PluginNotFoundError(
-            f"{name!r} leads to nothing ({cause}): write module:Class, with a module that can be imported from here"
+    except Exception as cause:  # whatever an outside module does while it is imported
+        missing = isinstance(cause, ModuleNotFoundError) and module.startswith(cause.name or "")
+        if missing or isinstance(cause, AttributeError | ValueError):
+            raise PluginNotFoundError(
+                f"{name!r} leads to nothing ({cause}): write module:Class, with a module that can be imported from here"
+            ) from cause
+        raise PluginLoadError(
+            f"{module} cannot be imported: {type(cause).__name__}: {cause}; mend it, or what it needs"
         ) from cause
 
 

@@ -70,5 +70,16 @@ def test_a_module_and_attribute_that_are_not_there_are_told_the_form(site: Path,
     ("name", "what"), [("outside_fuser:Outside", "the class Outside"), ("json:dumps", "a function"), ("math:pi", "a float")]
 )
 def test_what_is_no_plugin_of_the_kind_is_refused(site: Path, name: str, what: str) -> None:
-    with pytest.raises(ContractError, match=f"{name} is {what}, and fusers are subclasses of panokit.Fuser"):
+    with pytest.raises(PluginNotFoundError, match=f"{name} is {what}, and fusers are subclasses of panokit.Fuser"):
         registry.make("fusers", name, Fuser)
+
+
+def test_an_installed_plugin_that_is_none_broke_its_word(site: Path) -> None:
+    distribution(site, "outside", "outside = outside_fuser:Outside")
+    with pytest.raises(ContractError, match="outside is the class Outside"):
+        registry.make("fusers", "outside", Fuser)
+
+
+def test_a_module_that_breaks_when_imported_is_not_taken_for_one_that_is_not_there(site: Path) -> None:
+    with pytest.raises(PluginLoadError, match="outside_broken cannot be imported: RuntimeError: no licence"):
+        registry.load("fusers", "outside_broken:Outside")

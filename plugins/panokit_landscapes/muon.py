@@ -1,6 +1,7 @@
 """Muon (Jordan et al. 2024): momentum, orthogonalised. On two cores it trains an autoencoder several times as fast as Adam."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One step, from the gradients as they are."""
         for group in self.param_groups:
             for weight in group["params"]:
