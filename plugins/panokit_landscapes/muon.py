@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -25,17 +26,23 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step, from the gradients as they are."""
+        """One step, from the gradients as they are; the processes of a group, who have the same, share the work."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            steps = torch.zeros(sum(map(torch.numel, weights)), device=weights[0].device)
+            parts = steps.split([weight.numel() for weight in weights])
+            for number, (weight, part) in enumerate(zip(weights, parts, strict=True)):
                 gradient = weight.grad.flatten(1)
-                state = self.state[weight]
-                mean = state.setdefault("mean", torch.zeros_like(gradient))
+                mean = self.state[weight].setdefault("mean", torch.zeros_like(gradient))
                 mean.lerp_(gradient, 1 - group["momentum"])
-                step = orthogonal(gradient.lerp(mean, group["momentum"]))
-                weight.add_(step.view(weight.shape), alpha=-0.2 * group["lr"] * max(step.shape) ** 0.5)
+                if number % world == rank:
+                    step = orthogonal(gradient.lerp(mean, group["momentum"]))
+                    part.copy_(step.flatten() * max(step.shape) ** 0.5)
+            if world > 1:
+                dist.all_reduce(steps)  # of every part, all addends but one are zero
+            for weight, part in zip(weights, parts, strict=True):
+                weight.sub_(part.view(weight.shape), alpha=0.2 * group["lr"])
 
 
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:

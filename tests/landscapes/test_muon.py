@@ -1,7 +1,13 @@
 """Muon: steps along orthogonal matrices, the size of Adam's."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from panokit_landscapes.muon import Muon, orthogonal
 
@@ -34,3 +40,29 @@ def test_it_solves_a_linear_regression() -> None:
         weight.grad = ((weight.detach() - truth) @ x.T @ x) / 50
         optimizer.step()
     assert torch.allclose(weight, truth, atol=0.02)
+
+
+def stepped() -> list[Tensor]:
+    """The weights of a network after two steps on gradients that are known."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in ((6, 4), (4, 3, 3, 3), (2, 5))]
+    optimizer = Muon(weights, lr=0.1)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+    return weights
+
+
+def test_two_processes_that_share_the_work_step_as_one(tmp_path: Path) -> None:
+    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), stepped(), rtol=1e-5, atol=1e-6)
+
+
+if __name__ == "__main__":
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(stepped(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
