@@ -51,6 +51,10 @@ _PHRASES = chain.from_iterable(chain(*(table.values() for table in (_NAMES, _TIM
 WORDS: tuple[str, ...] = tuple(sorted({word for phrase in ("over", *_PHRASES) for word in phrase.split()}))
 """All words that `caption` can produce."""
 
+FILLERS = frozenset(("a", "above", "an", "and", "at", "below", "by", "in", "of", "on", "over", "the", "under", "with"))
+TELLING: tuple[str, ...] = tuple(word for word in WORDS if word not in FILLERS)
+"""Those that say what is to be seen."""
+
 PROMPTS: tuple[str, ...] = (
     "a mountain lake at dusk",
     "desert dunes at noon, clear sky",

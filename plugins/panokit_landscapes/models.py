@@ -20,13 +20,17 @@ _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     """A CLIP tokenizer in which each of `words` is one token and any other text falls apart into pieces or bytes.
 
-    Byte-pair merges are learned on the words themselves until every word is whole.
+    Byte-pair merges are learned on the words themselves until every word is whole. The ends of words are numbered beforehand:
+    the trainer meets words in an order of its own, another every time, and breaks ties by the numbers.
     """
+    words = sorted(words)
+    ends = sorted({word[-1] + "</w>" for word in words})
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(
-        sorted(words), trainers.BpeTrainer(vocab_size=1 << 16, min_frequency=1, show_progress=False, end_of_word_suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=1 << 16, min_frequency=1, show_progress=False, end_of_word_suffix="</w>", special_tokens=ends
     )
+    learner.train_from_iterator(words, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *("".join(pair) for pair in merges), _BOS, _EOS]
