@@ -89,6 +89,11 @@ class Pool:
                 both = torch.stack([torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])])
                 save_array(path, both.cpu().numpy().astype(np.float16))
 
+    def forget_latents(self) -> None:
+        """Remove what `encode` wrote."""
+        for path in self.folder.glob("latents-*.npy"):
+            path.unlink()
+
     def latents(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of all pictures, float (n, 4, 16, 16) each, once `encode` wrote them."""
         both = [torch.from_numpy(np.load(self._latents(number))).float() for number in range(len(self.chunks))]

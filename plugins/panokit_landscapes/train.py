@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 
 from panokit_landscapes import JUDGE, PATH
-from panokit_landscapes.captions import WORDS
+from panokit_landscapes.captions import TELLING, WORDS
 from panokit_landscapes.data import Pool, disturb, generate
 from panokit_landscapes.loop import Loop, Losses, place, use_average, wait
 from panokit_landscapes.models import (
@@ -40,7 +40,7 @@ from panokit_landscapes.models import (
     tokenize,
 )
 
-MINUTES = {"vae": 25.0, "unet": 85.0, "judge": 5.0}
+MINUTES = {"vae": 25.0, "unet": 110.0, "judge": 5.0}
 """Training time of each part on two CPU cores."""
 
 
@@ -100,6 +100,7 @@ def _finish(vae: AutoencoderKL, pool: Pool, device: torch.device, path: Path) ->
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in some.split(50)])
     standardise(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     vae.save_pretrained(path)
+    pool.forget_latents()  # they are another autoencoder's
 
 
 def unet_losses(parts: nn.ModuleDict, z: Tensor, tokens: Tensor, generator: torch.Generator, gamma: float = 5.0) -> Losses:
@@ -179,7 +180,7 @@ def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
     # transformers takes the type from here unless told, and diffusers loads its parts in float32: they must agree
     config = path / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    (path / "tokenizer" / "known_words.json").write_text(json.dumps(WORDS) + "\n")
+    (path / "tokenizer" / "known_words.json").write_text(json.dumps(TELLING) + "\n")
     if (out / "judge.pt").exists():
         judge = make_judge(tokenizer)
         use_average(out / "judge.pt", judge)
