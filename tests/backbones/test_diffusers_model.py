@@ -1,15 +1,19 @@
 """Loading models, and the denoiser and codec around them."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from panokit import Model, Runtime, Sampler, load_model
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec, _unfit
 from panokit.errors import ModelError, PluginNotFoundError
 from panokit.testing.tiny import tiny_model
 
@@ -104,24 +108,93 @@ def test_an_unknown_prompt_is_warned_of_once_and_names_known_words(tiny: Model) 
         denoiser.encode("", "", 1.0)
 
 
-def test_the_codec_is_in_unit_range_and_differentiable(tiny: Model) -> None:
+def test_unknown_words_are_found_between_any_signs(tiny: Model) -> None:
+    old = tiny.denoiser
+    assert isinstance(old, UNetDenoiser)
+    denoiser = UNetDenoiser(old.unet, old.text_encoder, old.tokenizer, old.training, frozenset({"lake"}))
+    with torch.no_grad():
+        for known in ("Lake.", "lake!", "a lake-side"):
+            denoiser.encode(known, "", 1.0)
+        with pytest.warns(UserWarning, match="knows no word"):
+            denoiser.encode("lakes", "", 1.0)
+
+
+def test_what_is_cut_off_a_long_prompt_is_told(tiny: Model) -> None:
+    """The tiny tokenizer reads a letter at a time, 16 with start and end."""
+    with pytest.warns(UserWarning, match="the prompt has 22 tokens and this model reads 16: 'wxyzab' at its end is cut off"):
+        tiny.denoiser.encode("abcdefghijklmnwxyzab", "", 1.0)
+
+
+def configure(part: str, **settings: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / part / f"{'scheduler_' if part == 'scheduler' else ''}config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (configure("scheduler", prediction_type="noise"), "it predicts 'noise'"),
+        (configure("unet", sample_size=None), "does not say the size"),
+    ],
+)
+def test_a_kind_of_model_that_cannot_be_driven_is_refused(
+    folder: Path, tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
+    odd = shutil.copytree(folder, tmp_path / "model")
+    change(odd)
+    with pytest.raises(ModelError, match=f"is of a kind that panokit cannot drive, .*{message}.*: use Stable Diffusion"):
+        load_model(str(odd))
+
+
+@pytest.mark.parametrize(
+    ("unet", "message"),
+    [
+        ({"in_channels": 9}, "takes 9 channels and returns 4, and its latents have 4"),
+        ({"addition_embed_type": "text_time"}, "more than a text"),
+        ({"class_embed_type": "timestep"}, "more than a text"),
+        ({"cross_attention_dim": 24}, "texts of width 24, and its text encoder writes 8"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tiny: Model, unet: dict[str, Any], message: str) -> None:
+    denoiser, codec = tiny.denoiser, tiny.codec
+    assert isinstance(denoiser, UNetDenoiser)
+    assert isinstance(codec, VAECodec)
+    odd = SimpleNamespace(**{**denoiser.unet.config, **unet})
+    reason = _unfit(odd, codec.vae.config, denoiser.text_encoder.config, {})
+    assert reason is not None
+    assert re.search(message, reason)
+    assert _unfit(denoiser.unet.config, codec.vae.config, denoiser.text_encoder.config, {}) is None
+
+
+def test_the_codec_is_the_autoencoder_on_pictures_from_0_to_1(tiny: Model) -> None:
     codec = tiny.codec
-    assert codec is not None
-    images = torch.rand(2, 3, 16, 16)
-    latents = codec.encode(images).requires_grad_()
+    assert isinstance(codec, VAECodec)
+    vae, scale = codec.vae, codec.vae.config.scaling_factor
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        latents = codec.encode(images)
+        torch.testing.assert_close(latents, vae.encode(images * 2 - 1).latent_dist.mode() * scale)
+        torch.testing.assert_close(codec.decode(latents), vae.decode(latents / scale).sample / 2 + 0.5)
     assert latents.shape == (2, 4, 8, 8)
-    decoded = codec.decode(latents)
-    assert decoded.shape == images.shape
-    (gradient,) = torch.autograd.grad(decoded.sum(), latents)
+
+
+def test_the_codec_is_differentiable(tiny: Model) -> None:
+    assert tiny.codec is not None
+    latents = torch.randn(1, 4, 8, 8).requires_grad_()
+    (gradient,) = torch.autograd.grad(tiny.codec.decode(latents).sum(), latents)
     assert gradient.abs().sum() > 0
 
 
-def test_large_canvases_are_decoded_in_tiles(tiny: Model) -> None:
+def test_large_canvases_are_decoded_in_diffusers_tiles(tiny: Model) -> None:
     whole = tiny.codec
     assert isinstance(whole, VAECodec)
     tiled = VAECodec(whole.vae, tile_above=64)
     latents = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pieces, one = tiled.decode(latents), whole.decode(latents)
-    assert pieces.shape == one.shape
+        expected = whole.vae.tiled_decode(latents / whole.vae.config.scaling_factor).sample / 2 + 0.5
+    torch.testing.assert_close(pieces, expected)
     assert not torch.equal(pieces, one)

@@ -1,12 +1,13 @@
 """Stable Diffusion and its kin through diffusers and transformers: the denoiser, the codec, and how they are loaded."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -18,7 +19,7 @@ from panokit import registry
 from panokit.denoiser import Codec, Denoiser, Model, Prompt
 from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
 from panokit.grid import Grid
-from panokit.scheduler import Level, Training
+from panokit.scheduler import Level, Prediction, Training
 
 TILE_ABOVE = 128 * 256
 """Cells of a canvas above which it is decoded in tiles: 1024 x 2048 pixels at factor 8, some gigabytes in one piece."""
@@ -72,6 +73,7 @@ class UNetDenoiser(Denoiser):
         texts = (prompt,) if isinstance(prompt, str) else prompt.texts
         for text in texts:
             self._warn_of_unknown_words(text)
+            self._warn_of_what_is_cut(text)
         negative = self._embed([negative_prompt]) if guidance_scale > 1 else None
         return Embeddings(self._embed(texts), negative, prompt, guidance_scale)
 
@@ -86,9 +88,16 @@ class UNetDenoiser(Denoiser):
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
 
     def _warn_of_unknown_words(self, text: str) -> None:
-        if self.known_words and text and self.known_words.isdisjoint(text.lower().replace(",", " ").split()):
+        if self.known_words and text and self.known_words.isdisjoint(re.findall(r"[^\W\d_]+", text.lower())):
             some = ", ".join(sorted(self.known_words, key=len)[-24:])
             message = f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}"
+            warnings.warn(message, PromptWarning, stacklevel=6)
+
+    def _warn_of_what_is_cut(self, text: str) -> None:
+        tokens, limit = self.tokenizer(text, verbose=False).input_ids, self.tokenizer.model_max_length
+        if len(tokens) > limit:
+            cut = self.tokenizer.decode(tokens[limit - 1 : -1])
+            message = f"the prompt has {len(tokens)} tokens and this model reads {limit}: {cut!r} at its end is cut off"
             warnings.warn(message, PromptWarning, stacklevel=6)
 
     def condition(self, embeddings: Embeddings, grid: Grid, index: Sequence[int]) -> Condition:
@@ -184,16 +193,41 @@ def _from_pretrained(source: str, name: str) -> Model:
                 f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the connection"
             ) from cause
 
-    weights = {"torch_dtype": torch.float32, "use_safetensors": True}
+    # diffusers' way to save memory wants accelerate, and says so at length where that is missing
+    weights = {"torch_dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
     unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
     vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
     with _without_progress_bar():
         text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, use_safetensors=True)
     tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
     config = part(DDIMScheduler.load_config, "scheduler")
+    reason = _unfit(unet.config, vae.config, text_encoder.config, config)
+    if reason:
+        raise ModelError(
+            f"the model {source} is of a kind that panokit cannot drive, {reason}: use Stable Diffusion 1.x or 2.x"
+        )
     known = Path(source) / "tokenizer" / "known_words.json"
     words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
     return Model(UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words), VAECodec(vae), name)
+
+
+def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) -> str | None:
+    """What of a model's configuration is not Stable Diffusion 1.x's or 2.x's, if anything."""
+    channels = (unet.in_channels, unet.out_channels, vae.latent_channels)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if len(set(channels)) > 1:
+        return f"its UNet takes {channels[0]} channels and returns {channels[1]}, and its latents have {channels[2]}"
+    if unet.addition_embed_type is not None or unet.class_embed_type is not None:
+        return "its UNet wants more than a text to go by"
+    if unet.cross_attention_dim != text_encoder.hidden_size:
+        return (
+            f"its UNet reads texts of width {unet.cross_attention_dim}, and its text encoder writes {text_encoder.hidden_size}"
+        )
+    if unet.sample_size is None:
+        return "its UNet does not say the size that it was trained at (sample_size)"
+    if prediction not in get_args(Prediction):
+        return f"it predicts {prediction!r}"
+    return None
 
 
 @contextmanager
