@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from panokit.denoiser import Regions as Regions
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
+    from panokit.errors import SettingError as SettingError
     from panokit.fuser import Fuser as Fuser
     from panokit.fuser import WeightedFuser as WeightedFuser
     from panokit.grid import Grid as Grid

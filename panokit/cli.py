@@ -58,14 +58,16 @@ def generate(
     from panokit.runtime import Runtime
     from panokit.sampler import Sampler
 
-    check_output(out)
+    check_output(out)  # before the networks are loaded, and below, before they are used
     runtime = Runtime(devices=devices, precision=precision, micro_batch=micro_batch)
     sampler = Sampler(model, scheduler=scheduler, fuser=fuser, guidances=guidances, runtime=runtime)
     high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
+    height, width = high if height is None else height, 4 * wide if width is None else width
+    check_output(out, (width, height))
     panorama = sampler(
         prompt,
-        height=high if height is None else height,
-        width=4 * wide if width is None else width,
+        height=height,
+        width=width,
         negative_prompt=negative_prompt,
         steps=steps,
         guidance_scale=guidance_scale,

@@ -49,10 +49,10 @@ class WeightedFuser(Fuser):
 def _weights(fuser: WeightedFuser, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The weight of a window and one over the sum of weights: made once, they depend on settings alone."""
     weight = fuser.weight(grid).to(device, dtype)
-    if weight.shape != grid.window or not (weight > 0).all():
+    if weight.shape != grid.window or not ((weight > 0) & weight.isfinite()).all():
         raise ContractError(
             f"{type(fuser).__name__}.weight returned shape {tuple(weight.shape)} with a least weight of {float(weight.min())} "
-            f"for windows of {grid.window}; it must return one weight a cell, each above 0"
+            f"for windows of {grid.window}; it must return one finite weight a cell, each above 0"
         )
     total = torch.zeros(grid.size, dtype=dtype, device=device)
     for i in range(len(grid)):

@@ -91,7 +91,14 @@ def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -
         ContractError: it is installed for this kind, and is no `base`.
     """
     found = load(kind, name, builtin)
-    made = found() if isinstance(found, type) and issubclass(found, base) else None
+    made = None
+    if isinstance(found, type) and issubclass(found, base):
+        try:
+            made = found()
+        except TypeError as cause:  # abstract, or with settings that have no default
+            raise PluginNotFoundError(
+                f"{name} cannot be made by name alone ({cause}): in Python, make one and pass the object"
+            ) from cause
     if made is None:
         what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
         error = (

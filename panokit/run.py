@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit.denoiser import Codec, Denoiser
-from panokit.errors import ContractError, NotFiniteError
+from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
@@ -49,6 +49,14 @@ class Run:
     ) -> None:
         self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
         self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
+        for guidance in guidances:
+            if guidance.jacobian not in ("full", "identity"):
+                raise ContractError(
+                    f"{type(guidance).__name__}.jacobian is {guidance.jacobian!r}; it must be 'full', through the denoiser, or "
+                    "'identity', which corrects the clean estimate"
+                )
+        if torch.is_inference_mode_enabled():
+            raise SettingError("panokit takes gradients, which inference mode forbids: use torch.no_grad, or nothing at all")
         self.guided: Guided = [(guidance, guidance.begin(grid, solver.levels)) for guidance in guidances]
         self.generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((denoiser.channels, *grid.size), generator=self.generator)
@@ -68,7 +76,10 @@ class Run:
         Raises:
             NotFiniteError: the model or a guidance returned NaN or infinity.
             ContractError: a plugin returned something of another shape.
+            SettingError: the run is done.
         """
+        if self.done:
+            raise SettingError("the run is done: begin another one")
         self._stage()
         while not (self.done or self.level.main):
             self._stage()

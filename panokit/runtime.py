@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
+_TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 @final
@@ -25,7 +26,7 @@ class Runtime:
         devices: how many devices, or `"auto"` for all there are.
         accelerator: `"auto"`, `"cpu"`, `"cuda"`, ... as Fabric names them.
         num_nodes: how many machines.
-        strategy: Fabric's launcher: `"auto"`, `"ddp"`, `"ddp_spawn"`, ...
+        strategy: Fabric's launcher: `"auto"`, `"ddp"`, ...
         precision: of the networks. The canvas, fusion and the solver stay in float32 (float64 with `64-true`).
         micro_batch: windows that go through the denoiser at once, 1 or more. It decides the kernels' rounding, so it belongs
             to what makes a picture reproducible.
@@ -75,7 +76,12 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the canvas: float32, or float64 where the networks are."""
-        return torch.float64 if self.fabric.strategy.precision.precision == "64-true" else torch.float32
+        return torch.float64 if self.precision == "64-true" else torch.float32
+
+    @property
+    def precision(self) -> str:
+        """The precision of the networks, in Fabric's words."""
+        return str(self.fabric.strategy.precision.precision)
 
     @property
     def rank(self) -> int:
@@ -86,6 +92,12 @@ class Runtime:
     def world_size(self) -> int:
         """How many processes share the windows."""
         return self.fabric.world_size
+
+    def has(self, module: nn.Module) -> bool:
+        """Whether a network is already on this rank's device in the runtime's precision, so that placing it changes nothing."""
+        dtype = _TRUE.get(self.precision)
+        floating = [p for p in module.parameters() if p.is_floating_point()]
+        return all(p.device == self.device and dtype in (None, p.dtype) for p in floating)
 
     def place(self, module: nn.Module) -> None:
         """Freeze a network and put it on this rank's device, in the runtime's precision.

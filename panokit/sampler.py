@@ -1,15 +1,18 @@
 """Composition: a model, a scheduler, a fuser and guidances make panoramas from prompts."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
-from typing import Any, Literal, Required, TypedDict, Unpack, final, overload
+from typing import Any, Literal, Required, TypedDict, TypeVar, Unpack, final, overload
 
 import torch
+from torch import nn
 
 from panokit import registry
 from panokit.denoiser import Model, Prompt, Regions, decode_canvas
-from panokit.errors import SettingError
+from panokit.errors import NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.grid import Grid
 from panokit.guidance import Guidance
@@ -20,6 +23,7 @@ from panokit.runtime import Runtime
 from panokit.scheduler import Scheduler
 
 Wrap = bool | Literal["x", "y", "xy"]
+Part = TypeVar("Part", Fuser, Guidance, Scheduler)
 
 
 class Settings(TypedDict, total=False):
@@ -60,17 +64,18 @@ class Sampler:
         guidances: Sequence[str | Guidance] = (),
         runtime: Runtime | None = None,
     ) -> None:
-        self.fuser: Fuser = registry.make("fusers", fuser, Fuser) if isinstance(fuser, str) else fuser
-        self.guidances: tuple[Guidance, ...] = tuple(
-            registry.make("guidances", g, Guidance) if isinstance(g, str) else g for g in guidances
-        )
-        self.scheduler = _scheduler(scheduler)
+        if isinstance(guidances, str | Guidance):
+            raise SettingError(f"guidances is {guidances!r}: it must be a list, [{guidances!r}]")
+        self.fuser: Fuser = _plugin("fusers", fuser, Fuser)
+        self.guidances: tuple[Guidance, ...] = tuple(_plugin("guidances", guidance, Guidance) for guidance in guidances)
+        self.scheduler: Scheduler = _scheduler(scheduler)
         self.runtime = runtime or Runtime()
         self.runtime.launch()
         self.model = _model(model)
-        for part in (self.model.denoiser, self.model.codec):
-            for module in part.modules() if part else ():
-                self.runtime.place(module)
+        if isinstance(model, Model) and not all(map(self.runtime.has, _networks(model))):
+            self.model = deepcopy(model)  # the caller's, and other samplers', stays what it is
+        for network in _networks(self.model):
+            self.runtime.place(network)
 
     def __repr__(self) -> str:
         return (
@@ -104,6 +109,14 @@ class Sampler:
             SettingError: the size, the stride or the number of steps cannot work.
         """
         denoiser = self.model.denoiser
+        if not isinstance(prompt, str | Regions) or not isinstance(negative_prompt, str):
+            found = f"{type(prompt).__name__} and {type(negative_prompt).__name__}"
+            raise SettingError(f"prompt and negative_prompt are {found}: they must be text, or the prompt Regions")
+        for name, value in (("height", height), ("width", width), ("steps", steps), ("seed", seed), ("stride", stride)):
+            if not isinstance(value, int) and not (name == "stride" and value is None):
+                raise SettingError(f"{name} is {value!r}: it must be a whole number")
+        if not math.isfinite(guidance_scale):
+            raise SettingError(f"guidance_scale is {guidance_scale}: it must be a number; 1 or less turns guidance off")
         if steps < 1:
             raise SettingError(f"steps is {steps}: at least 1 denoising step is needed")
         if not 0 <= seed < 1 << 64:
@@ -145,7 +158,7 @@ class Sampler:
             )
         else:
             strides = (stride // factor,) * len(window)
-        if wrap not in (False, True, "x", "y", "xy"):
+        if not isinstance(wrap, bool) and wrap not in ("x", "y", "xy"):
             raise SettingError(f'wrap is {wrap!r}: it must be False, True (the same as "x"), "x", "y" or "xy"')
         axes = ("x" if wrap else "") if isinstance(wrap, bool) else wrap
         return Grid(size, window, strides, ("y" in axes, "x" in axes))
@@ -198,7 +211,7 @@ class Sampler:
             "wrap": wrap,
             "seed": seed,
         }
-        if isinstance(prompt, str | Regions):
+        if isinstance(prompt, str | Regions) or not isinstance(prompt, Sequence):
             return self._panorama(prompt, settings, progress)
         if not prompt:
             raise SettingError("the list of prompts is empty: give at least one")
@@ -214,27 +227,53 @@ class Sampler:
 
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:
-        """The picture of a run's canvas as it is, `3 H W` in about [0, 1]."""
+        """The picture of a run's canvas as it is, `3 H W` in about [0, 1].
+
+        Raises:
+            NotFiniteError: the decoder returned NaN or infinity.
+        """
         canvas = run.canvas.float()
-        return decode_canvas(self.model.codec, canvas, run.grid.wrap) if self.model.codec else canvas
+        picture = decode_canvas(self.model.codec, canvas, run.grid.wrap) if self.model.codec else canvas
+        if not torch.isfinite(picture).all():
+            raise NotFiniteError(
+                "the decoded picture holds NaN or infinity, so it would be black: try precision 32-true or bf16-mixed"
+            )
+        return picture
 
     def _recipe(self, prompt: Prompt, settings: Settings) -> dict[str, Any]:
         return {
             "panokit": version("panokit"),
             "torch": version("torch"),
+            "diffusers": version("diffusers"),
             "prompt": prompt if isinstance(prompt, str) else asdict(prompt),
             **settings,
             "model": self.model.name,
             "scheduler": _plain(self.scheduler),
             "fuser": _plain(self.fuser),
             "guidances": [_plain(g) for g in self.guidances],
+            "precision": self.runtime.precision,
             "micro_batch": self.runtime.micro_batch,
         }
 
 
+def _networks(model: Model) -> list[nn.Module]:
+    parts: Iterable[Any] = filter(None, (model.denoiser, model.codec))
+    return [network for part in parts for network in part.modules()]
+
+
+def _plugin(kind: registry.Kind, given: str | Part, base: type[Part]) -> Part:
+    """The plugin that was given, or is called so."""
+    if isinstance(given, str):
+        return registry.make(kind, given, base)
+    if not isinstance(given, base):
+        what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise SettingError(f"{what} came where a {base.__name__} was expected: give a name or an object, {base.__name__}(...)")
+    return given
+
+
 def _scheduler(scheduler: str | Scheduler) -> Scheduler:
     if not isinstance(scheduler, str):
-        return scheduler
+        return _plugin("schedulers", scheduler, Scheduler)
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 
     builtin = DiffusersScheduler.names()
@@ -246,7 +285,7 @@ def _model(model: str | Model) -> Model:
         return model
     from panokit.backbones.diffusers.model import load_model
 
-    return load_model(model)
+    return load_model(str(model))
 
 
 def _cells(pixels: int, window: int, factor: int, name: str) -> int:

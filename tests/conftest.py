@@ -1,13 +1,24 @@
 """What several test modules share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from diffusers import AutoencoderKL, DDIMScheduler
 
 from panokit import Model, Runtime
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.testing.tiny import tiny_model
+
+
+@pytest.fixture
+def unannotated() -> Iterator[None]:
+    """No checks of annotations, which tests add: what a user's mistake meets."""
+    checks = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", checks)
 
 
 @pytest.fixture(scope="session")

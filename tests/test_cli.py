@@ -1,10 +1,13 @@
 """The command line, in this process: what it writes, prints and returns."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from panokit import Runtime, Sampler
 from panokit.cli import main
 
 
@@ -23,6 +26,38 @@ def test_generate_writes_the_picture_it_names(folder: Path, tmp_path: Path, caps
     assert generate(folder, out, "--wrap", "true", "--scheduler", "euler", "--stride", "4") == 0
     assert size(out) == (40, 24)
     assert capsys.readouterr().out == f"{out}: 40 x 24 pixels\n"
+
+
+def test_every_option_is_the_argument_of_its_name(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lake.png"
+    options = {
+        "negative_prompt": "fog",
+        "guidance_scale": "3.5",
+        "steps": "3",
+        "stride": "6",
+        "wrap": "x",
+        "seed": "4",
+        "scheduler": "euler_a",
+        "precision": "bf16-true",
+        "micro_batch": "3",
+    }
+    assert generate(folder, out, *(word for name, value in options.items() for word in (f"--{name}", value))) == 0
+    runtime = Runtime(accelerator="cpu", precision="bf16-true", micro_batch=3)
+    sampler = Sampler(str(folder), scheduler="euler_a", runtime=runtime)
+    settings = {"negative_prompt": "fog", "guidance_scale": 3.5, "steps": 3, "stride": 6, "wrap": "x", "seed": 4}
+    expected = sampler("a lake", height=24, width=40, **settings)
+    with Image.open(out) as image:
+        assert image.tobytes() == expected.image.tobytes()
+
+
+def test_a_command_of_its_own_says_what_it_wrote_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    """A process, since libraries write to the streams that they found when they were imported."""
+    small = ["--height", "16", "--width", "24", "--steps", "2", "--model", str(folder), "--out", "lake.png"]
+    command = [sys.executable, "-m", "panokit", "generate", "a lake", *small]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "lake.png: 24 x 16 pixels\n", "")
+    wrong = subprocess.run([*command, "--height", "8"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
 
 
 def test_the_size_defaults_to_the_models_window(folder: Path, tmp_path: Path) -> None:
@@ -45,6 +80,10 @@ def test_the_size_defaults_to_the_models_window(folder: Path, tmp_path: Path) ->
         (["--guidances+=msdd"], "no guidance is called 'msdd'"),
         (["--out", "/no/such/folder/lake.png"], "make it first"),
         (["--out", "lake.xyz"], "names no picture format"),
+        (["--out", "lake.mpeg"], "names no picture format"),
+        (["--out", "lake.webp", "--width", "20000"], "WEBP holds 16383 pixels a side"),
+        (["--fuser", "panokit:Fuser"], "panokit:Fuser cannot be made by name alone"),
+        (["--guidance_scale", "nan"], "guidance_scale"),
         (["--micro_batch", "0"], "at least 1 window"),
         (["--devices", "0"], "it must be 1 or more"),
         (["--precision", "8-true"], "precision"),

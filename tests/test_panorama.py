@@ -40,6 +40,7 @@ def test_it_shows_itself_in_a_notebook(panorama: Panorama) -> None:
     [
         ("missing/a.png", "make it first"),
         ("a.xyz", "names no picture format"),
+        ("a.psd", "names no picture format"),
         (".", "names no picture format"),
         ("d.png", "is a folder"),
     ],
@@ -49,6 +50,14 @@ def test_a_place_that_cannot_be_written_is_told(panorama: Panorama, tmp_path: Pa
     with pytest.raises(OutputError, match=message):
         panorama.save(tmp_path / path)
     assert [p.name for p in tmp_path.iterdir()] == ["d.png"]
+
+
+def test_a_picture_wider_than_its_format_holds_is_told(panorama: Panorama, tmp_path: Path) -> None:
+    wide = Panorama(panorama.latents, Image.new("RGB", (16_400, 8)), {})
+    with pytest.raises(OutputError, match=r"WEBP holds 16383 pixels a side, .*; try \.png"):
+        wide.save(tmp_path / "a.webp")
+    wide.save(tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_failed_write_leaves_nothing(panorama: Panorama, tmp_path: Path) -> None:

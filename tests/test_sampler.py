@@ -1,5 +1,6 @@
 """Composition: what a call gives back, and what it says to values that cannot work."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from panokit import (
     Codec,
+    ContractError,
     DiffusersScheduler,
     Model,
     PanokitError,
@@ -17,7 +19,9 @@ from panokit import (
     SettingError,
 )
 from panokit.denoiser import decode_canvas
-from panokit.errors import PluginNotFoundError
+from panokit.errors import NotFiniteError, PluginNotFoundError
+from panokit.panorama import to_image
+from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_multidiffusion import MultiDiffusion
 
 SIZE: dict[str, Any] = {"height": 24, "width": 40, "steps": 2}
@@ -34,8 +38,16 @@ def test_a_call_gives_a_panorama_of_the_size_asked_for(sampler: Sampler) -> None
     assert panorama.latents.shape == (4, 13, 29)
 
 
-def test_the_recipe_is_plain_data_that_says_everything(sampler: Sampler) -> None:
-    recipe = sampler("a lake", **SIZE, seed=3).recipe
+def test_the_recipe_is_plain_data_that_says_everything(tiny: Model, cpu: Runtime) -> None:
+    sampler = Sampler(tiny, runtime=cpu, scheduler=DiffusersScheduler("ddim", {"eta": 1.0}))
+    made = sampler("a lake", **SIZE, seed=3, negative_prompt="fog", guidance_scale=2.0, wrap="x", stride=6)
+    recipe = json.loads(json.dumps(made.recipe))
+    scheduler = DiffusersScheduler(recipe["scheduler"]["name"], dict(recipe["scheduler"]["options"]))
+    runtime = Runtime(accelerator="cpu", precision=recipe["precision"], micro_batch=recipe["micro_batch"])
+    kept = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap", "seed")
+    again = Sampler(tiny, runtime=runtime, scheduler=scheduler)(recipe["prompt"], **{name: recipe[name] for name in kept})
+    assert torch.equal(again.latents, made.latents)
+    assert {"panokit", "torch", "diffusers"} <= set(recipe)
     assert recipe["prompt"] == "a lake"
     assert recipe["seed"] == 3
     assert recipe["scheduler"]["name"] == "ddim"
@@ -191,10 +203,95 @@ def test_a_class_path_works_wherever_a_name_does(tiny: Model, cpu: Runtime) -> N
     assert sampler.fuser == MultiDiffusion()
 
 
-def test_a_model_without_a_codec_paints_the_canvas(tiny: Model, cpu: Runtime) -> None:
-    model = Model(tiny.denoiser, None, "pixels")
-    run = Sampler(model, runtime=cpu).begin("a lake", height=8, width=16, steps=2)
-    assert run.grid.size == (8, 16)
+def test_a_model_without_a_codec_paints_the_canvas(cpu: Runtime) -> None:
+    sampler = Sampler(Model(ToyDenoiser((4, 4), channels=3), None, "pixels"), scheduler=ToyScheduler(), runtime=cpu)
+    panorama = sampler("a lake", height=5, width=9, steps=2)
+    assert panorama.image.size == (9, 5)
+    assert panorama.image.tobytes() == to_image(panorama.latents.float()).tobytes()
+
+
+def test_samplers_that_share_a_model_do_not_touch_each_other(tiny: Model, cpu: Runtime) -> None:
+    exact = Sampler(tiny, runtime=cpu)
+    before = exact("a lake", **SIZE).latents
+    half = Sampler(tiny, runtime=Runtime(accelerator="cpu", precision="bf16-true"))
+    rough = half("a lake", **SIZE).latents
+    assert torch.equal(exact("a lake", **SIZE).latents, before)
+    assert torch.equal(Sampler(tiny, runtime=cpu)("a lake", **SIZE).latents, before)
+    assert not torch.equal(rough, before)
+    assert Sampler(tiny, runtime=cpu).model is tiny
+
+
+def test_a_run_that_closes_is_decoded_round_its_join(sampler: Sampler) -> None:
+    """Rolled by half, a ring is the same ring: so is its picture."""
+    run = sampler.begin("a lake", height=16, width=64, steps=2, wrap="x")
+    picture, canvas = sampler.decode(run), run.canvas
+    run.canvas = canvas.roll(16, -1)
+    turned = sampler.decode(run)[..., (torch.arange(64) + 32) % 64]
+    flat = sampler.begin("a lake", height=16, width=64, steps=2)
+    flat.canvas = canvas
+    apart, cut = ((other - picture).abs().max() for other in (turned, sampler.decode(flat)))
+    assert apart < 0.1 * cut
+
+
+def test_a_picture_that_is_not_finite_is_no_picture(sampler: Sampler) -> None:
+    run = sampler.begin("a lake", **SIZE)
+    run.canvas = run.canvas * float("nan")
+    with pytest.raises(NotFiniteError, match="the decoded picture holds NaN or infinity"):
+        sampler.decode(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidances": "msd"}, r"guidances is 'msd': it must be a list, \['msd'\]"),
+        ({"guidances": Pull()}, "it must be a list"),
+        ({"guidances": [Pull]}, "the class Pull came where a Guidance was expected: give a name or an object"),
+        ({"fuser": MultiDiffusion}, "the class MultiDiffusion came where a Fuser was expected"),
+        ({"scheduler": 3}, "a int came where a Scheduler was expected"),
+    ],
+)
+@pytest.mark.usefixtures("unannotated")
+def test_what_is_no_plugin_is_refused(tiny: Model, cpu: Runtime, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Sampler(tiny, runtime=cpu, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt": None}, "prompt and negative_prompt are NoneType and str: they must be text"),
+        ({"prompt": ["a lake", 3]}, "prompt and negative_prompt are int and str"),
+        ({"negative_prompt": None}, "str and NoneType"),
+        ({"height": 24.0}, "height is 24.0: it must be a whole number"),
+        ({"steps": 2.5}, "steps is 2.5: it must be a whole number"),
+        ({"stride": "8"}, "stride is '8': it must be a whole number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"wrap": 2}, "wrap is 2: it must be False, True"),
+    ],
+)
+@pytest.mark.usefixtures("unannotated")
+def test_a_setting_of_another_kind_is_refused(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        sampler(**{"prompt": "a lake", **SIZE, **settings})
+
+
+def test_a_jacobian_that_there_is_not_is_refused() -> None:
+    pull = Pull()
+    object.__setattr__(pull, "jacobian", "Full")
+    with pytest.raises(ContractError, match=r"Pull\.jacobian is 'Full'; it must be 'full', .* or 'identity'"):
+        toy_run(guidances=[pull])
+
+
+def test_a_run_that_is_done_steps_no_further() -> None:
+    run = toy_run(steps=1)
+    run.step()
+    with pytest.raises(SettingError, match="the run is done: begin another one"):
+        run.step()
+
+
+def test_inference_mode_is_refused_where_it_begins() -> None:
+    with torch.inference_mode(), pytest.raises(SettingError, match=r"use torch\.no_grad"):
+        toy_run()
 
 
 def test_objects_and_names_compose_the_same_sampler(tiny: Model, cpu: Runtime) -> None:
