@@ -515,8 +515,9 @@ def test_a_fuser_that_returns_no_canvas_is_named() -> None:
         run.step()
 
 
-def test_a_weight_that_is_not_above_nothing_is_named() -> None:
+@pytest.mark.parametrize("tilt", [-1.0, float("inf")])
+def test_a_weight_that_is_no_finite_number_above_nothing_is_named(tilt: float) -> None:
     run = toy_run()
-    run.fuser = Mean(tilt=-1.0)
-    with pytest.raises(ContractError, match=r"Mean.weight .* it must return one weight a cell, each above 0"):
+    run.fuser = Mean(tilt=tilt)
+    with pytest.raises(ContractError, match=r"Mean.weight .* it must return one finite weight a cell, each above 0"):
         run.step()
