@@ -109,7 +109,8 @@ class Run:
         if not contexts:
             (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
             return canvas, self._fuse(pred, grid)
-        windows = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
+        *windows, sound = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
+        _hold(sound, [guidance for guidance, _ in contexts], level)
         x, pred = (self._fuse(rows, grid) for rows in windows)
         return x, pred
 
@@ -131,25 +132,30 @@ class Run:
 
     def _window(
         self, canvas: Tensor, grid: Grid, contexts: Guided, level: Level
-    ) -> Callable[[list[int]], tuple[Tensor, Tensor]]:
-        """What happens to guided windows: moved by the full guidances, denoised, corrected by the identity ones."""
-        full = [pair for pair in contexts if pair[0].jacobian == "full"]
-        identity = [pair for pair in contexts if pair[0].jacobian == "identity"]
+    ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
+        """What happens to guided windows: moved by the full guidances, denoised, corrected by the identity ones.
 
-        def window(index: list[int]) -> tuple[Tensor, Tensor]:
+        Besides window and prediction it returns, for each guidance, 1 where it was finite and 0 where not: looking at that
+        here would wait for the device at every chunk.
+        """
+        full = any(guidance.jacobian == "full" for guidance, _ in contexts)
+        identity = any(guidance.jacobian == "identity" for guidance, _ in contexts)
+
+        def window(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             x = grid.crop(canvas, index)
+            sound = x.new_ones((len(index), len(contexts)))
             if full:
                 with torch.enable_grad():
                     seen = self.look(x.requires_grad_(), grid, index, level)
-                to_x, to_x0 = _gradients(full, seen, index)
+                to_x, to_x0 = _gradients("full", contexts, seen, index, sound)
                 x = x.detach() - to_x - _through(seen, to_x0)
             pred = self.predict(x, grid, index, level)
             if identity:
                 seen = Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
-                _, to_x0 = _gradients(identity, seen, index)
+                _, to_x0 = _gradients("identity", contexts, seen, index, sound)
                 x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
                 pred = self.solver.pred(x0, x, level)
-            return x, pred
+            return x, pred, sound
 
         return window
 
@@ -226,14 +232,16 @@ def _expect(found: Any, shape: Sequence[int], source: str, contract: str) -> Ten
     return found
 
 
-def _gradients(contexts: Guided, seen: Estimate, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The sum of strength times energy gradient, with respect to x and to x0.
+def _gradients(jacobian: str, contexts: Guided, seen: Estimate, index: Sequence[int], sound: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind.
 
     They are taken at detached leaves, guidance by guidance, so that a decoder's graph is freed before the next, and before
-    the one backward through the denoiser.
+    the one backward through the denoiser. In `sound`, (n, guidances), a window's number becomes 0 where one is not finite.
     """
     to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
-    for guidance, context in contexts:
+    for k, (guidance, context) in enumerate(contexts):
+        if guidance.jacobian != jacobian:
+            continue
         x, x0 = seen.x.detach().requires_grad_(), seen.x0.detach().requires_grad_()
         with torch.enable_grad():
             energy = guidance.energy(Estimate(x, x0, seen.level, seen.below), index, context)
@@ -242,7 +250,12 @@ def _gradients(contexts: Guided, seen: Estimate, index: Sequence[int]) -> tuple[
         for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
             if gradient is not None:
                 total += strength * gradient
+                sound[:, k] *= _finite(gradient) | ~_finite(seen.x0)  # the prediction's fault is told as such
     return to_x, to_x0
+
+
+def _finite(rows: Tensor) -> Tensor:
+    return torch.isfinite(rows).flatten(1).all(1)
 
 
 def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -262,6 +275,20 @@ def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
     scale = exponent.view(-1, *(1,) * (to_x0.ndim - 1))
     (gradient,) = torch.autograd.grad(seen.x0, seen.x, torch.ldexp(to_x0, -scale))
     return torch.ldexp(gradient, scale)
+
+
+def _hold(sound: Tensor, guidances: Sequence[Guidance], level: Level) -> None:
+    """Raise where a guidance's gradient was not finite, naming it and the windows."""
+    if bool(sound.all()):
+        return
+    for k, guidance in enumerate(guidances):
+        windows = (sound[:, k] == 0).nonzero().flatten().tolist()
+        if windows:
+            shown = ", ".join(map(str, windows[:8])) + (f" and {len(windows) - 8} more" if len(windows) > 8 else "")
+            raise NotFiniteError(
+                f"the gradient of {type(guidance).__name__} at step {level.step + 1} of {level.steps} (level {level.index}) "
+                f"holds NaN or infinity in windows {shown}: give it less weight, or precision 32-true"
+            )
 
 
 def _check(guidance: Guidance, energy: Any, n: int, level: Level) -> None:

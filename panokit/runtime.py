@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,10 @@ class Runtime:
         precision: of the networks. The canvas, fusion and the solver stay in float32 (float64 with `64-true`).
         micro_batch: windows that go through the denoiser at once, 1 or more. It decides the kernels' rounding, so it belongs
             to what makes a picture reproducible.
-        fabric: a Fabric object of your own, launched or not; the other settings are then its affair, but for `micro_batch`.
+        checkpointing: whether guided passes compute activations again instead of keeping them, where a network can: a fraction
+            of the memory, for about a third more time.
+        fabric: a Fabric object of your own, launched or not; the other settings are then its affair, but for `micro_batch`
+            and `checkpointing`.
 
     Raises:
         SettingError: `micro_batch` < 1.
@@ -45,13 +48,14 @@ class Runtime:
         strategy: str = "auto",
         precision: Precision = "32-true",
         micro_batch: int = 8,
+        checkpointing: bool = False,
         fabric: "Fabric | None" = None,
     ) -> None:
         if micro_batch < 1:
             raise SettingError(f"micro_batch is {micro_batch}: at least 1 window goes through the denoiser at once")
         if devices != "auto" and devices < 1:
             raise SettingError(f'devices is {devices}: it must be 1 or more, or "auto"')
-        self.micro_batch = micro_batch
+        self.micro_batch, self.checkpointing = micro_batch, checkpointing
         if fabric is None:
             from lightning.fabric import Fabric
 
@@ -94,10 +98,13 @@ class Runtime:
         return self.fabric.world_size
 
     def has(self, module: nn.Module) -> bool:
-        """Whether a network is already on this rank's device in the runtime's precision, so that placing it changes nothing."""
+        """Whether a network is placed already: on this rank's device, in the runtime's precision, checkpointed as it says."""
         dtype = _TRUE.get(self.precision)
         floating = [p for p in module.parameters() if p.is_floating_point()]
-        return all(p.device == self.device and dtype in (None, p.dtype) for p in floating)
+        checkpointed = getattr(module, "is_gradient_checkpointing", self.checkpointing)  # diffusers' and transformers'
+        return checkpointed == self.checkpointing and all(
+            p.device == self.device and dtype in (None, p.dtype) for p in floating
+        )
 
     def place(self, module: nn.Module) -> None:
         """Freeze a network and put it on this rank's device, in the runtime's precision.
@@ -106,6 +113,9 @@ class Runtime:
         `torch.autograd.grad` under mixed precision.
         """
         module.requires_grad_(False).eval()
+        switch: Any = getattr(module, "enable_gradient_checkpointing", None)
+        if self.checkpointing and switch is not None:
+            switch()
         self.fabric.to_device(self.fabric.strategy.precision.convert_module(module))
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -124,17 +124,21 @@ class Sampler:
         grid = self.grid(height, width, stride, wrap)
         with torch.no_grad(), self.runtime.autocast():
             embeddings = denoiser.encode(prompt, negative_prompt, guidance_scale)
-        return Run(
-            denoiser=denoiser,
-            codec=self.model.codec,
-            solver=self.scheduler.begin(steps, self.runtime.device, denoiser.training),
-            fuser=self.fuser,
-            guidances=self.guidances,
-            runtime=self.runtime,
-            grid=grid,
-            embeddings=embeddings,
-            seed=seed,
-        )
+        solver = self.scheduler.begin(steps, self.runtime.device, denoiser.training)
+        try:
+            return Run(
+                denoiser=denoiser,
+                codec=self.model.codec,
+                solver=solver,
+                fuser=self.fuser,
+                guidances=self.guidances,
+                runtime=self.runtime,
+                grid=grid,
+                embeddings=embeddings,
+                seed=seed,
+            )
+        except SettingError as error:  # a guidance knows cells alone
+            raise SettingError(f"{error} (a cell is {self.model.factor} x {self.model.factor} pixels)") from error
 
     def grid(self, height: int, width: int, stride: int | None = None, wrap: Wrap = False) -> Grid:
         """Where the windows lie on a canvas of `height` x `width` pixels; the stride is half a window unless given.
