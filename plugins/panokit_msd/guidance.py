@@ -1,0 +1,188 @@
+"""The guidance: an energy that compares windows, shrunk, with a denoised coarse canvas."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit import Estimate, Grid, Guidance, Level, SettingError, Step
+from panokit_msd.scale import mean, pick, renoised
+
+Memory = dict[str, Any]
+
+
+class Coarse(NamedTuple):
+    """What the windows of a step share: the denoised coarse canvas, and where each window lies on it."""
+
+    target: Tensor
+    grid: Grid
+
+
+@final
+@dataclass(frozen=True)
+class MSDGuidance(Guidance):
+    r"""Cross-scale guidance: the picture that a window becomes, shrunk, is a piece of a smaller picture of the whole.
+
+    At every step the coarse canvas is denoised by MultiDiffusion, and each fine window $x_i$ goes down the gradient of
+
+    $$ E_i = c_t\, \lVert D(\Phi(x_i)) - F'_i(\Phi(z')) \rVert^2, \qquad x_i \leftarrow x_i - \omega_t \nabla E_i, \qquad
+    \omega_t = \omega \left(\tfrac{1}{2} (1 + \cos \pi \tau)\right)^k $$
+
+    (eq. 8 and 9, $\tau$ the share of the steps that is done), with $D$ the mean over blocks of `factor` cells, $F'_i$ the crop
+    of the coarse canvas $z'$ that window $i$ covers, and $\Phi$ what the denoiser makes of either. More levels are recursion:
+    the coarse canvas is guided by a coarser one in the same way. The canvas must hold one window at the coarsest level;
+    `factor` to the power of `levels` - 1 must divide its cells, and `factor` the window's and the stride's.
+
+    Attributes:
+        weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
+        decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
+        until: $T'$, the share of the steps that is guided, in [0, 1].
+        levels: $S$, how many canvases there are, 2 or more.
+        factor: how much smaller each is than the one above, 2 or more.
+        coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says.
+            `strided`: every `factor`-th cell of $z_t$, whose noise is as strong as it should be. `renoise`: $D z_t$ with fresh
+            noise up to its level. `trajectory`: so once, and from then on its own deterministic way down.
+        space: what is compared: `prev`, one step down, as in the paper; or the clean estimate `x0`.
+        norm: $c_t$. `sum` is 1, a sum of squares; `mean` divides it by the number of cells; `projection` makes one weight mean
+            the same for all models, window sizes and noise levels: $f^a / 2 g^2$, for $a$ axes and a comparison that moves $g$
+            times as much as $x_0$, so that in `x0`, with the identity Jacobian, $\omega_t = 1$ makes both sides equal; with the
+            full Jacobian $\alpha^2$ times that, since the Jacobian of $x_0$ grows as $1 / \alpha$.
+        jacobian: `full`, through the denoiser to the noisy window as in the paper; or `identity`, which corrects the clean
+            estimate and needs no backward and no second forward pass.
+        density: how many times closer than the fine windows the windows of the coarsest canvas lie, 1 or more: there are few
+            of them, and everything follows them.
+        coarse_guidances: guidances for the coarsest canvas, where they cost little.
+
+    Raises:
+        SettingError: a setting out of its range.
+    """
+
+    weight: float = 0.3
+    decay: float = 1.0
+    until: float = 0.5
+    levels: int = 2
+    factor: int = 2
+    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
+    space: Literal["prev", "x0"] = "x0"
+    norm: Literal["sum", "mean", "projection"] = "projection"
+    jacobian: Literal["full", "identity"] = "full"
+    density: int = 1
+    coarse_guidances: tuple[Guidance, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("weight", 0), ("decay", 0), ("levels", 2), ("factor", 2), ("density", 1)):
+            if not getattr(self, name) >= least:
+                raise SettingError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        if not 0 <= self.until <= 1:
+            raise SettingError(f"until is {self.until}: it is a share of the steps, from 0 to 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(choices)}")
+
+    @classmethod
+    def paper(cls, weight: float = 10.0, **settings: Any) -> "MSDGuidance":
+        r"""Algorithm 1: a bilinear coarse canvas, the sum of squares one step down, $\omega = 10$."""
+        return cls(weight, **{"coarse": "bilinear", "space": "prev", "norm": "sum", "jacobian": "full", **settings})
+
+    @classmethod
+    def projected(cls, weight: float = 1.0, **settings: Any) -> "MSDGuidance":
+        """A coarse canvas of its own trajectory, onto which clean estimates are projected: no backward pass at all."""
+        return cls(weight, **{"coarse": "trajectory", "space": "x0", "norm": "projection", "jacobian": "identity", **settings})
+
+    def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
+        """Memories of what guides the coarse canvas.
+
+        Raises:
+            SettingError: the canvas does not hold that many levels, or its cells cannot be divided so.
+        """
+        self._check(grid)
+        below = self._below(grid)
+        return {"coarse": [guidance.begin(below, levels) for guidance in self._guides]}
+
+    def prepare(self, step: Step, memory: Memory) -> Coarse:
+        below = self._below(step.grid)
+        guided = list(zip(self._guides, memory["coarse"], strict=True))
+        seen = step.estimate(self._canvas(step, memory), below, guided)
+        if self.coarse == "trajectory":
+            memory["canvas"] = seen.prev
+        return Coarse(seen.prev if self.space == "prev" else seen.x0, step.grid.coarsened(self.factor))
+
+    def strength(self, level: Level) -> float:
+        if level.progress >= self.until:
+            return 0.0
+        return self.weight * (0.5 * (1 + math.cos(math.pi * level.progress))) ** self.decay
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Coarse) -> Float[Tensor, " n"]:
+        found = seen.prev if self.space == "prev" else seen.x0
+        apart = self._shrunk(found, len(context.grid.size)) - context.grid.crop(context.target, index)
+        return self._scale(seen, apart[0].numel(), len(context.grid.size)) * apart.square().flatten(1).sum(1)
+
+    @property
+    def _guides(self) -> tuple[Guidance, ...]:
+        """What guides the coarse canvas: the levels below it, and on the coarsest whatever the user chose."""
+        return (replace(self, levels=self.levels - 1),) if self.levels > 2 else self.coarse_guidances
+
+    def _check(self, grid: Grid) -> None:
+        """Raise a SettingError unless the canvas holds all levels, in whole cells."""
+        larger = tuple(window * self.factor for window in grid.window)
+        replace(grid, size=larger).coarsened(self.factor)  # raises where window or stride cannot be divided
+        unit = self.factor ** (self.levels - 1)
+        fits = [max(-(-size // unit), window) * unit for size, window in zip(grid.size, grid.window, strict=True)]
+        if tuple(fits) != grid.size:
+            shrunk, room = 1, 0
+            while all(
+                size % shrunk == 0 and size >= window * shrunk for size, window in zip(grid.size, grid.window, strict=True)
+            ):
+                shrunk, room = shrunk * self.factor, room + 1
+            raise SettingError(
+                f"MSD with {self.levels} levels of factor {self.factor} needs a canvas of "
+                f"{_by(w * unit for w in grid.window)} cells or more, in steps of {unit}, and this one is {_by(grid.size)}: "
+                f"the next that works is {_by(fits)}" + (f", and {room} levels fit this one" if room > 1 else "")
+            )
+
+    def _below(self, grid: Grid) -> Grid:
+        """The windows of the coarse canvas."""
+        below = grid.scaled(self.factor)
+        if self.levels > 2:
+            return below
+        return replace(below, stride=tuple(max(1, stride // self.density) for stride in below.stride))
+
+    def _canvas(self, step: Step, memory: Memory) -> Tensor:
+        """The coarse canvas at this noise level."""
+        axes = len(step.grid.size)
+        if self.coarse == "trajectory" and "canvas" in memory:
+            return memory["canvas"]
+        if self.coarse in ("renoise", "trajectory"):
+            return renoised(step.canvas, self.factor, axes, step.level, step.noise)
+        return self._shrunk(step.canvas, axes)
+
+    def _shrunk(self, x: Tensor, axes: int) -> Tensor:
+        """D, the same on both sides of the comparison: what noise it leaves then cancels."""
+        return (pick if self.coarse == "strided" else mean)(x, self.factor, axes)
+
+    def _scale(self, seen: Estimate, cells: int, axes: int) -> float:
+        """The energy's factor c_t."""
+        match self.norm:
+            case "sum":
+                return 1.0
+            case "mean":
+                return 1 / cells
+            case "projection":
+                level, below = seen.level, seen.below
+                gain = below.alpha - below.sigma * level.alpha / level.sigma if self.space == "prev" else 1.0
+                return self.factor**axes / (2 * gain**2) * (level.alpha**2 if self.jacobian == "full" else 1.0)
+
+
+def _by(cells: Iterable[int]) -> str:
+    return " x ".join(map(str, cells))
+
+
+_CHOICES = {
+    "coarse": ("bilinear", "strided", "renoise", "trajectory"),
+    "space": ("prev", "x0"),
+    "norm": ("sum", "mean", "projection"),
+    "jacobian": ("full", "identity"),
+}

@@ -1,0 +1,33 @@
+"""From a fine canvas to a coarse one, and the noise level of what comes out."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit import Level
+
+
+def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
+    r"""$D$: the mean of blocks of `factor` cells along each of the last `axes` axes; at factor 2, bilinear interpolation.
+
+    Of independent noise it leaves the standard deviation times `factor ** (-axes / 2)`.
+    """
+    for axis in range(-axes, 0):
+        x = x.unflatten(axis, (-1, factor)).mean(axis)
+    return x
+
+
+def pick(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
+    """Every `factor`-th cell along each of the last `axes` axes: noise stays as strong as it is, and edges alias."""
+    for axis in range(-axes, 0):
+        x = x.unflatten(axis, (-1, factor)).select(axis, 0)
+    return x
+
+
+def renoised(
+    x: Float[Tensor, "*fine"], factor: int, axes: int, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
+) -> Float[Tensor, "*coarse"]:
+    r"""The mean, with as much fresh noise as it took away: $D x + \sigma \sqrt{1 - f^{-a}}\; \xi$."""
+    coarse = mean(x, factor, axes)
+    return coarse + level.sigma * (1 - factor**-axes) ** 0.5 * noise(tuple(coarse.shape))

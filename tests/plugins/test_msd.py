@@ -1,0 +1,249 @@
+"""MSD's settings, its energy, what it costs, and what it does where the answer is known."""
+
+import math
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from panokit import Estimate, Grid, Level, Run, Sampler, SettingError
+from panokit.scheduler import Prediction
+from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
+from panokit_msd import MSDGuidance
+from panokit_msd.scale import mean, pick, renoised
+
+Jacobian = Literal["full", "identity"]
+Coarse = Literal["bilinear", "strided", "renoise", "trajectory"]
+
+
+def finished(run: Run) -> Tensor:
+    while not run.done:
+        run.step()
+    return run.canvas
+
+
+def toy(run: Run) -> ToyDenoiser:
+    assert isinstance(run.denoiser, ToyDenoiser)
+    return run.denoiser
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"weight": -1.0}, "weight is -1.0: it must be 0 or more"),
+        ({"weight": math.nan}, "weight is nan"),
+        ({"decay": -0.5}, "decay is -0.5"),
+        ({"until": 1.5}, "until is 1.5: it is a share of the steps, from 0 to 1"),
+        ({"until": -0.1}, "until is -0.1"),
+        ({"levels": 1}, "levels is 1: it must be 2 or more"),
+        ({"factor": 1}, "factor is 1: it must be 2 or more"),
+        ({"density": 0}, "density is 0: it must be 1 or more"),
+    ],
+)
+@pytest.mark.parametrize("make", [MSDGuidance, MSDGuidance.paper, MSDGuidance.projected])
+def test_a_setting_out_of_range_is_refused(make: Any, setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make(**setting)
+
+
+@pytest.mark.parametrize("name", ["coarse", "space", "norm", "jacobian"])
+def test_a_choice_that_there_is_not_is_refused(name: str) -> None:
+    guidance = MSDGuidance()
+    object.__setattr__(guidance, name, "cubic")  # in tests beartype would look at the constructor's arguments first
+    with pytest.raises(SettingError, match=f"{name} is 'cubic': it must be one of "):
+        guidance.__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("size", "guidance", "message"),
+    [
+        (
+            (6, 16),
+            MSDGuidance(),
+            "needs a canvas of 8 x 8 cells or more, in steps of 2, .* 6 x 16: the next that works is 8 x 16$",
+        ),
+        ((8, 16), MSDGuidance(levels=3), "the next that works is 16 x 16, and 2 levels fit this one"),
+        ((12, 12), MSDGuidance(factor=3), "the window has 4 cells along axis 0, which 3 does not divide"),
+        ((9, 16), MSDGuidance(), "9 x 16: the next that works is 10 x 16"),
+    ],
+)
+def test_a_canvas_that_does_not_hold_the_levels_is_refused(size: tuple[int, int], guidance: MSDGuidance, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        toy_run(size, guidances=[guidance])
+
+
+def test_a_refusal_says_what_a_cell_is_in_pixels(tiny: Any) -> None:
+    with pytest.raises(SettingError, match=r"the next that works is 16 x 32 \(a cell is 2 x 2 pixels\)"):
+        Sampler(tiny, guidances=[MSDGuidance()]).begin("a lake", height=16, width=64)
+
+
+@pytest.mark.parametrize(
+    "guidance", [MSDGuidance(0.0), MSDGuidance.paper(0.0), MSDGuidance.projected(0.0), MSDGuidance(until=0.0)]
+)
+def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guidance: MSDGuidance) -> None:
+    plain, guided = toy_run((8, 16)), toy_run((8, 16), guidances=[guidance])
+    assert torch.equal(finished(plain), finished(guided))
+    assert toy(plain).forwards == toy(guided).forwards
+    assert toy(guided).backwards == []
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("jacobian", get_args(Jacobian))
+@pytest.mark.parametrize("coarse", get_args(Coarse))
+def test_it_costs_the_closed_form(levels: int, jacobian: Jacobian, coarse: Coarse) -> None:
+    """A full guided step: 2 forwards and 1 backward a guided window, 1 forward a window of the coarsest level."""
+    guidance = MSDGuidance(0.01, levels=levels, jacobian=jacobian, coarse=coarse, until=0.5)
+    run = toy_run((16, 24), guidances=[guidance], steps=4)
+    grids = [run.grid, run.grid.scaled(2), run.grid.scaled(4)][:levels]
+    fine, guided, coarsest = len(run.grid), sum(map(len, grids[:-1])), len(grids[-1])
+    finished(run)
+    passes = 2 if jacobian == "full" else 1
+    assert sum(toy(run).forwards) == 2 * (passes * guided + coarsest) + 2 * fine
+    assert sum(toy(run).backwards) == (2 * guided if jacobian == "full" else 0)
+
+
+def test_the_papers_geometry_is_45_windows_and_7() -> None:
+    denoiser = ToyDenoiser((64, 64), channels=1)
+    run = toy_run((128, 512), denoiser=denoiser, stride=32, steps=2, guidances=[MSDGuidance.projected()])
+    run.step()
+    assert sum(denoiser.forwards) == 45 + 7
+    run.step()  # asleep: the coarse windows are not denoised
+    assert sum(denoiser.forwards) == 45 + 7 + 45
+
+
+def test_coarse_windows_are_batched_like_any_others() -> None:
+    run = toy_run((8, 32), guidances=[MSDGuidance.projected()], steps=1, micro_batch=4)
+    run.step()
+    coarse = len(run.grid.scaled(2))
+    assert coarse == 7
+    assert toy(run).forwards[:2] == [3, 4]
+
+
+def test_density_lays_the_coarsest_windows_closer() -> None:
+    run = toy_run((8, 32), guidances=[MSDGuidance.projected(density=2)], steps=1)
+    run.step()
+    assert sum(toy(run).forwards) == len(run.grid) + 13
+
+
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+@pytest.mark.parametrize("coarse", get_args(Coarse))
+def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Prediction, coarse: Coarse) -> None:
+    """One window, identity, weight 1: the clean estimate, shrunk, is the coarse canvas's."""
+    guidance = MSDGuidance.projected(coarse=coarse if coarse != "strided" else "bilinear", decay=0.0)
+    denoiser = ToyDenoiser(prediction=prediction)
+    run = toy_run((8, 8), denoiser=denoiser, guidances=[guidance], stride=4, steps=2)
+    level, grid = run.level, run.grid
+    seen: list[Estimate] = []
+
+    def spy(canvas: Tensor, grid: Grid, guided: Any, level: Level) -> Any:
+        found = estimate(canvas, grid, guided, level)
+        seen.append(Estimate(found[0], run.solver.x0(found[1], found[0], level), level, level))
+        return found
+
+    estimate, run.estimate = run.estimate, spy  # type: ignore[method-assign]
+    run.step()
+    coarse_x0, fine_x0 = seen[0].x0, seen[1].x0
+    assert coarse_x0.shape[1:] == (4, 4)
+    assert len(grid) == 4
+    torch.testing.assert_close(mean(fine_x0, 2, 2), coarse_x0, rtol=1e-9, atol=1e-9)
+    assert level.main
+
+
+@pytest.mark.parametrize("space", ["x0", "prev"])
+def test_projecting_one_step_down_is_projecting_the_clean_estimate(space: Literal["x0", "prev"]) -> None:
+    """With D z as the coarse canvas the noisy terms cancel, so both spaces ask for the same."""
+    runs = [
+        toy_run((8, 16), guidances=[MSDGuidance.projected(0.7, coarse="bilinear", space=each)], steps=2)
+        for each in ("x0", space)
+    ]
+    for run in runs:
+        run.step()
+    torch.testing.assert_close(runs[0].canvas, runs[1].canvas, rtol=1e-9, atol=1e-9)
+
+
+def test_cosine_decay_and_stop() -> None:
+    guidance = MSDGuidance(3.0, decay=2.0, until=0.5)
+    levels = toy_run(steps=10).solver.levels
+    found = [guidance.strength(level) for level in levels]
+    expected = [3 * (0.5 * (1 + math.cos(math.pi * k / 10))) ** 2 for k in range(5)] + [0.0] * 6
+    assert found == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(0, 10_000))
+def test_the_mean_is_the_mean_of_blocks_and_the_pick_keeps_one_of_them(axes: int, factor: int, seed: int) -> None:
+    coarse = torch.randn((2, *(3,) * axes), generator=torch.Generator().manual_seed(seed))
+    fine = coarse
+    for axis in range(1, axes + 1):
+        fine = fine.repeat_interleave(factor, axis)
+    torch.testing.assert_close(mean(fine, factor, axes), coarse)
+    assert torch.equal(pick(fine, factor, axes), coarse)
+
+
+def test_at_factor_2_the_mean_is_bilinear() -> None:
+    x = torch.randn(3, 2, 8, 12)
+    torch.testing.assert_close(mean(x, 2, 2), torch.nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear"))
+
+
+@pytest.mark.parametrize(("axes", "factor"), [(1, 2), (2, 2), (2, 3), (3, 2)])
+def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    level = Level(0, 0, 0.6, 0.8, 0, 1)
+    fine = level.sigma * torch.randn((64, *(factor * 6,) * axes), generator=generator)
+    found = renoised(fine, factor, axes, level, lambda shape: torch.randn(shape, generator=generator))
+    assert float(found.std()) == pytest.approx(level.sigma, rel=0.1)
+    assert float(mean(fine, factor, axes).std()) == pytest.approx(level.sigma * factor ** (-axes / 2), rel=0.1)
+
+
+@pytest.mark.parametrize("coarse", get_args(Coarse))
+@pytest.mark.parametrize("jacobian", get_args(Jacobian))
+@pytest.mark.parametrize("wrap", [False, True])
+def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool) -> None:
+    def begun() -> Run:
+        guidance = MSDGuidance(0.1, coarse=coarse, jacobian=jacobian, until=1.0, levels=3)
+        return toy_run((16, 16), guidances=[guidance], scheduler=ToyScheduler(eta=1.0), wrap=wrap, steps=4)
+
+    whole, first, second = begun(), begun(), begun()
+    first.step()
+    first.step()
+    second.restore(first.state())
+    assert torch.equal(finished(whole), finished(second))
+
+
+def test_a_trajectory_is_a_run_of_its_own() -> None:
+    """Its coarse canvas goes down by itself, whatever happens above: here nothing, for the weight is next to none."""
+    guidance = MSDGuidance.projected(1e-30, until=1.0)
+    run = toy_run((8, 16), guidances=[guidance], steps=3)
+    run.step()
+    memory = run.guided[0][1]
+    alone = toy_run((4, 8), steps=3)
+    alone.level, alone.canvas = run.level, memory["canvas"].clone()
+    run.step()
+    alone.step()
+    torch.testing.assert_close(memory["canvas"], alone.canvas, rtol=1e-9, atol=1e-9)
+
+
+def test_guidances_of_the_coarse_canvas_are_asked_there_alone() -> None:
+    pull = Pull("identity", weight=0.5, to=3)
+    plain = toy_run((8, 16), guidances=[MSDGuidance.projected()], steps=2)
+    pulled = toy_run((8, 16), guidances=[MSDGuidance.projected(coarse_guidances=(pull,))], steps=2)
+    plain.step()
+    pulled.step()
+    assert sum(toy(plain).forwards) == sum(toy(pulled).forwards)
+    assert not torch.allclose(plain.canvas, pulled.canvas)
+
+
+def test_three_axes() -> None:
+    run = toy_run((8, 8, 8), guidances=[MSDGuidance(0.1)], steps=2)
+    assert torch.isfinite(finished(run)).all()
+
+
+def test_settings_of_the_named_ones() -> None:
+    assert replace(MSDGuidance.paper(), weight=1.0) == MSDGuidance.paper(1.0)
+    paper = MSDGuidance.paper()
+    assert (paper.weight, paper.coarse, paper.space, paper.norm, paper.jacobian) == (10.0, "bilinear", "prev", "sum", "full")
+    assert MSDGuidance.projected().jacobian == "identity"
