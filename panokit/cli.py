@@ -1,16 +1,28 @@
-"""The command line: `panokit generate` and `panokit plugins`."""
+"""The command line: `panokit generate`, `panokit plugins` and `panokit check`."""
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from jsonargparse import ArgumentError, auto_cli
 
 from panokit import registry
-from panokit.errors import ContractError, NotFiniteError, PanokitError, PluginLoadError, PromptWarning
+from panokit.errors import (
+    ContractError,
+    NotFiniteError,
+    PanokitError,
+    PluginLoadError,
+    PluginNotFoundError,
+    PromptWarning,
+    SettingError,
+)
+from panokit.fuser import Fuser
+from panokit.guidance import Guidance
+from panokit.registry import Kind
 from panokit.runtime import Precision
 from panokit.sampler import Wrap
+from panokit.scheduler import Scheduler
 
 
 def generate(
@@ -32,6 +44,7 @@ def generate(
     devices: int = 1,
     precision: Precision = "32-true",
     micro_batch: int = 8,
+    checkpointing: bool = False,
 ) -> None:
     """Make a panorama from a prompt and write it to a file.
 
@@ -53,13 +66,14 @@ def generate(
         devices: How many devices to deal the windows to.
         precision: Of the networks.
         micro_batch: Windows that go through the model at once.
+        checkpointing: Save memory in guided steps, for time.
     """
     from panokit.panorama import check_output
     from panokit.runtime import Runtime
     from panokit.sampler import Sampler
 
     check_output(out)  # before the networks are loaded, and below, before they are used
-    runtime = Runtime(devices=devices, precision=precision, micro_batch=micro_batch)
+    runtime = Runtime(devices=devices, precision=precision, micro_batch=micro_batch, checkpointing=checkpointing)
     sampler = Sampler(model, scheduler=scheduler, fuser=fuser, guidances=guidances, runtime=runtime)
     high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
     height, width = high if height is None else height, 4 * wide if width is None else width
@@ -93,7 +107,64 @@ def plugins() -> None:
         print("  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[3]]))
 
 
-COMMANDS: dict[str, Any] = {"generate": generate, "plugins": plugins}
+def check(plugin: str, *, kind: Kind | None = None) -> int:
+    """Check that a plugin, made with its default settings, keeps its contract; the exit status is 1 if it does not.
+
+    Args:
+        plugin: An installed name, or module:Class.
+        kind: Where to look, if several kinds have that name.
+    """
+    from panokit.testing import run_checks
+
+    make = _default(plugin, kind)
+    try:
+        make()
+    except ContractError:  # which is a TypeError too
+        raise
+    except TypeError as cause:
+        raise SettingError(
+            f"{plugin} cannot be made without arguments ({cause}): give its settings defaults, or check it in a test, with "
+            "panokit.testing.conforms"
+        ) from cause
+    checked = failed = 0
+    for name, problem in run_checks(make):
+        print(f"{name:<42}", f"failed: {problem.splitlines()[0]}" if problem else "ok", flush=True)
+        checked, failed = checked + 1, failed + bool(problem)
+    print(f"{plugin}: {failed} of {checked} checks failed" if failed else f"{plugin}: {checked} checks passed")
+    return 1 if failed else 0
+
+
+def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
+    """What makes the plugin of that name, or `module:Class`, with its default settings."""
+    from panokit.backbones.diffusers.model import load_model
+    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+
+    if ":" in name:
+        made = registry.load(kind or "models", name)
+        if not callable(made):
+            raise PluginNotFoundError(f"{name} is a {type(made).__name__}: name a class, or what else makes a plugin")
+        return made
+    builtin = DiffusersScheduler.names()
+    names = {each: {plugin.name for plugin in registry.plugins(each)} for each in ([kind] if kind else registry.KINDS)}
+    if "schedulers" in names:
+        names["schedulers"].update(builtin)
+    kinds = [each for each in names if name in names[each]]
+    if not kinds:
+        raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))
+    if len(kinds) > 1:
+        raise PluginNotFoundError(f"{name!r} is a name among {' and '.join(kinds)}: choose with --kind {kinds[0]}")
+    (found,) = kinds
+    if found == "models":
+        denoiser = load_model(name).denoiser
+        return lambda: denoiser
+    if found == "schedulers" and name in builtin:
+        return lambda: DiffusersScheduler(name)
+    return lambda: registry.make(found, name, _BASES[found])
+
+
+_BASES: dict[Kind, type] = {"fusers": Fuser, "guidances": Guidance, "schedulers": Scheduler}
+
+COMMANDS: dict[str, Any] = {"generate": generate, "plugins": plugins, "check": check}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -104,7 +175,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     warnings.showwarning = _show_warning
     try:
-        auto_cli(COMMANDS, args=None if args is None else list(args), exit_on_error=False, prog="panokit")
+        status = auto_cli(COMMANDS, args=None if args is None else list(args), exit_on_error=False, prog="panokit")
     except ArgumentError as error:
         return _complain(error, 2)
     except (ContractError, NotFiniteError, PluginLoadError) as error:
@@ -115,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain("interrupted", 130)
     except Exception as error:  # the user sees one line, whatever it was
         return _complain(f"unexpected {type(error).__name__}: {error}", 1)
-    return 0
+    return status or 0
 
 
 def _complain(what: object, status: int) -> int:

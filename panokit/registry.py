@@ -1,6 +1,6 @@
 """Plugins by name: entry points of installed distributions, loaded when asked for and not before."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -83,7 +83,7 @@ def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
 
 
 def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -> Made:
-    """An object of the class behind a name, made without arguments.
+    """An object of the class behind a name, or of its class method (`module:Class.method`), made without arguments.
 
     Raises:
         PluginNotFoundError: nothing, or more than one distribution, answers to the name, or `module:attribute` is no `base`.
@@ -91,8 +91,8 @@ def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -
         ContractError: it is installed for this kind, and is no `base`.
     """
     found = load(kind, name, builtin)
-    made = None
-    if isinstance(found, type) and issubclass(found, base):
+    maker, made = getattr(found, "__self__", found), None  # of a class method its class
+    if isinstance(maker, type) and issubclass(maker, base):
         try:
             made = found()
         except TypeError as cause:  # abstract, or with settings that have no default
@@ -126,7 +126,11 @@ def _attribute(kind: Kind, name: str) -> Any:
 
 def unknown(kind: Kind, name: str, builtin: Sequence[str] = ()) -> str:
     """What to say of a name that nobody answers to: the closest match, and what there is."""
-    names = sorted({*(plugin.name for plugin in plugins(kind)), *builtin})
-    close = get_close_matches(name, names, n=1)
+    return unknown_among(kind, name, {*(plugin.name for plugin in plugins(kind)), *builtin})
+
+
+def unknown_among(kinds: str, name: str, names: Collection[str]) -> str:
+    """The same, of names that the caller brings."""
+    close = get_close_matches(name, sorted(names), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"no {kind.removesuffix('s')} is called {name!r}: {hint}installed are {', '.join(names) or 'none'}"
+    return f"no {kinds.removesuffix('s')} is called {name!r}: {hint}installed are {', '.join(sorted(names)) or 'none'}"

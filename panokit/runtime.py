@@ -101,10 +101,9 @@ class Runtime:
         """Whether a network is placed already: on this rank's device, in the runtime's precision, checkpointed as it says."""
         dtype = _TRUE.get(self.precision)
         floating = [p for p in module.parameters() if p.is_floating_point()]
-        checkpointed = getattr(module, "is_gradient_checkpointing", self.checkpointing)  # diffusers' and transformers'
-        return checkpointed == self.checkpointing and all(
-            p.device == self.device and dtype in (None, p.dtype) for p in floating
-        )
+        saves = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+        asked = self.checkpointing and hasattr(module, "enable_gradient_checkpointing")
+        return saves == asked and all(p.device == self.device and dtype in (None, p.dtype) for p in floating)
 
     def place(self, module: nn.Module) -> None:
         """Freeze a network and put it on this rank's device, in the runtime's precision.

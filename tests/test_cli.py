@@ -110,3 +110,111 @@ def test_plugins_lists_kind_name_distribution_and_state(capsys: pytest.CaptureFi
     assert ["fusers", "multidiffusion", "panokit"] in [line[:3] for line in lines]
     assert ["models", "landscapes"] in [line[:2] for line in lines]
     assert ["schedulers", "dpm++_2m"] in [line[:2] for line in lines]
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An outside distribution on the path, as metadata and a module: a sound fuser, an unsound one, and one of a taken name."""
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[panokit.fusers]\nplain = outside_fuser:Plain\nddim = outside_fuser:Plain\nlost = outside_fuser:Settings\n"
+    )
+    (tmp_path / "outside_fuser.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import torch\n"
+        "from panokit import WeightedFuser\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Plain(WeightedFuser):\n"
+        "    least: float = 1.0\n"
+        "    def weight(self, grid):\n"
+        "        return torch.full(grid.window, self.least)\n\n"
+        "class Settings:\n"
+        "    pass\n\n"
+        "class Needy(Plain):\n"
+        "    def __init__(self, least): pass\n\n"
+        "def broken():\n"
+        "    return Plain(0.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_fuser", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "checks"),
+    [
+        (["multidiffusion"], 9),
+        (["plain"], 9),
+        (["outside_fuser:Plain"], 9),
+        (["ddim", "--kind", "fusers"], 9),
+        (["ddim", "--kind", "schedulers"], 8),
+        (["panokit.testing.toys:Pull"], 11),
+        (["panokit.testing.worlds:Gaussian"], 6),
+    ],
+)
+def test_check_prints_a_line_for_each_check(
+    outside: Path, capsys: pytest.CaptureFixture[str], options: list[str], checks: int
+) -> None:
+    assert main(["check", *options]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{options[0]}: {checks} checks passed"
+    assert [line.split()[1:] for line in lines] == [["ok"]] * checks
+
+
+def test_check_of_a_plugin_that_breaks_a_rule_says_what_to_do_and_has_status_1(
+    outside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "outside_fuser:broken"]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    first, *_, last = out.splitlines()
+    name, problem = first.split(maxsplit=1)
+    assert name == "weights_positive"
+    assert problem.startswith("failed: Plain.weight goes from 0.0 to 0.0")
+    assert problem.endswith("clamp it to a small floor")
+    assert last.startswith("outside_fuser:broken: ")
+    assert last.endswith(" of 9 checks failed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["ddim"], "'ddim' is a name among fusers and schedulers: choose with --kind fusers"),
+        (["multidifusion"], "no plugin is called 'multidifusion': did you mean 'multidiffusion'? installed are "),
+        (["plain", "--kind", "schedulers"], "no scheduler is called 'plain': installed are ddim"),
+        (["plain", "--kind", "sorts"], "kind"),
+        (["outside_fuser:Plane"], "write module:Class"),
+        (["outside_fuser:Settings"], "the factory made a Settings, which has no checks"),
+        (["outside_fuser:Needy"], "outside_fuser:Needy cannot be made without arguments"),
+        (["math:pi"], "math:pi is a float: name a class"),
+    ],
+)
+def test_check_of_what_is_not_there_is_one_line_and_status_2(
+    outside: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["check", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.startswith("panokit: ")
+    assert err.count("\n") == 1
+
+
+def test_check_of_an_installed_plugin_of_another_kind_than_it_says(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "lost"]) == 1
+    assert "lost is the class Settings, and fusers are subclasses of panokit.Fuser" in capsys.readouterr().err
+
+
+def test_check_of_a_model_is_that_of_its_denoiser(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[panokit.models]\nsmall = outside_model:PATH\n")
+    (tmp_path / "outside_model.py").write_text(f"PATH = {str(folder)!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", "small"]) == 0
+    assert "condition_per_window" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Small exact parts for tests: a denoiser of any number of axes that counts its work, a scheduler, and a run of both.
+"""Small exact parts for tests: a denoiser of any number of axes that counts its work, a codec, a scheduler, a run of them.
 
 They are formulas of a few lines, so a test can say what must come out, in float64 to the last digits.
 """
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit.denoiser import Denoiser, Prompt
+from panokit.denoiser import Codec, Denoiser, Prompt
 from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
@@ -56,9 +56,39 @@ class ToyDenoiser(Denoiser):
 
 
 @final
+class ToyCodec(Codec):
+    r"""Latents of four channels as pictures of twice their size: each cell is a patch of 2 x 2 pixels in three colours.
+
+    The twelve numbers of a patch are $\tfrac12 + \tfrac12 \tanh(M z)$, with the first four cosines for the columns of $M$.
+    These are orthogonal, so `encode` inverts `decode`, and gives any other picture the latents of the nearest $M z$.
+    """
+
+    factor = 2
+
+    def modules(self) -> Iterable[nn.Module]:
+        return ()
+
+    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 4 h w"]:
+        patches = torch.atanh((2 * images - 1).clamp(-0.9999, 0.9999))
+        columns = _cosines(images)
+        inverse = columns / columns.square().sum(0)
+        return torch.einsum("ok,nohw->nkhw", inverse, nn.functional.pixel_unshuffle(patches, 2))
+
+    def decode(self, latents: Float[Tensor, "n 4 h w"]) -> Float[Tensor, "n 3 H W"]:
+        patches = torch.einsum("ok,nkhw->nohw", _cosines(latents), latents)
+        return 0.5 + 0.5 * torch.tanh(nn.functional.pixel_shuffle(patches, 2))
+
+
+def _cosines(like: Tensor) -> Tensor:
+    """Twelve rows and four columns, of the type of `like`."""
+    rows, columns = torch.arange(12).to(like), torch.arange(4).to(like)
+    return 0.3 * torch.cos(torch.outer(rows + 0.5, columns) * (math.pi / 12))
+
+
+@final
 @dataclass(frozen=True)
 class ToyScheduler(Scheduler):
-    r"""Song et al. 2021, eq. 12, on a quarter circle: $\alpha = \cos\theta$, $\sigma = \sin\theta$.
+    r"""Song et al. 2021, eq. 12, on a quarter circle: $\alpha = \cos\theta$, $\sigma = \sin\theta$; $1 - \sigma$ for a flow.
 
     Attributes:
         eta: how much fresh noise a step brings: 0 is deterministic.
@@ -82,8 +112,10 @@ class ToySolver(Solver):
         stages = [(k, k, True) for k in range(steps)]
         if settings.corrector:
             stages = [stage for k in range(steps) for stage in ((k, k, True), (k + 1, k, False))][:-1]
+        sigmas = [math.sin(angle) for angle in angles]
+        alphas = [1 - sigma for sigma in sigmas] if prediction == "flow_prediction" else [math.cos(angle) for angle in angles]
         self.levels = [
-            Level(index, round(600 * angles[at]), math.cos(angles[at]), math.sin(angles[at]), step, steps, main)
+            Level(index, round(600 * angles[at]), alphas[at], sigmas[at], step, steps, main)
             for index, (at, step, main) in enumerate((*stages, (steps, steps, True)))
         ]
         self.kept: tuple[Tensor, Tensor] | None = None
@@ -111,7 +143,7 @@ class ToySolver(Solver):
     def _down(self, x0: Tensor, x: Tensor, level: Level, below: Level, generator: torch.Generator) -> Tensor:
         eps = (x - level.alpha * x0) / level.sigma
         ratio = max(0.0, 1 - (level.alpha / below.alpha) ** 2)
-        fresh = self.settings.eta * below.sigma / level.sigma * math.sqrt(ratio)
+        fresh = self.settings.eta * below.sigma * min(1.0, math.sqrt(ratio) / level.sigma)
         noise = torch.randn(x.shape, generator=generator).to(x) if fresh else torch.zeros_like(x)
         return below.alpha * x0 + math.sqrt(below.sigma**2 - fresh**2) * eps + fresh * noise
 
@@ -162,6 +194,7 @@ def toy_run(
     size: tuple[int, ...] = (6, 9),
     *,
     denoiser: Denoiser | None = None,
+    codec: Codec | None = None,
     scheduler: Scheduler | None = None,
     guidances: Sequence[Guidance] = (),
     stride: int = 2,
@@ -169,15 +202,16 @@ def toy_run(
     steps: int = 3,
     prompt: str = "toy",
     micro_batch: int = 8,
+    runtime: Runtime | None = None,
     seed: int = 0,
 ) -> Run:
-    """A run in float64 on a canvas of any number of axes, with windows of 4 cells along each."""
-    runtime = Runtime(accelerator="cpu", precision="64-true", micro_batch=micro_batch)
+    """A run on a canvas of any number of axes: in float64, with windows of 4 cells along each, unless given other parts."""
+    runtime = runtime or Runtime(accelerator="cpu", precision="64-true", micro_batch=micro_batch)
     denoiser = denoiser or ToyDenoiser((4,) * len(size))
     axes = len(size)
     return Run(
         denoiser=denoiser,
-        codec=None,
+        codec=codec,
         solver=(scheduler or ToyScheduler()).begin(steps, runtime.device, denoiser.training),
         fuser=Mean(),
         guidances=guidances,

@@ -1,0 +1,120 @@
+"""Running the checks: under pytest by one decorator, and without it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from traceback import extract_tb
+from typing import Any, NamedTuple, TypeVar, final
+
+from panokit.denoiser import Denoiser
+from panokit.errors import SettingError
+from panokit.fuser import Fuser
+from panokit.guidance import Guidance
+from panokit.scheduler import Scheduler
+from panokit.testing import denoisers, fusers, guidances, schedulers
+from panokit.testing.demands import ConformanceError
+
+Plugin = Guidance | Fuser | Scheduler | Denoiser
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+@final
+@dataclass(frozen=True)
+class Check:
+    """One rule for one plugin; calling it checks.
+
+    Attributes:
+        function: the rule.
+        make: makes the plugin afresh, as often as the rule needs it.
+    """
+
+    function: Callable[[Callable[[], Any]], None]
+    make: Callable[[], Any]
+
+    @property
+    def name(self) -> str:
+        """What it is called in a report."""
+        return self.function.__name__
+
+    @property
+    def rule(self) -> str:
+        """What it demands, in a sentence."""
+        return (self.function.__doc__ or "").strip()
+
+    def __call__(self) -> None:
+        """Check.
+
+        Raises:
+            ConformanceError: the plugin does not keep the rule.
+        """
+        self.function(self.make)
+
+
+class Outcome(NamedTuple):
+    """What came of a check."""
+
+    check: str
+    problem: str
+    """What is wrong and what to do about it; empty if all is well."""
+
+
+def checks(make: Callable[[], Plugin]) -> list[Check]:
+    """The checks that apply to what the factory makes: a guidance, a fuser, a scheduler or a denoiser.
+
+    Raises:
+        SettingError: it makes none of these.
+    """
+    plugin = make()
+    match plugin:
+        case Guidance():
+            return [Check(function, make) for function in guidances.checks(plugin)]
+        case Fuser():
+            return [Check(function, make) for function in fusers.checks(plugin)]
+        case Scheduler():
+            return [Check(function, make) for function in schedulers.checks(plugin)]
+        case Denoiser():
+            return [Check(function, make) for function in denoisers.checks(plugin)]
+    raise SettingError(
+        f"the factory made a {type(plugin).__name__}, which has no checks: it must make a Guidance, a Fuser, a Scheduler or a "
+        "Denoiser of panokit"
+    )
+
+
+def conforms(make: Callable[[], Plugin]) -> Callable[[Test], Test]:
+    """Decorates a test that takes `check`: pytest runs it once for each check, under the check's name.
+
+    ```python
+    @conforms(lambda: MyGuidance(weight=2.0))
+    def test_conformance(check):
+        check()
+    ```
+
+    Args:
+        make: makes the plugin with the settings to check; called many times, because several checks need fresh ones.
+
+    Raises:
+        SettingError: it makes no plugin.
+    """
+    import pytest  # those who check without pytest need none
+
+    return pytest.mark.parametrize("check", [pytest.param(check, id=check.name) for check in checks(make)])
+
+
+def run_checks(make: Callable[[], Plugin]) -> Iterator[Outcome]:
+    """Run the checks without pytest, giving each outcome as it comes.
+
+    Raises:
+        SettingError: the factory makes no plugin.
+    """
+    for check in checks(make):
+        yield Outcome(check.name, _problem(check))
+
+
+def _problem(check: Check) -> str:
+    try:
+        check()
+    except ConformanceError as failure:
+        return str(failure)
+    except Exception as failure:  # whatever a plugin does
+        where = extract_tb(failure.__traceback__)[-1]
+        return f"{type(failure).__name__}: {failure} ({where.filename}, line {where.lineno})"
+    return ""

@@ -1,0 +1,160 @@
+"""What a fuser promises: the canvas that its windows were cut from, wherever they lie and whatever they are."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from panokit.fuser import Fuser, WeightedFuser
+from panokit.grid import Grid
+from panokit.testing.demands import contents, demand, distance, unchanged
+from panokit.testing.settings import pickles_and_reprs
+
+Make = Callable[[], Fuser]
+
+GRIDS = (
+    Grid((10, 13), (6, 6), (3, 4), (False, False)),  # whose last window is clamped to the border
+    Grid((6, 14), (6, 6), (6, 2), (False, True)),  # a strip whose ends meet
+    Grid((8, 9), (4, 3), (2, 3), (True, True)),  # a torus, and windows side by side
+    Grid((6, 6), (6, 6), (3, 3), (False, False)),  # a single window
+)
+WIDE = Grid((72, 80), (64, 64), (8, 8), (False, False))
+"""Windows as large as Stable Diffusion's: up to 6 of them over a cell, and a corner alone under one window's corner."""
+
+
+def checks(fuser: Fuser) -> tuple[Callable[[Make], None], ...]:
+    """Those that apply to a fuser, the most telling first."""
+    return (
+        *((weights_positive,) if isinstance(fuser, WeightedFuser) else ()),
+        fuse_of_crops_is_the_canvas,
+        constant_stays_constant,
+        *((linear,) if isinstance(fuser, WeightedFuser) else ()),
+        wraps,
+        keeps_dtype_and_device,
+        half_precision_is_added_in_float32,
+        leaves_windows_alone,
+        pickles_and_reprs,
+    )
+
+
+def weights_positive(make: Make) -> None:
+    """Every cell of a window has a weight above 0, finite, however large the window is."""
+    fuser = make()
+    assert isinstance(fuser, WeightedFuser)
+    for grid in (*GRIDS, WIDE):
+        weight, name = fuser.weight(grid), type(fuser).__name__
+        demand(
+            weight.shape == grid.window,
+            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return a weight a cell",
+        )
+        demand(
+            bool((weight.isfinite() & (weight > 0)).all()),
+            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}; each must "
+            "be above 0 and finite, or a cell under one window's corner is 0 / 0: clamp it to a small floor",
+        )
+
+
+def fuse_of_crops_is_the_canvas(make: Make) -> None:
+    """Windows that agree are joined to the canvas that they were cut from."""
+    fuser = make()
+    for grid in GRIDS:
+        canvas = _noise(3, *grid.size)
+        found = fuser.fuse(grid.crop(canvas), grid)
+        demand(
+            distance(found, canvas) < 1e-5,
+            f"{type(fuser).__name__}.fuse of the crops of a canvas {tuple(canvas.shape)} is not that canvas but one of shape "
+            f"{tuple(found.shape)}, {_off(found, canvas)}, on {grid}: divide by the sum of weights over each cell, and place "
+            "window i at grid.place(i)",
+        )
+
+
+def constant_stays_constant(make: Make) -> None:
+    """Windows of one number are joined to a canvas of that number."""
+    fuser = make()
+    for grid in GRIDS:
+        for number in (0.0, -3.0, 1e4):
+            canvas = torch.full((1, *grid.size), number)
+            found = fuser.fuse(grid.crop(canvas), grid)
+            demand(
+                distance(found, canvas) < 1e-5,
+                f"{type(fuser).__name__}.fuse makes of windows that are {number} everywhere a canvas that is not, "
+                f"{_off(found, canvas)}: the weights over a cell must sum to 1",
+            )
+
+
+def linear(make: Make) -> None:
+    """A weighted fuser is linear in its windows: stepping the fused prediction is fusing the stepped ones."""
+    fuser = make()
+    for grid in GRIDS:
+        one, other = _noise(2, len(grid), 1, *grid.window)
+        found = fuser.fuse(2 * one - 3 * other, grid)
+        demand(
+            distance(found, 2 * fuser.fuse(one, grid) - 3 * fuser.fuse(other, grid)) < 1e-5,
+            f"{type(fuser).__name__} is a WeightedFuser, and its fuse is not linear in the windows: leave `fuse` to "
+            "WeightedFuser and define `weight` alone, or derive from Fuser",
+        )
+
+
+def wraps(make: Make) -> None:
+    """On a ring no place is special: rolling the canvas by a stride rolls what is made of it."""
+    fuser = make()
+    for grid in (Grid((6, 12), (6, 6), (6, 3), (False, True)), Grid((8, 9), (4, 3), (2, 3), (True, True))):
+        canvas, place = _noise(1, *grid.size), _noise(*grid.window, seed=1)
+        shift = [stride if ring else 0 for stride, ring in zip(grid.stride, grid.wrap, strict=True)]
+
+        def through_windows(canvas: Tensor, grid: Grid = grid, place: Tensor = place) -> Tensor:
+            """As a model does: every cell feels its neighbours and its place in the window."""
+            return fuser.fuse(torch.tanh(grid.crop(canvas) * place).cumsum(-1), grid)
+
+        found, expected = through_windows(canvas.roll(shift, (1, 2))), through_windows(canvas).roll(shift, (1, 2))
+        demand(
+            distance(found, expected) < 1e-5,
+            f"{type(fuser).__name__}.fuse treats the join of a ring unlike other places ({_off(found, expected)} on {grid}): "
+            "what a window counts must not depend on its number or its place on the canvas",
+        )
+
+
+def keeps_dtype_and_device(make: Make) -> None:
+    """The canvas is where the windows are, and of their type, but at least float32."""
+    fuser, grid = make(), GRIDS[0]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        found, expected = (
+            fuser.fuse(grid.crop(_noise(1, *grid.size).to(dtype)), grid),
+            torch.promote_types(dtype, torch.float32),
+        )
+        demand(
+            (found.dtype, found.device) == (expected, torch.device("cpu")),
+            f"{type(fuser).__name__}.fuse made {found.dtype} on {found.device} of windows of {dtype} on the CPU; expected "
+            f"{expected} there: make tensors with windows.new_zeros, in torch.promote_types(windows.dtype, torch.float32)",
+        )
+
+
+def half_precision_is_added_in_float32(make: Make) -> None:
+    """Windows in half precision are added in float32, and nowhere is 0 divided by 0."""
+    fuser, grid = make(), WIDE
+    for dtype in (torch.float16, torch.bfloat16):
+        windows = (_noise(len(grid), 1, *grid.window) + 100).to(dtype)
+        expected, found = fuser.fuse(windows.double(), grid), fuser.fuse(windows, grid)
+        demand(
+            distance(found, expected) < 1e-5,
+            f"{type(fuser).__name__}.fuse of windows in {dtype} is off from the same in float64 ({_off(found, expected)}): "
+            "convert windows and weights to torch.promote_types(windows.dtype, torch.float32) first",
+        )
+
+
+def leaves_windows_alone(make: Make) -> None:
+    """The windows are not written to."""
+    fuser, grid = make(), GRIDS[0]
+    windows = _noise(len(grid), 2, *grid.window)
+    before = contents(windows)
+    fuser.fuse(windows, grid)
+    demand(unchanged(before, windows), f"{type(fuser).__name__}.fuse wrote to its windows: work on a copy")
+
+
+def _noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _off(found: Tensor, expected: Tensor) -> str:
+    """How far, in words."""
+    return f"off by {distance(found, expected):.2g} of the largest magnitude"

@@ -1,0 +1,174 @@
+"""The checks of denoisers: sound ones pass them all, and each is the first to fail on one that breaks its rule."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from panokit import Denoiser, Grid, Level, Regions, Training
+from panokit.denoiser import Prompt
+from panokit.scheduler import Prediction
+from panokit.testing import Check, checks, conforms, denoisers, run_checks
+from panokit.testing.tiny import tiny_model
+from panokit.testing.toys import ToyDenoiser
+from panokit.testing.worlds import Gaussian
+
+
+@cache
+def unet() -> Denoiser:
+    return tiny_model().denoiser
+
+
+@conforms(unet)
+def test_a_unet_with_classifier_free_guidance(check: Check) -> None:
+    check()
+
+
+@conforms(lambda: ToyDenoiser((4, 6)))
+def test_a_formula(check: Check) -> None:
+    check()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "flow_prediction"])
+@pytest.mark.parametrize("window", [(5,), (4, 4), (2, 3, 4)])
+def test_windows_of_any_number_of_axes(window: tuple[int, ...], prediction: Prediction) -> None:
+    world = Gaussian(mean=0.5, variance=0.3, window=window, training=Training(prediction))
+    assert [outcome for outcome in run_checks(lambda: world) if outcome.problem] == []
+
+
+class Network(Denoiser):
+    """A small network with dropout, told one number by the prompt of each window: sound, for others to differ from."""
+
+    channels, window, training = 2, (6, 6), Training()
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh(), nn.Dropout())
+
+    def modules(self) -> Iterable[nn.Module]:
+        return (self.net,)
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
+        return prompt
+
+    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Tensor:
+        texts = [embeddings] * len(index) if isinstance(embeddings, str) else self.texts(embeddings, grid, index)
+        return torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1, 1)
+
+    def texts(self, prompt: Regions, grid: Grid, index: Sequence[int]) -> list[str]:
+        return [prompt.texts[k] for k in prompt.assign(grid, index)]
+
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return self.net(x) + condition / 100
+
+
+@conforms(Network)
+def test_a_network(check: Check) -> None:
+    check()
+
+
+# --- denoisers that break one rule each ---------------------------------------------------------------------
+
+
+class OneMoreChannel(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return torch.cat([super().__call__(x, level, condition), x[:, :1]], dim=1)
+
+
+class InHalf(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return super().__call__(x, level, condition).bfloat16()
+
+
+class Trainable(Network):
+    """Keeps its network to itself, in eval mode."""
+
+    def modules(self) -> Iterable[nn.Module]:
+        self.net.eval()
+        return ()
+
+
+class InTraining(Network):
+    """Keeps its network to itself, without a gradient."""
+
+    def modules(self) -> Iterable[nn.Module]:
+        self.net.requires_grad_(False)
+        return ()
+
+
+class Cut(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return super().__call__(x.detach(), level, condition)
+
+
+class Flat(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return super().__call__(x.round(), level, condition)
+
+
+class Explosive(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return super().__call__(x, level, condition) + (x - x).abs().sqrt()
+
+
+class BatchNorm(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        return super().__call__(x - x.mean(0), level, condition)
+
+
+class ByPosition(Network):
+    """Takes the texts of the first windows for those that it is asked for."""
+
+    def texts(self, prompt: Regions, grid: Grid, index: Sequence[int]) -> list[str]:
+        return super().texts(prompt, grid, range(len(index)))
+
+
+class ScalesInPlace(Network):
+    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+        prediction = super().__call__(x, level, condition)
+        x.data.mul_(level.alpha)
+        return prediction
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "advice"),
+    [
+        (OneMoreChannel, denoisers.shape_and_dtype, r"returned shape torch.Size\(\[3, 3, 6, 6\]\).*cut off what a model"),
+        (
+            InHalf,
+            denoisers.shape_and_dtype,
+            r"returned dtype torch.bfloat16 for windows of dtype torch.float32.*with `.to\(x\)`",
+        ),
+        (Trainable, denoisers.frozen, "a network has trainable parameters, so name all of them in `modules`"),
+        (InTraining, denoisers.frozen, "a network is in training mode, so name all of them in `modules`"),
+        (Cut, denoisers.differentiable, "has no gradient.*without no_grad, inference_mode or detach"),
+        (Flat, denoisers.differentiable, "is 0 everywhere, and guidances go through it"),
+        (Explosive, denoisers.differentiable, "is not finite, and guidances go through it"),
+        (BatchNorm, denoisers.batch_split_invariance, "otherwise than each alone.*nothing may be shared along the batch"),
+        (
+            ByPosition,
+            denoisers.condition_per_window,
+            r"conditions the windows \[2, 0\] otherwise.*must give window number index",
+        ),
+        (ScalesInPlace, denoisers.leaves_x_alone, "wrote to the windows.*without a trailing underscore"),
+    ],
+    ids=lambda value: getattr(value, "__name__", "says"),
+)
+def test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken(
+    broken: Callable[[], Denoiser], check: Callable[..., None], advice: str
+) -> None:
+    name, problem = next(outcome for outcome in run_checks(broken) if outcome.problem)
+    assert name == check.__name__
+    assert re.search(advice, problem), problem
+    assert "\n" not in problem
+
+
+def test_every_check_is_tried_by_a_broken_denoiser() -> None:
+    (mark,) = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark
+    tried = {check.__name__ for _, check, _ in mark.args[1]}
+    assert tried == {check.name for check in checks(Network)}

@@ -1,0 +1,192 @@
+"""The checks of fusers: sound ones pass them all, and each is the first to fail on one that breaks its rule."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from panokit import Fuser, Grid, WeightedFuser
+from panokit.testing import Check, checks, conforms, fusers, run_checks
+from panokit.testing.toys import Mean
+from panokit_multidiffusion import MultiDiffusion
+
+
+@conforms(MultiDiffusion)
+def test_multidiffusion(check: Check) -> None:
+    check()
+
+
+@conforms(lambda: MultiDiffusion("uniform"))
+def test_multidiffusion_of_the_paper(check: Check) -> None:
+    check()
+
+
+@conforms(lambda: Mean(0.3))
+def test_a_tilted_mean(check: Check) -> None:
+    check()
+
+
+@dataclass(frozen=True)
+class Median(Fuser):
+    """The median of the windows over each cell: sound, and not linear."""
+
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        over = torch.full(
+            (len(grid), *windows.shape[1:-2], *grid.size), torch.nan, dtype=torch.promote_types(windows.dtype, torch.float32)
+        )
+        for i, window in enumerate(windows.to(over.dtype)):
+            over[i][grid.place(i)] = window
+        return over.nanmedian(0).values
+
+
+@conforms(Median)
+def test_a_fuser_that_is_not_linear(check: Check) -> None:
+    check()
+
+
+# --- fusers that break one rule each ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Narrow(WeightedFuser):
+    """A bell whose feet are 0 in float32 where windows are large."""
+
+    def weight(self, grid: Grid) -> Tensor:
+        y, x = (torch.linspace(-1, 1, cells) * cells for cells in grid.window)
+        return torch.exp(-0.1 * (y[:, None] ** 2 + x**2))
+
+
+@dataclass(frozen=True)
+class OneWeight(WeightedFuser):
+    def weight(self, grid: Grid) -> Tensor:
+        return torch.ones(1)
+
+
+@dataclass(frozen=True)
+class Own(Fuser):
+    """The plain mean, sound, for others to differ from."""
+
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        return self.mean(windows.to(torch.promote_types(windows.dtype, torch.float32)), grid)
+
+    def mean(self, windows: Tensor, grid: Grid) -> Tensor:
+        value = windows.new_zeros((*windows.shape[1:-2], *grid.size))
+        count = torch.zeros_like(value)
+        for i, window in enumerate(windows):
+            value[grid.place(i)] += window
+            count[grid.place(i)] += 1
+        return value / count
+
+
+@dataclass(frozen=True)
+class Sum(Own):
+    def mean(self, windows: Tensor, grid: Grid) -> Tensor:
+        value = windows.new_zeros((*windows.shape[1:-2], *grid.size))
+        for i, window in enumerate(windows):
+            value[grid.place(i)] += window
+        return value
+
+
+@dataclass(frozen=True)
+class OneChannel(Own):
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        return super().fuse(windows, grid)[:1]
+
+
+@dataclass(frozen=True)
+class Whitened(Own):
+    """Keeps the mean and the spread of its windows, and finds none in windows of one number."""
+
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        canvas = super().fuse(windows, grid)
+        mean, spread = canvas.mean(), canvas.std()
+        return mean + spread * (canvas - mean) / spread
+
+
+class NotOfWeights(WeightedFuser):
+    """Takes part in a contract that it does not keep, over the word `final`."""
+
+    def weight(self, grid: Grid) -> Tensor:
+        return torch.ones(grid.window)
+
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        return Median().fuse(windows, grid)
+
+
+@dataclass(frozen=True)
+class LastOnTop(Own):
+    def mean(self, windows: Tensor, grid: Grid) -> Tensor:
+        canvas = windows.new_zeros((*windows.shape[1:-2], *grid.size))
+        for i, window in enumerate(windows):
+            canvas[grid.place(i)] = window
+        return canvas
+
+
+@dataclass(frozen=True)
+class ToFloat32(Own):
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        return self.mean(windows.float(), grid)
+
+
+@dataclass(frozen=True)
+class AddsInHalf(Own):
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        return self.mean(windows, grid).to(torch.promote_types(windows.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class WritesToWindows(Own):
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        canvas = super().fuse(windows, grid)
+        windows.zero_()
+        return canvas
+
+
+@dataclass(frozen=True)
+class HoldsAFunction(Own):
+    by: Callable[[float], float] = field(default=lambda x: 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "advice"),
+    [
+        (Narrow, fusers.weights_positive, r"goes from 0.0 to .* windows of \(64, 64\); .*clamp it to a small floor"),
+        (OneWeight, fusers.weights_positive, r"shape \(1,\) for windows of \(6, 6\); it must return a weight a cell"),
+        (Sum, fusers.fuse_of_crops_is_the_canvas, "is not that canvas .*divide by the sum of weights over each cell"),
+        (OneChannel, fusers.fuse_of_crops_is_the_canvas, r"a canvas \(3, 10, 13\) is not .* one of shape \(1, 10, 13\)"),
+        (Whitened, fusers.constant_stays_constant, "windows that are 0.0 everywhere.*must sum to 1"),
+        (NotOfWeights, fusers.linear, "its fuse is not linear in the windows: leave `fuse` to WeightedFuser"),
+        (
+            LastOnTop,
+            fusers.wraps,
+            "the join of a ring unlike other places .*: what a window counts must not depend on its number",
+        ),
+        (ToFloat32, fusers.keeps_dtype_and_device, "made torch.float32 .* of windows of torch.float64.*windows.new_zeros"),
+        (AddsInHalf, fusers.half_precision_is_added_in_float32, "in torch.float16 is off .*convert windows and weights to"),
+        (WritesToWindows, fusers.leaves_windows_alone, "fuse wrote to its windows: work on a copy"),
+        (HoldsAFunction, fusers.pickles_and_reprs, "cannot be pickled.*top level instead of lambdas"),
+    ],
+    ids=lambda value: getattr(value, "__name__", "says"),
+)
+def test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken(
+    broken: Callable[[], Fuser], check: Callable[..., None], advice: str
+) -> None:
+    name, problem = next(outcome for outcome in run_checks(broken) if outcome.problem)
+    assert name == check.__name__
+    assert re.search(advice, problem), problem
+    assert "\n" not in problem
+
+
+def test_every_check_is_tried_by_a_broken_fuser() -> None:
+    (mark,) = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark
+    tried = {check.__name__ for _, check, _ in mark.args[1]}
+    assert tried == {check.name for check in checks(MultiDiffusion)}
+
+
+def test_a_fuser_without_weights_is_not_held_to_them() -> None:
+    without: Any = {check.name for check in checks(MultiDiffusion)} - {check.name for check in checks(Median)}
+    assert without == {"weights_positive", "linear"}
