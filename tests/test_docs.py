@@ -1,7 +1,9 @@
 """The code in the README and the docs runs as it stands there, block after block."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,12 +15,18 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    names: dict[str, object] = {"__name__": page.stem}
+    module = ModuleType(page.stem.replace("-", "_"))  # one that can be found again, so that what it defines can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
+        exec(compile(block, str(page), "exec"), vars(module))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_pictures_are_there(page: Path) -> None:
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
         assert (page.parent / picture).is_file(), picture
+
+
+def test_the_plugin_that_is_walked_through_is_the_one_that_is_installed() -> None:
+    source = ROOT / "docs" / "examples" / "panokit-palette" / "src" / "panokit_palette" / "__init__.py"
+    assert f"```python\n{source.read_text()}```" in (ROOT / "docs" / "write-a-plugin.md").read_text()
