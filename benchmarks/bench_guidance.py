@@ -1,0 +1,219 @@
+"""What a guided step costs beside loops written as the papers' authors write them: CPU time in turns, and peak memory.
+
+Both sides denoise the same windows, one at a time. `pytest benchmarks/bench_guidance.py --benchmark-enable -s` prints the
+ratios and holds them to their bars. As tests these hold what is counted: that both sides do the same, and memory, the bytes of all
+tensors that are alive, at their peak.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from panokit import Grid, Model, Run, Runtime, Sampler
+from panokit.backbones.diffusers.model import UNetDenoiser
+from panokit.denoiser import Codec
+from panokit.testing.toys import Pull
+from panokit_msd import MSDGuidance
+from panokit_msd.scale import mean
+from panokit_multidiffusion import MultiDiffusion
+from panokit_syncdiffusion import EfficientNet, SyncDiffusion
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of the tensors made under it that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return made
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+def peak(step: Callable[[], Any]) -> int:
+    with Memory() as memory:
+        step()
+    return memory.peak
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user_runs_it() -> Iterator[None]:
+    """One thread, and no checks of annotations, which tests add."""
+    threads, checks = torch.get_num_threads(), jaxtyping.config.jaxtyping_disable
+    torch.set_num_threads(1)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", checks)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Sampler().model
+
+
+@pytest.fixture(scope="module")
+def large(model: Model) -> Model:
+    """Stable Diffusion 2's UNet at a tenth of its width and half of its size, with random weights."""
+    parts = model.denoiser
+    assert isinstance(parts, UNetDenoiser)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(32, 64, 128, 128),
+        attention_head_dim=(1, 2, 4, 4),
+        cross_attention_dim=parts.unet.config.cross_attention_dim,
+        use_linear_projection=True,
+    )
+    return Model(UNetDenoiser(unet, parts.text_encoder, parts.tokenizer, parts.training), None, "large")
+
+
+def begun(model: Model, guidance: Any, height: int, width: int, **runtime: Any) -> Run:
+    """A run at a step half-way down, one window at a time unless told."""
+    sampler = Sampler(
+        model, fuser=MultiDiffusion(), guidances=guidance, runtime=Runtime(accelerator="cpu", **{"micro_batch": 1, **runtime})
+    )
+    return sampler.begin("a mountain lake at dusk", height=height, width=width, steps=50, seed=0)
+
+
+def look(run: Run, grid: Grid, x: Tensor, i: int) -> Tensor:
+    """The clean estimate of one window."""
+    return run.look(x, grid, [i], run.level).x0
+
+
+def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
+    """A guided step as in the authors' loop: the anchor goes through like any other, and its features are made every time."""
+    grid, anchor = run.grid, len(run.grid) // 2
+    codec = run.codec
+    assert isinstance(codec, Codec)
+    with torch.no_grad():
+        reference = codec.decode(look(run, grid, grid.crop(run.canvas, [anchor]), anchor)).clamp(0, 1)
+    moved = []
+    for i in range(len(grid)):
+        x = grid.crop(run.canvas, [i]).requires_grad_()
+        with torch.enable_grad():
+            loss = metric(codec.decode(look(run, grid, x, i)).clamp(0, 1), reference).sum()
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = x.detach() if i == anchor else x.detach() - weight * gradient
+        with torch.no_grad():
+            moved.append(run.predict(x, grid, [i], run.level))
+    return run.fuser.fuse(torch.cat(moved), grid)
+
+
+def literal_msd(run: Run, weight: float) -> Tensor:
+    """A guided step whose loss goes back into everything that could be trained, weights too."""
+    grid, below = run.grid, run.grid.scaled(2)
+    low = run.fuser.fuse(
+        torch.cat([look(run, below, below.crop(mean(run.canvas, 2, 2), [i]), i) for i in range(len(below))]).detach(), below
+    )
+    moved = []
+    for i in range(len(grid)):
+        x = grid.crop(run.canvas, [i]).requires_grad_()
+        with torch.enable_grad():
+            apart = mean(look(run, grid, x, i), 2, 2) - grid.coarsened(2).crop(low, [i])
+            apart.square().sum().backward()
+        assert x.grad is not None
+        with torch.no_grad():
+            moved.append(run.predict(x.detach() - weight * x.grad, grid, [i], run.level))
+    return run.fuser.fuse(torch.cat(moved), grid)
+
+
+def ratios(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
+    """Their CPU time over ours, the median of runs in turns."""
+
+    def seconds(step: Callable[[], Any]) -> float:
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+
+    return median(seconds(theirs) / seconds(ours) for _ in range(pairs))
+
+
+def stage(run: Run) -> Callable[[], Any]:
+    """The guided passes of one step, which may be made again and again."""
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            return run.estimate(run.canvas, run.grid, run.guided, run.level)[1]
+
+    return step
+
+
+def test_syncdiffusion_makes_the_anchors_features_once(model: Model, benchmark: BenchmarkFixture) -> None:
+    run = begun(model, [SyncDiffusion()], 128, 384)
+    assert len(run.grid) == 5
+    metric = EfficientNet()
+    torch.testing.assert_close(stage(run)(), literal_sync(run, metric, 20.0), rtol=1e-3, atol=1e-3)
+    if not benchmark.disabled:
+        gain = ratios(9, stage(run), lambda: literal_sync(run, metric, 20.0))
+        print(f"\nSyncDiffusion, 5 windows: a literal loop takes {gain:.2f} times as long, bar 1.1")
+        assert gain >= 1.1
+    benchmark.pedantic(stage(run))
+
+
+def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture) -> None:
+    assert isinstance(model.denoiser, UNetDenoiser)
+    unet: Any = model.denoiser.unet
+    run = begun(model, [MSDGuidance(0.1, coarse="bilinear", norm="sum")], 256, 256)
+
+    def theirs() -> Tensor:
+        unet.requires_grad_(True)
+        found = literal_msd(run, run.guided[0][0].strength(run.level))
+        unet.requires_grad_(False)
+        unet.zero_grad()
+        return found
+
+    torch.testing.assert_close(stage(run)(), theirs(), rtol=1e-3, atol=1e-3)
+    share = peak(stage(run)) / peak(theirs)
+    assert share <= 0.6
+    if not benchmark.disabled:
+        gain = ratios(5, stage(run), theirs)
+        print(f"\nMSD, guided step: a literal loop takes {gain:.2f} times as long, bar 1.1; memory {share:.2f} of its, bar 0.6")
+        assert gain >= 1.1
+    benchmark.pedantic(stage(run))
+
+
+def test_checkpointing_trades_memory_for_time(large: Model, benchmark: BenchmarkFixture) -> None:
+    plain, saving = (stage(begun(large, [Pull()], 32, 32, checkpointing=checkpointing)) for checkpointing in (False, True))
+    torch.testing.assert_close(saving(), plain())
+    share = peak(saving) / peak(plain)
+    assert share <= 0.6
+    if not benchmark.disabled:
+        factor = 1 / ratios(3, saving, plain)
+        print(f"\ncheckpointing: {share:.2f} of the memory, bar 0.6, in {factor:.2f} times the time, bar 1.3")
+        assert factor <= 1.3
+    benchmark.pedantic(saving)
+
+
+def test_peak_memory_is_flat_in_the_number_of_windows(model: Model) -> None:
+    peaks = [peak(stage(begun(model, [MSDGuidance(0.1)], 256, width))) for width in (256, 384)]
+    print(f"\npeak memory: {peaks[0] / 1e6:.1f} MB at 9 windows, {peaks[1] / 1e6:.1f} MB at 15")
+    assert peaks[1] <= 1.1 * peaks[0]
