@@ -1,8 +1,8 @@
 """What a guided step costs beside loops written as the papers' authors write them: CPU time in turns, and peak memory.
 
 Both sides denoise the same windows, one at a time. `pytest benchmarks/bench_guidance.py --benchmark-enable -s` prints the
-ratios and holds them to their bars. As tests these hold what is counted: that both sides do the same, and memory, the bytes of all
-tensors that are alive, at their peak.
+ratios and holds them to their bars. As tests these hold what is counted: that both sides do the same, and memory, the bytes
+of all tensors that are alive, at their peak.
 """
 
 import time
