@@ -56,7 +56,7 @@ class Ranks:
     def _attend(self, rank: int, work: Callable[[Runtime], Made]) -> Made:
         with self._turn:
             runtime = Runtime(accelerator="cpu", precision="64-true", micro_batch=self._micro_batch)
-            runtime.map = partial(self._map, rank, count())  # type: ignore[method-assign]
+            runtime.map = partial(self._map, rank, count())  # type: ignore[method-assign]  # a rank of its own
             try:
                 return work(runtime)
             finally:

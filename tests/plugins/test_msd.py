@@ -144,7 +144,7 @@ def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Predicti
         seen.append(Estimate(found[0], run.solver.x0(found[1], found[0], level), level, level))
         return found
 
-    estimate, run.estimate = run.estimate, spy  # type: ignore[method-assign]
+    estimate, run.estimate = run.estimate, spy  # type: ignore[method-assign]  # looks on
     run.step()
     coarse_x0, fine_x0 = seen[0].x0, seen[1].x0
     assert coarse_x0.shape[1:] == (4, 4)
