@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
-from panokit import DiffusersScheduler, Guidance, Model, Runtime, Sampler
+from panokit import DiffusersScheduler, Guidance, Model, Runtime, Sampler, load_model
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDGuidance
@@ -18,19 +18,21 @@ from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
 PROMPT, NEGATIVE, SCALE = "a lake", "fog", 2.5
-WINDOW, STRIDE, FACTOR, STEPS, SEED = 8, 4, 2, 5, 5
+STEPS, SEED = 5, 5
 
 
 class ByHand:
-    """The tiny model with diffusers' DDIM, from its parts: one window, `1 4 8 8`, at a time."""
+    """A model with diffusers' DDIM, from its parts: one window, `1 4 8 8` in the tiny one, at a time."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, steps: int = STEPS) -> None:
         assert isinstance(model.denoiser, UNetDenoiser)
         assert isinstance(model.codec, VAECodec)
         self.unet, self.vae = model.denoiser.unet, model.codec.vae
+        self.dtype, self.window, self.steps = self.unet.dtype, model.denoiser.window[0], steps
         encode, tokenizer = model.denoiser.text_encoder, model.denoiser.tokenizer
+        length = tokenizer.model_max_length
         texts = [
-            tokenizer(text, padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
+            tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
             for text in (PROMPT, NEGATIVE)
         ]
         self.positive, self.negative = (encode(tokens)[0] for tokens in texts)
@@ -43,7 +45,7 @@ class ByHand:
             clip_sample=False,
             set_alpha_to_one=False,
         )
-        self.scheduler.set_timesteps(STEPS)
+        self.scheduler.set_timesteps(steps)
         self.timesteps: Sequence[Tensor] = self.scheduler.timesteps
 
     def level(self, t: int) -> tuple[float, float]:
@@ -61,9 +63,13 @@ class ByHand:
 
     def phi(self, x: Tensor, t: Tensor) -> Tensor:
         """One deterministic step of denoising."""
-        (alpha, sigma), (alpha_below, sigma_below) = self.level(int(t)), self.level(int(t) - 1000 // STEPS)
+        (alpha, sigma), (alpha_below, sigma_below) = self.level(int(t)), self.level(int(t) - 1000 // self.steps)
         eps = self.eps(x, t)
         return alpha_below * (x - sigma * eps) / alpha + sigma_below * eps
+
+    def windows(self, canvas: Tensor) -> Iterator[tuple[int, int]]:
+        """The corners of windows that lie half a window apart."""
+        return product(*(range(0, size - self.window + 1, self.window // 2) for size in canvas.shape[-2:]))
 
     def picture(self, x0: Tensor) -> Tensor:
         return (self.vae.decode(x0 / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
@@ -79,30 +85,27 @@ def by_hand(model: Model) -> ByHand:
     return ByHand(model)
 
 
-def origins(canvas: Tensor) -> Iterator[tuple[int, int]]:
-    return product(*(range(0, size - WINDOW + 1, STRIDE) for size in canvas.shape[-2:]))
-
-
 def noise(size: tuple[int, int]) -> Tensor:
     return torch.randn((4, *size), generator=torch.Generator().manual_seed(SEED)).double()
 
 
-def sampled(model: Model, guidances: Sequence[Guidance], size: tuple[int, int], *, micro_batch: int = 3) -> Tensor:
+def sampled(
+    model: Model, guidances: Sequence[Guidance], size: tuple[int, int], *, precision: str = "64-true", steps: int = STEPS
+) -> Tensor:
     sampler = Sampler(
         model,
         scheduler=DiffusersScheduler("ddim"),
         fuser=MultiDiffusion("uniform"),
         guidances=guidances,
-        runtime=Runtime(accelerator="cpu", precision="64-true", micro_batch=micro_batch),
+        runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=3),
     )
-    height, width = (FACTOR * cells for cells in size)
+    height, width = (model.factor * cells for cells in size)
     run = sampler.begin(
         PROMPT,
         negative_prompt=NEGATIVE,
         height=height,
         width=width,
-        stride=FACTOR * STRIDE,
-        steps=STEPS,
+        steps=steps,
         guidance_scale=SCALE,
         seed=SEED,
     )
@@ -123,12 +126,12 @@ def literal_msd(hand: ByHand, canvas: Tensor, t: Tensor, level: int, weight: flo
     """Algorithm 1: the canvas of a level one step down, by way of the coarser levels."""
     low = literal_msd(hand, half(canvas), t, level - 1, weight) if level > 0 and weight > 0 else None
     value, count = torch.zeros_like(canvas), torch.zeros_like(canvas)
-    for top, left in origins(canvas):
-        here = (..., slice(top, top + WINDOW), slice(left, left + WINDOW))
+    for top, left in hand.windows(canvas):
+        here = (..., slice(top, top + hand.window), slice(left, left + hand.window))
         x = canvas[here].detach()
         if low is not None:
             x.requires_grad_()
-            there = (..., slice(top // 2, (top + WINDOW) // 2), slice(left // 2, (left + WINDOW) // 2))
+            there = (..., slice(top // 2, (top + hand.window) // 2), slice(left // 2, (left + hand.window) // 2))
             loss = ((half(hand.phi(x, t)) - low[there]) ** 2).sum()
             (gradient,) = torch.autograd.grad(loss, x)
             x = x.detach() - weight * gradient
@@ -152,6 +155,27 @@ def test_msd_is_the_papers_algorithm(model: Model, by_hand: ByHand, size: tuple[
     assert relative(found, canvas[0]) <= 1e-9
 
 
+def test_on_landscapes_in_float32_nothing_but_rounding_tells_them_apart() -> None:
+    """The distance to the literal loop in float32 is that of the literal loop in float32 to itself in float64, or less."""
+    size, steps, levels = (32, 32), 3, 2
+    model = load_model("landscapes")
+    assert isinstance(model.denoiser, UNetDenoiser)
+    found = sampled(model, [MSDGuidance.paper()], size, precision="32-true", steps=steps).double()
+    loops = []
+    for dtype in (torch.float32, torch.float64):
+        for part in (model.denoiser.unet, model.denoiser.text_encoder):
+            nn.Module.to(part, dtype)
+        hand = ByHand(model, steps)
+        canvas = noise(size)[None].to(dtype)
+        for i, t in enumerate(hand.timesteps):
+            cosine = 0.5 * (1 + math.cos(math.pi * i / steps))
+            canvas = literal_msd(hand, canvas, t, levels - 1, 10 * cosine if i / steps < 0.5 else 0.0)
+        loops.append(canvas[0].double())
+    rounding = relative(loops[0], loops[1])
+    assert 1e-8 < rounding < 1e-3
+    assert relative(found, loops[1]) <= 4 * rounding
+
+
 def squares(images: Tensor, other: Tensor) -> Tensor:
     """A plain metric: mean squared difference of neighbouring pixels' differences and of pixels."""
     return sum(((a - b) ** 2).mean((1, 2, 3)) for a, b in ((images, other), (images.diff(dim=-1), other.diff(dim=-1))))
@@ -160,9 +184,9 @@ def squares(images: Tensor, other: Tensor) -> Tensor:
 def literal_syncdiffusion(hand: ByHand, canvas: Tensor, weight: float, decay: float, guided: int) -> Tensor:
     """Lee et al. 2023, algorithm 1, with the middle window as anchor."""
     for i, t in enumerate(hand.timesteps):
-        views = list(origins(canvas))
+        views = list(hand.windows(canvas))
         value, count = torch.zeros_like(canvas), torch.zeros_like(canvas)
-        cut = [(..., slice(top, top + WINDOW), slice(left, left + WINDOW)) for top, left in views]
+        cut = [(..., slice(top, top + hand.window), slice(left, left + hand.window)) for top, left in views]
         anchor = len(views) // 2
         with torch.no_grad():
             reference = hand.picture(hand.x0(canvas[cut[anchor]], t))
