@@ -182,7 +182,7 @@ def test_syncdiffusion_makes_the_anchors_features_once(model: Model, benchmark: 
 def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture) -> None:
     assert isinstance(model.denoiser, UNetDenoiser)
     unet: Any = model.denoiser.unet
-    run = begun(model, [MSDGuidance(0.1, coarse="bilinear", norm="sum")], 256, 256)
+    run = begun(model, [MSDGuidance(0.1, norm="sum", jacobian="full")], 256, 256)
 
     def theirs() -> Tensor:
         unet.requires_grad_(True)
@@ -214,6 +214,6 @@ def test_checkpointing_trades_memory_for_time(large: Model, benchmark: Benchmark
 
 
 def test_peak_memory_is_flat_in_the_number_of_windows(model: Model) -> None:
-    peaks = [peak(stage(begun(model, [MSDGuidance(0.1)], 256, width))) for width in (256, 384)]
+    peaks = [peak(stage(begun(model, [MSDGuidance.full(0.1)], 256, width))) for width in (256, 384)]
     print(f"\npeak memory: {peaks[0] / 1e6:.1f} MB at 9 windows, {peaks[1] / 1e6:.1f} MB at 15")
     assert peaks[1] <= 1.1 * peaks[0]

@@ -36,20 +36,27 @@ class MSDGuidance(Guidance):
     the coarse canvas is guided by a coarser one in the same way. The canvas must hold one window at the coarsest level;
     `factor` to the power of `levels` - 1 must divide its cells, and `factor` the window's and the stride's.
 
+    The defaults move every clean estimate a share of the way to the coarse canvas, without a gradient through the denoiser;
+    `paper` is the paper's algorithm, `full` the same with a weight that carries over, and `projected` lets the coarse canvas go
+    its own way.
+
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
         until: $T'$, the share of the steps that is guided, in [0, 1].
         levels: $S$, how many canvases there are, 2 or more.
         factor: how much smaller each is than the one above, 2 or more.
-        coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says.
+        coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
+            which makes for a more typical picture.
             `strided`: every `factor`-th cell of $z_t$, whose noise is as strong as it should be. `renoise`: $D z_t$ with fresh
             noise up to its level. `trajectory`: so once, and from then on its own deterministic way down.
         space: what is compared: `prev`, one step down, as in the paper; or the clean estimate `x0`.
-        norm: $c_t$. `sum` is 1, a sum of squares; `mean` divides it by the number of cells; `projection` makes one weight mean
-            the same for all models, window sizes and noise levels: $f^a / 2 g^2$, for $a$ axes and a comparison that moves $g$
-            times as much as $x_0$, so that in `x0`, with the identity Jacobian, $\omega_t = 1$ makes both sides equal; with the
-            full Jacobian $\alpha^2$ times that, since the Jacobian of $x_0$ grows as $1 / \alpha$.
+        norm: $c_t$. `sum` is 1, a sum of squares; `mean` divides it by the number of cells. `projection` makes one weight mean
+            the same for all models, window sizes, noise levels and numbers of steps: a rate, at which a clean estimate goes
+            $1 - e^{-\omega_t / T}$ of the way to the coarse canvas in one of $T$ steps. That share then stands for $\omega_t$,
+            and $c_t$ for $a$ axes is $f^a / 2$ in `x0` with the identity Jacobian; $\alpha^2$ times that with the full one,
+            taken to be $1 / \alpha$; and in `prev`, which moves $g = \alpha' - \sigma' \alpha / \sigma$ times as much as $x_0$,
+            divided by $g^2$ (`identity`) or $g \alpha'$ (`full`).
         jacobian: `full`, through the denoiser to the noisy window as in the paper; or `identity`, which corrects the clean
             estimate and needs no backward and no second forward pass.
         density: how many times closer than the fine windows the windows of the coarsest canvas lie, 1 or more: there are few
@@ -60,15 +67,15 @@ class MSDGuidance(Guidance):
         SettingError: a setting out of its range.
     """
 
-    weight: float = 0.3
-    decay: float = 1.0
+    weight: float = 15.0
+    decay: float = 2.0
     until: float = 0.5
     levels: int = 2
     factor: int = 2
-    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
+    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "bilinear"
     space: Literal["prev", "x0"] = "x0"
     norm: Literal["sum", "mean", "projection"] = "projection"
-    jacobian: Literal["full", "identity"] = "full"
+    jacobian: Literal["full", "identity"] = "identity"
     density: int = 1
     coarse_guidances: tuple[Guidance, ...] = ()
 
@@ -84,13 +91,20 @@ class MSDGuidance(Guidance):
 
     @classmethod
     def paper(cls, weight: float = 10.0, **settings: Any) -> "MSDGuidance":
-        r"""Algorithm 1: a bilinear coarse canvas, the sum of squares one step down, $\omega = 10$."""
-        return cls(weight, **{"coarse": "bilinear", "space": "prev", "norm": "sum", "jacobian": "full", **settings})
+        r"""Algorithm 1: the sum of squares one step down, through the denoiser, $\omega = 10$."""
+        return cls(
+            weight, **{"decay": 1.0, "coarse": "bilinear", "space": "prev", "norm": "sum", "jacobian": "full", **settings}
+        )
 
     @classmethod
-    def projected(cls, weight: float = 1.0, **settings: Any) -> "MSDGuidance":
-        """A coarse canvas of its own trajectory, onto which clean estimates are projected: no backward pass at all."""
-        return cls(weight, **{"coarse": "trajectory", "space": "x0", "norm": "projection", "jacobian": "identity", **settings})
+    def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
+        """The same, in a normalisation under which its weight means a share whatever the model, the window and the steps."""
+        return cls(weight, **{"space": "prev", "jacobian": "full", **settings})
+
+    @classmethod
+    def projected(cls, weight: float = 8.0, **settings: Any) -> "MSDGuidance":
+        """A coarse canvas of its own trajectory, onto which clean estimates are projected."""
+        return cls(weight, **{"coarse": "trajectory", **settings})
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
         """Memories of what guides the coarse canvas.
@@ -113,7 +127,8 @@ class MSDGuidance(Guidance):
     def strength(self, level: Level) -> float:
         if level.progress >= self.until:
             return 0.0
-        return self.weight * (0.5 * (1 + math.cos(math.pi * level.progress))) ** self.decay
+        weight = self.weight * (0.5 * (1 + math.cos(math.pi * level.progress))) ** self.decay
+        return -math.expm1(-weight / level.steps) if self.norm == "projection" else weight
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Coarse) -> Float[Tensor, " n"]:
         found = seen.prev if self.space == "prev" else seen.x0
@@ -173,7 +188,10 @@ class MSDGuidance(Guidance):
             case "projection":
                 level, below = seen.level, seen.below
                 gain = below.alpha - below.sigma * level.alpha / level.sigma if self.space == "prev" else 1.0
-                return self.factor**axes / (2 * gain**2) * (level.alpha**2 if self.jacobian == "full" else 1.0)
+                if self.jacobian == "identity":
+                    return self.factor**axes / (2 * gain**2)
+                slope = below.alpha if self.space == "prev" else 1.0  # of what is compared along x, times alpha
+                return self.factor**axes * level.alpha**2 / (2 * gain * slope)
 
 
 def _by(cells: Iterable[int]) -> str:

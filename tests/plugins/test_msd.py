@@ -1,17 +1,19 @@
 """MSD's settings, its energy, what it costs, and what it does where the answer is known."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, final, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from panokit import Estimate, Grid, Level, Run, Sampler, SettingError
-from panokit.scheduler import Prediction
+from panokit import Denoiser, Grid, Level, Run, Sampler, SettingError
+from panokit.denoiser import Prompt
+from panokit.scheduler import Prediction, Training
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_msd import MSDGuidance
 from panokit_msd.scale import mean, pick, renoised
@@ -44,7 +46,7 @@ def toy(run: Run) -> ToyDenoiser:
         ({"density": 0}, "density is 0: it must be 1 or more"),
     ],
 )
-@pytest.mark.parametrize("make", [MSDGuidance, MSDGuidance.paper, MSDGuidance.projected])
+@pytest.mark.parametrize("make", [MSDGuidance, MSDGuidance.paper, MSDGuidance.full, MSDGuidance.projected])
 def test_a_setting_out_of_range_is_refused(make: Any, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make(**setting)
@@ -82,7 +84,8 @@ def test_a_refusal_says_what_a_cell_is_in_pixels(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "guidance", [MSDGuidance(0.0), MSDGuidance.paper(0.0), MSDGuidance.projected(0.0), MSDGuidance(until=0.0)]
+    "guidance",
+    [MSDGuidance(0.0), MSDGuidance.paper(0.0), MSDGuidance.full(0.0), MSDGuidance.projected(0.0), MSDGuidance(until=0.0)],
 )
 def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guidance: MSDGuidance) -> None:
     plain, guided = toy_run((8, 16)), toy_run((8, 16), guidances=[guidance])
@@ -108,7 +111,7 @@ def test_it_costs_the_closed_form(levels: int, jacobian: Jacobian, coarse: Coars
 
 def test_the_papers_geometry_is_45_windows_and_7() -> None:
     denoiser = ToyDenoiser((64, 64), channels=1)
-    run = toy_run((128, 512), denoiser=denoiser, stride=32, steps=2, guidances=[MSDGuidance.projected()])
+    run = toy_run((128, 512), denoiser=denoiser, stride=32, steps=2, guidances=[MSDGuidance()])
     run.step()
     assert sum(denoiser.forwards) == 45 + 7
     run.step()  # asleep: the coarse windows are not denoised
@@ -132,45 +135,84 @@ def test_density_lays_the_coarsest_windows_closer() -> None:
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 @pytest.mark.parametrize("coarse", get_args(Coarse))
 def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Prediction, coarse: Coarse) -> None:
-    """One window, identity, weight 1: the clean estimate, shrunk, is the coarse canvas's."""
-    guidance = MSDGuidance.projected(coarse=coarse if coarse != "strided" else "bilinear", decay=0.0)
-    denoiser = ToyDenoiser(prediction=prediction)
-    run = toy_run((8, 8), denoiser=denoiser, guidances=[guidance], stride=4, steps=2)
-    level, grid = run.level, run.grid
-    seen: list[Estimate] = []
+    """However large the weight, the clean estimate, shrunk, goes no farther than the coarse canvas."""
+    guidance = MSDGuidance(math.inf, 0.0, coarse=coarse if coarse != "strided" else "bilinear")
+    coarse_x0, fine_x0 = both_sides(toy_run((8, 8), denoiser=ToyDenoiser(prediction=prediction), guidances=[guidance], steps=2))
+    assert coarse_x0.shape[1:] == (4, 4)
+    torch.testing.assert_close(mean(fine_x0, 2, 2), coarse_x0, rtol=1e-9, atol=1e-9)
+
+
+@final
+class Steady(Denoiser):
+    r"""Sees noise that depends on the canvas alone: $\partial \hat x_0 / \partial x = 1 / \alpha$."""
+
+    window, channels, training = (4, 4), 2, Training("epsilon")
+
+    def modules(self) -> Iterable[nn.Module]:
+        return ()
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
+        return None
+
+    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+        return 0.1 * grid.size[0]
+
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
+        return condition + 0.0 * x
+
+
+@pytest.mark.parametrize("space", ["x0", "prev"])
+@pytest.mark.parametrize("weight", [0.5, math.inf])
+def test_with_a_full_gradient_a_weight_is_the_same_share(space: Literal["x0", "prev"], weight: float) -> None:
+    """Where the Jacobian is what the norm takes it to be, the clean estimate goes 1 - exp(-weight / steps) of the way."""
+
+    def run(weight: float) -> Run:
+        guidance = MSDGuidance.full(weight, decay=0.0, space=space)
+        return toy_run((8, 8), denoiser=Steady(), guidances=[guidance], steps=2)
+
+    (coarse_x0, fine_x0), (_, unguided) = both_sides(run(weight)), both_sides(run(1e-30))
+    start = mean(unguided, 2, 2)
+    assert float((coarse_x0 - start).abs().max()) > 0.1
+    torch.testing.assert_close(mean(fine_x0, 2, 2), start - math.expm1(-weight / 2) * (coarse_x0 - start), rtol=1e-9, atol=1e-9)
+
+
+def both_sides(run: Run) -> tuple[Tensor, Tensor]:
+    """The clean estimates of the coarse canvas and of the fine one in a run's first step."""
+    seen: list[Tensor] = []
 
     def spy(canvas: Tensor, grid: Grid, guided: Any, level: Level) -> Any:
-        found = estimate(canvas, grid, guided, level)
-        seen.append(Estimate(found[0], run.solver.x0(found[1], found[0], level), level, level))
-        return found
+        x, pred = estimate(canvas, grid, guided, level)
+        seen.append(run.solver.x0(pred, x, level))
+        return x, pred
 
     estimate, run.estimate = run.estimate, spy  # type: ignore[method-assign]  # looks on
     run.step()
-    coarse_x0, fine_x0 = seen[0].x0, seen[1].x0
-    assert coarse_x0.shape[1:] == (4, 4)
-    assert len(grid) == 4
-    torch.testing.assert_close(mean(fine_x0, 2, 2), coarse_x0, rtol=1e-9, atol=1e-9)
-    assert level.main
+    coarse_x0, fine_x0 = seen
+    return coarse_x0, fine_x0
 
 
 @pytest.mark.parametrize("space", ["x0", "prev"])
 def test_projecting_one_step_down_is_projecting_the_clean_estimate(space: Literal["x0", "prev"]) -> None:
     """With D z as the coarse canvas the noisy terms cancel, so both spaces ask for the same."""
-    runs = [
-        toy_run((8, 16), guidances=[MSDGuidance.projected(0.7, coarse="bilinear", space=each)], steps=2)
-        for each in ("x0", space)
-    ]
+    runs = [toy_run((8, 16), guidances=[MSDGuidance(0.7, space=each)], steps=2) for each in ("x0", space)]
     for run in runs:
         run.step()
     torch.testing.assert_close(runs[0].canvas, runs[1].canvas, rtol=1e-9, atol=1e-9)
 
 
-def test_cosine_decay_and_stop() -> None:
-    guidance = MSDGuidance(3.0, decay=2.0, until=0.5)
+@pytest.mark.parametrize("norm", ["sum", "projection"])
+def test_cosine_decay_and_stop(norm: Literal["sum", "projection"]) -> None:
+    guidance = MSDGuidance(3.0, decay=2.0, until=0.5, norm=norm)
     levels = toy_run(steps=10).solver.levels
     found = [guidance.strength(level) for level in levels]
-    expected = [3 * (0.5 * (1 + math.cos(math.pi * k / 10))) ** 2 for k in range(5)] + [0.0] * 6
-    assert found == pytest.approx(expected)
+    weights = [3 * (0.5 * (1 + math.cos(math.pi * k / 10))) ** 2 for k in range(5)] + [0.0] * 6
+    assert found == pytest.approx(weights if norm == "sum" else [1 - math.exp(-weight / 10) for weight in weights])
+
+
+def test_a_rate_takes_as_much_away_in_any_number_of_steps() -> None:
+    guidance = MSDGuidance(3.0, decay=0.0, until=0.5)
+    left = [math.prod(1 - guidance.strength(level) for level in toy_run(steps=steps).solver.levels) for steps in (2, 10, 40)]
+    assert left == pytest.approx([math.exp(-1.5)] * 3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -244,6 +286,8 @@ def test_three_axes() -> None:
 
 def test_settings_of_the_named_ones() -> None:
     assert replace(MSDGuidance.paper(), weight=1.0) == MSDGuidance.paper(1.0)
-    paper = MSDGuidance.paper()
-    assert (paper.weight, paper.coarse, paper.space, paper.norm, paper.jacobian) == (10.0, "bilinear", "prev", "sum", "full")
-    assert MSDGuidance.projected().jacobian == "identity"
+    paper, full, projected = MSDGuidance.paper(), MSDGuidance.full(), MSDGuidance.projected()
+    assert (paper.weight, paper.decay, paper.coarse, paper.space) == (10.0, 1.0, "bilinear", "prev")
+    assert (paper.norm, paper.jacobian) == ("sum", "full")
+    assert full == replace(MSDGuidance(full.weight), space="prev", jacobian="full")
+    assert projected == replace(MSDGuidance(projected.weight), coarse="trajectory")
