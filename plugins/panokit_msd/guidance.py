@@ -44,7 +44,7 @@ class MSDGuidance(Guidance):
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
         until: $T'$, the share of the steps that is guided, in [0, 1].
-        levels: $S$, how many canvases there are, 2 or more.
+        levels: $S$, how many canvases there are, 2 or more; None: as many as the canvas holds.
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
             which makes for a more typical picture.
@@ -70,7 +70,7 @@ class MSDGuidance(Guidance):
     weight: float = 15.0
     decay: float = 2.0
     until: float = 0.5
-    levels: int = 2
+    levels: int | None = None
     factor: int = 2
     coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "bilinear"
     space: Literal["prev", "x0"] = "x0"
@@ -81,8 +81,9 @@ class MSDGuidance(Guidance):
 
     def __post_init__(self) -> None:
         for name, least in (("weight", 0), ("decay", 0), ("levels", 2), ("factor", 2), ("density", 1)):
-            if not getattr(self, name) >= least:
-                raise SettingError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise SettingError(f"{name} is {value}: it must be {least} or more")
         if not 0 <= self.until <= 1:
             raise SettingError(f"until is {self.until}: it is a share of the steps, from 0 to 1")
         for name, choices in _CHOICES.items():
@@ -114,11 +115,11 @@ class MSDGuidance(Guidance):
         """
         self._check(grid)
         below = self._below(grid)
-        return {"coarse": [guidance.begin(below, levels) for guidance in self._guides]}
+        return {"coarse": [guidance.begin(below, levels) for guidance in self._guides(grid)]}
 
     def prepare(self, step: Step, memory: Memory) -> Coarse:
         below = self._below(step.grid)
-        guided = list(zip(self._guides, memory["coarse"], strict=True))
+        guided = list(zip(self._guides(step.grid), memory["coarse"], strict=True))
         seen = step.estimate(self._canvas(step, memory), below, guided)
         if self.coarse == "trajectory":
             memory["canvas"] = seen.prev
@@ -135,33 +136,41 @@ class MSDGuidance(Guidance):
         apart = self._shrunk(found, len(context.grid.size)) - context.grid.crop(context.target, index)
         return self._scale(seen, apart[0].numel(), len(context.grid.size)) * apart.square().flatten(1).sum(1)
 
-    @property
-    def _guides(self) -> tuple[Guidance, ...]:
+    def _levels(self, grid: Grid) -> int:
+        """How many canvases there are."""
+        return self.levels or max(2, self._room(grid))
+
+    def _room(self, grid: Grid) -> int:
+        """How many canvases there can be: each whole cells, and a window or more."""
+        room, unit = 1, self.factor
+        while all(size % unit == 0 and size >= window * unit for size, window in zip(grid.size, grid.window, strict=True)):
+            room, unit = room + 1, unit * self.factor
+        return room
+
+    def _guides(self, grid: Grid) -> tuple[Guidance, ...]:
         """What guides the coarse canvas: the levels below it, and on the coarsest whatever the user chose."""
-        return (replace(self, levels=self.levels - 1),) if self.levels > 2 else self.coarse_guidances
+        levels = self._levels(grid)
+        return (replace(self, levels=levels - 1),) if levels > 2 else self.coarse_guidances
 
     def _check(self, grid: Grid) -> None:
         """Raise a SettingError unless the canvas holds all levels, in whole cells."""
         larger = tuple(window * self.factor for window in grid.window)
         replace(grid, size=larger).coarsened(self.factor)  # raises where window or stride cannot be divided
-        unit = self.factor ** (self.levels - 1)
-        fits = [max(-(-size // unit), window) * unit for size, window in zip(grid.size, grid.window, strict=True)]
-        if tuple(fits) != grid.size:
-            shrunk, room = 1, 0
-            while all(
-                size % shrunk == 0 and size >= window * shrunk for size, window in zip(grid.size, grid.window, strict=True)
-            ):
-                shrunk, room = shrunk * self.factor, room + 1
+        levels, room = self._levels(grid), self._room(grid)
+        if room < levels:
+            unit = self.factor ** (levels - 1)
+            fits = (max(-(-size // unit), window) * unit for size, window in zip(grid.size, grid.window, strict=True))
             raise SettingError(
-                f"MSD with {self.levels} levels of factor {self.factor} needs a canvas of "
-                f"{_by(w * unit for w in grid.window)} cells or more, in steps of {unit}, and this one is {_by(grid.size)}: "
-                f"the next that works is {_by(fits)}" + (f", and {room} levels fit this one" if room > 1 else "")
+                f"MSD with {levels} levels of factor {self.factor} needs a canvas of "
+                f"{_by(window * unit for window in grid.window)} cells or more, in steps of {unit}, and this one is "
+                f"{_by(grid.size)}: the next that works is {_by(fits)}"
+                + (f", and {room} levels fit this one" if room > 1 else "")
             )
 
     def _below(self, grid: Grid) -> Grid:
         """The windows of the coarse canvas."""
         below = grid.scaled(self.factor)
-        if self.levels > 2:
+        if self._levels(grid) > 2:
             return below
         return replace(below, stride=tuple(max(1, stride // self.density) for stride in below.stride))
 

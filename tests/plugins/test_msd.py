@@ -126,6 +126,16 @@ def test_coarse_windows_are_batched_like_any_others() -> None:
     assert toy(run).forwards[:2] == [3, 4]
 
 
+@pytest.mark.parametrize(("size", "levels"), [((8, 16), 2), ((16, 24), 3), ((16, 12), 2), ((32, 64), 4)])
+@pytest.mark.parametrize("jacobian", get_args(Jacobian))
+def test_there_are_as_many_levels_as_the_canvas_holds(size: tuple[int, int], levels: int, jacobian: Jacobian) -> None:
+    given, own = (toy_run(size, guidances=[MSDGuidance(jacobian=jacobian, levels=each)], steps=2) for each in (levels, None))
+    assert torch.equal(finished(given), finished(own))
+    assert toy(given).forwards == toy(own).forwards
+    with pytest.raises(SettingError, match=f"and {levels} levels fit this one"):
+        toy_run(size, guidances=[MSDGuidance(levels=levels + 1)])
+
+
 def test_density_lays_the_coarsest_windows_closer() -> None:
     run = toy_run((8, 32), guidances=[MSDGuidance.projected(density=2)], steps=1)
     run.step()
