@@ -182,7 +182,7 @@ def test_syncdiffusion_makes_the_anchors_features_once(model: Model, benchmark: 
 def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture) -> None:
     assert isinstance(model.denoiser, UNetDenoiser)
     unet: Any = model.denoiser.unet
-    run = begun(model, [MSDGuidance(0.1, norm="sum", jacobian="full")], 256, 256)
+    run = begun(model, [MSDGuidance(0.1, coarse="bilinear", norm="sum", jacobian="full")], 256, 256)
 
     def theirs() -> Tensor:
         unet.requires_grad_(True)

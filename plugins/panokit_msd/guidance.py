@@ -47,9 +47,9 @@ class MSDGuidance(Guidance):
         levels: $S$, how many canvases there are, 2 or more; None: as many as the canvas holds.
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
-            which makes for a more typical picture.
-            `strided`: every `factor`-th cell of $z_t$, whose noise is as strong as it should be. `renoise`: $D z_t$ with fresh
-            noise up to its level. `trajectory`: so once, and from then on its own deterministic way down.
+            which makes for an emptier picture. `strided`: every `factor`-th cell of $z_t$, whose noise is as strong as it
+            should be, and whose clean estimate aliases. `renoise`: $D z_t$ with fresh noise up to its level. `trajectory`: so
+            once, and from then on its own deterministic way down.
         space: what is compared: `prev`, one step down, as in the paper; or the clean estimate `x0`.
         norm: $c_t$. `sum` is 1, a sum of squares; `mean` divides it by the number of cells. `projection` makes one weight mean
             the same for all models, window sizes, noise levels and numbers of steps: a rate, at which a clean estimate goes
@@ -67,12 +67,12 @@ class MSDGuidance(Guidance):
         SettingError: a setting out of its range.
     """
 
-    weight: float = 15.0
+    weight: float = 10.0
     decay: float = 2.0
     until: float = 0.5
     levels: int | None = None
     factor: int = 2
-    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "bilinear"
+    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
     space: Literal["prev", "x0"] = "x0"
     norm: Literal["sum", "mean", "projection"] = "projection"
     jacobian: Literal["full", "identity"] = "identity"
@@ -100,7 +100,7 @@ class MSDGuidance(Guidance):
     @classmethod
     def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
         """The same, in a normalisation under which its weight means a share whatever the model, the window and the steps."""
-        return cls(weight, **{"space": "prev", "jacobian": "full", **settings})
+        return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", **settings})
 
     @classmethod
     def projected(cls, weight: float = 8.0, **settings: Any) -> "MSDGuidance":

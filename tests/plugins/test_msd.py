@@ -204,7 +204,7 @@ def both_sides(run: Run) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("space", ["x0", "prev"])
 def test_projecting_one_step_down_is_projecting_the_clean_estimate(space: Literal["x0", "prev"]) -> None:
     """With D z as the coarse canvas the noisy terms cancel, so both spaces ask for the same."""
-    runs = [toy_run((8, 16), guidances=[MSDGuidance(0.7, space=each)], steps=2) for each in ("x0", space)]
+    runs = [toy_run((8, 16), guidances=[MSDGuidance(0.7, coarse="bilinear", space=each)], steps=2) for each in ("x0", space)]
     for run in runs:
         run.step()
     torch.testing.assert_close(runs[0].canvas, runs[1].canvas, rtol=1e-9, atol=1e-9)
@@ -299,5 +299,5 @@ def test_settings_of_the_named_ones() -> None:
     paper, full, projected = MSDGuidance.paper(), MSDGuidance.full(), MSDGuidance.projected()
     assert (paper.weight, paper.decay, paper.coarse, paper.space) == (10.0, 1.0, "bilinear", "prev")
     assert (paper.norm, paper.jacobian) == ("sum", "full")
-    assert full == replace(MSDGuidance(full.weight), space="prev", jacobian="full")
+    assert full == replace(MSDGuidance(full.weight), coarse="bilinear", space="prev", jacobian="full")
     assert projected == replace(MSDGuidance(projected.weight), coarse="trajectory")
