@@ -99,7 +99,7 @@ class MSDGuidance(Guidance):
 
     @classmethod
     def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
-        """The same, in a normalisation under which its weight means a share whatever the model, the window and the steps."""
+        """The same with its weight as a rate, which carries over between models, window sizes and numbers of steps."""
         return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", **settings})
 
     @classmethod
