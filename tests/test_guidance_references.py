@@ -156,7 +156,7 @@ def test_msd_is_the_papers_algorithm(model: Model, by_hand: ByHand, size: tuple[
 
 
 def test_on_landscapes_in_float32_nothing_but_rounding_tells_them_apart() -> None:
-    """The distance to the literal loop in float32 is that of the literal loop in float32 to itself in float64, or less."""
+    """The distance to a literal loop in float64 is about that of the same loop in float32."""
     size, steps, levels = (32, 32), 3, 2
     model = load_model("landscapes")
     assert isinstance(model.denoiser, UNetDenoiser)

@@ -37,8 +37,8 @@ class MSDGuidance(Guidance):
     `factor` to the power of `levels` - 1 must divide its cells, and `factor` the window's and the stride's.
 
     The defaults move every clean estimate a share of the way to the coarse canvas, without a gradient through the denoiser;
-    `paper` is the paper's algorithm, `full` the same with a weight that carries over, and `projected` lets the coarse canvas go
-    its own way.
+    `paper` is the paper's algorithm, `full` that with a rate for its weight, and `projected` lets the coarse canvas go its own
+    way.
 
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
@@ -54,9 +54,10 @@ class MSDGuidance(Guidance):
         norm: $c_t$. `sum` is 1, a sum of squares; `mean` divides it by the number of cells. `projection` makes one weight mean
             the same for all models, window sizes, noise levels and numbers of steps: a rate, at which a clean estimate goes
             $1 - e^{-\omega_t / T}$ of the way to the coarse canvas in one of $T$ steps. That share then stands for $\omega_t$,
-            and $c_t$ for $a$ axes is $f^a / 2$ in `x0` with the identity Jacobian; $\alpha^2$ times that with the full one,
-            taken to be $1 / \alpha$; and in `prev`, which moves $g = \alpha' - \sigma' \alpha / \sigma$ times as much as $x_0$,
-            divided by $g^2$ (`identity`) or $g \alpha'$ (`full`).
+            and $c_t$ for $a$ axes is $f^a / 2$ in `x0` with the identity Jacobian ($1 / 2$ for `strided`); $\alpha^2$ times
+            that with the full one, where the share is exact if $\partial \hat x_0 / \partial x = 1 / \alpha$; and in `prev`,
+            where the noise of both sides is taken to be that of $D z_t$, and what is compared moves $g = \alpha' - \sigma'
+            \alpha / \sigma$ times as much as $x_0$, divided by $g^2$ (`identity`) or $g \alpha'$ (`full`).
         jacobian: `full`, through the denoiser to the noisy window as in the paper; or `identity`, which corrects the clean
             estimate and needs no backward and no second forward pass.
         density: how many times closer than the fine windows the windows of the coarsest canvas lie, 1 or more: there are few
@@ -99,7 +100,7 @@ class MSDGuidance(Guidance):
 
     @classmethod
     def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
-        """The same with its weight as a rate, which carries over between models, window sizes and numbers of steps."""
+        """Algorithm 1 with its weight as a rate, which carries over between window sizes and numbers of steps."""
         return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", **settings})
 
     @classmethod
@@ -123,6 +124,8 @@ class MSDGuidance(Guidance):
         seen = step.estimate(self._canvas(step, memory), below, guided)
         if self.coarse == "trajectory":
             memory["canvas"] = seen.prev
+        if self.norm == "projection":  # compare clean estimates alone, whatever noise the coarse canvas has
+            seen = replace(seen, x=self._shrunk(step.canvas, len(step.grid.size)))
         return Coarse(seen.prev if self.space == "prev" else seen.x0, step.grid.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:
@@ -184,7 +187,7 @@ class MSDGuidance(Guidance):
         return self._shrunk(step.canvas, axes)
 
     def _shrunk(self, x: Tensor, axes: int) -> Tensor:
-        """D, the same on both sides of the comparison: what noise it leaves then cancels."""
+        """D, the same on both sides of the comparison."""
         return (pick if self.coarse == "strided" else mean)(x, self.factor, axes)
 
     def _scale(self, seen: Estimate, cells: int, axes: int) -> float:
@@ -196,11 +199,12 @@ class MSDGuidance(Guidance):
                 return 1 / cells
             case "projection":
                 level, below = seen.level, seen.below
+                spread = 1 if self.coarse == "strided" else self.factor**axes  # 1 / (D D^T)
                 gain = below.alpha - below.sigma * level.alpha / level.sigma if self.space == "prev" else 1.0
                 if self.jacobian == "identity":
-                    return self.factor**axes / (2 * gain**2)
+                    return spread / (2 * gain**2)
                 slope = below.alpha if self.space == "prev" else 1.0  # of what is compared along x, times alpha
-                return self.factor**axes * level.alpha**2 / (2 * gain * slope)
+                return spread * level.alpha**2 / (2 * gain * slope)
 
 
 def _by(cells: Iterable[int]) -> str:

@@ -20,6 +20,7 @@ from panokit_msd.scale import mean, pick, renoised
 
 Jacobian = Literal["full", "identity"]
 Coarse = Literal["bilinear", "strided", "renoise", "trajectory"]
+Space = Literal["x0", "prev"]
 
 
 def finished(run: Run) -> Tensor:
@@ -144,12 +145,25 @@ def test_density_lays_the_coarsest_windows_closer() -> None:
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 @pytest.mark.parametrize("coarse", get_args(Coarse))
-def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Prediction, coarse: Coarse) -> None:
+@pytest.mark.parametrize("space", ["x0", "prev"])
+def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Prediction, coarse: Coarse, space: Space) -> None:
     """However large the weight, the clean estimate, shrunk, goes no farther than the coarse canvas."""
-    guidance = MSDGuidance(math.inf, 0.0, coarse=coarse if coarse != "strided" else "bilinear")
+    guidance = MSDGuidance(math.inf, 0.0, coarse=coarse, space=space)
     coarse_x0, fine_x0 = both_sides(toy_run((8, 8), denoiser=ToyDenoiser(prediction=prediction), guidances=[guidance], steps=2))
     assert coarse_x0.shape[1:] == (4, 4)
-    torch.testing.assert_close(mean(fine_x0, 2, 2), coarse_x0, rtol=1e-9, atol=1e-9)
+    shrunk = (pick if coarse == "strided" else mean)(fine_x0, 2, 2)
+    torch.testing.assert_close(shrunk, coarse_x0, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("size", "window", "factor"), [((8,), 4, 2), ((8, 8, 8), 4, 2), ((18, 18), 6, 3), ((16, 16), 4, 2)])
+@pytest.mark.parametrize("space", ["x0", "prev"])
+def test_so_it_does_along_any_axes_by_any_factor_and_over_any_levels(
+    size: tuple[int, ...], window: int, factor: int, space: Space
+) -> None:
+    guidance = MSDGuidance(math.inf, 0.0, factor=factor, space=space)
+    denoiser = ToyDenoiser((window,) * len(size))
+    coarse_x0, fine_x0 = both_sides(toy_run(size, denoiser=denoiser, guidances=[guidance], stride=window, steps=2))
+    torch.testing.assert_close(mean(fine_x0, factor, len(size)), coarse_x0, rtol=1e-8, atol=1e-8)
 
 
 @final
@@ -173,21 +187,28 @@ class Steady(Denoiser):
 
 @pytest.mark.parametrize("space", ["x0", "prev"])
 @pytest.mark.parametrize("weight", [0.5, math.inf])
-def test_with_a_full_gradient_a_weight_is_the_same_share(space: Literal["x0", "prev"], weight: float) -> None:
+@pytest.mark.parametrize("coarse", get_args(Coarse))
+@pytest.mark.parametrize("size", [(8, 8), (16, 16)])
+def test_with_a_full_gradient_a_weight_is_the_same_share(
+    space: Space, weight: float, coarse: Coarse, size: tuple[int, int]
+) -> None:
     """Where the Jacobian is what the norm takes it to be, the clean estimate goes 1 - exp(-weight / steps) of the way."""
 
     def run(weight: float) -> Run:
-        guidance = MSDGuidance.full(weight, decay=0.0, space=space)
-        return toy_run((8, 8), denoiser=Steady(), guidances=[guidance], steps=2)
+        guidance = MSDGuidance.full(weight, decay=0.0, space=space, coarse=coarse)
+        return toy_run(size, denoiser=Steady(), guidances=[guidance], steps=2)
 
+    shrink = pick if coarse == "strided" else mean
     (coarse_x0, fine_x0), (_, unguided) = both_sides(run(weight)), both_sides(run(1e-30))
-    start = mean(unguided, 2, 2)
+    start = shrink(unguided, 2, 2)
     assert float((coarse_x0 - start).abs().max()) > 0.1
-    torch.testing.assert_close(mean(fine_x0, 2, 2), start - math.expm1(-weight / 2) * (coarse_x0 - start), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        shrink(fine_x0, 2, 2), start - math.expm1(-weight / 2) * (coarse_x0 - start), rtol=1e-9, atol=1e-9
+    )
 
 
 def both_sides(run: Run) -> tuple[Tensor, Tensor]:
-    """The clean estimates of the coarse canvas and of the fine one in a run's first step."""
+    """The clean estimates of the canvas below and of the finest one in a run's first step."""
     seen: list[Tensor] = []
 
     def spy(canvas: Tensor, grid: Grid, guided: Any, level: Level) -> Any:
@@ -197,14 +218,12 @@ def both_sides(run: Run) -> tuple[Tensor, Tensor]:
 
     estimate, run.estimate = run.estimate, spy  # type: ignore[method-assign]  # looks on
     run.step()
-    coarse_x0, fine_x0 = seen
-    return coarse_x0, fine_x0
+    return seen[-2], seen[-1]
 
 
-@pytest.mark.parametrize("space", ["x0", "prev"])
-def test_projecting_one_step_down_is_projecting_the_clean_estimate(space: Literal["x0", "prev"]) -> None:
-    """With D z as the coarse canvas the noisy terms cancel, so both spaces ask for the same."""
-    runs = [toy_run((8, 16), guidances=[MSDGuidance(0.7, coarse="bilinear", space=each)], steps=2) for each in ("x0", space)]
+@pytest.mark.parametrize("coarse", get_args(Coarse))
+def test_projecting_one_step_down_is_projecting_the_clean_estimate(coarse: Coarse) -> None:
+    runs = [toy_run((8, 16), guidances=[MSDGuidance(0.7, coarse=coarse, space=space)], steps=2) for space in get_args(Space)]
     for run in runs:
         run.step()
     torch.testing.assert_close(runs[0].canvas, runs[1].canvas, rtol=1e-9, atol=1e-9)
