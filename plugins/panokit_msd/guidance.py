@@ -157,8 +157,14 @@ class MSDGuidance(Guidance):
 
     def _check(self, grid: Grid) -> None:
         """Raise a SettingError unless the canvas holds all levels, in whole cells."""
+        if any(window % self.factor for window in grid.window):
+            fit = [str(factor) for factor in range(2, min(grid.window) + 1) if not any(w % factor for w in grid.window)]
+            raise SettingError(
+                f"factor is {self.factor}, which does not divide the model's window of {_by(grid.window)} cells: "
+                f"choose {' or '.join(fit) or 'another model'}"
+            )
         larger = tuple(window * self.factor for window in grid.window)
-        replace(grid, size=larger).coarsened(self.factor)  # raises where window or stride cannot be divided
+        replace(grid, size=larger).coarsened(self.factor)  # raises where the stride cannot be divided
         levels, room = self._levels(grid), self._room(grid)
         if room < levels:
             unit = self.factor ** (levels - 1)

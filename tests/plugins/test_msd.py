@@ -70,7 +70,11 @@ def test_a_choice_that_there_is_not_is_refused(name: str) -> None:
             "needs a canvas of 8 x 8 cells or more, in steps of 2, .* 6 x 16: the next that works is 8 x 16$",
         ),
         ((8, 16), MSDGuidance(levels=3), "the next that works is 16 x 16, and 2 levels fit this one"),
-        ((12, 12), MSDGuidance(factor=3), "the window has 4 cells along axis 0, which 3 does not divide"),
+        (
+            (12, 12),
+            MSDGuidance(factor=3),
+            "factor is 3, which does not divide the model's window of 4 x 4 cells: choose 2 or 4$",
+        ),
         ((9, 16), MSDGuidance(), "9 x 16: the next that works is 10 x 16"),
     ],
 )
