@@ -31,7 +31,6 @@ class Run:
     Attributes:
         canvas: `c *size`, at noise level `level`.
         level: the level that the next model call is for; the terminal one when the run is done.
-        seen: what the denoiser made of the canvas at the last level, or None before the first.
     """
 
     def __init__(
@@ -62,7 +61,12 @@ class Run:
         noise = torch.randn((denoiser.channels, *grid.size), generator=self.generator)
         self.canvas: Float[Tensor, "*c_size"] = solver.start(noise.to(runtime.device, runtime.dtype))
         self.level: Level = solver.levels[0]
-        self.seen: Estimate | None = None
+        self._last: tuple[Tensor, Tensor, Level] | None = None
+
+    @property
+    def seen(self) -> Estimate | None:
+        """What the denoiser made of the canvas at the last level, or None before the first; computed when asked for."""
+        return self.read(*self._last) if self._last else None
 
     @property
     def done(self) -> bool:
@@ -87,13 +91,13 @@ class Run:
     def _stage(self) -> None:
         """One model call on every window, and one step of the solver on the canvas."""
         x, pred = self.estimate(self.canvas, self.grid, self.guided, self.level)
-        if not torch.isfinite(pred).all():
+        if not torch.isfinite(torch.stack(pred.aminmax())).all():  # NaN is both; several times as fast as looking at each
             raise NotFiniteError(
                 f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
                 f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: "
                 "try precision 32-true or bf16-mixed, or weaker guidance"
             )
-        self.seen = Estimate(x, self.solver.x0(pred, x, self.level), self.level, self.below(self.level))
+        self._last = x, pred, self.level
         canvas = self.solver.step(pred, x, self.level, self.generator)
         self.canvas = _expect(canvas, x.shape, f"{type(self.solver).__name__}.step", "it must return the canvas one level down")
         self.level = self.solver.levels[self.level.index + 1]
@@ -128,7 +132,11 @@ class Run:
 
     def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
         """The same, as an estimate; with a graph where grad is on."""
-        return Estimate(x, self.solver.x0(self.predict(x, grid, index, level), x, level), level, self.below(level))
+        return self.read(x, self.predict(x, grid, index, level), level)
+
+    def read(self, x: Tensor, pred: Tensor, level: Level) -> Estimate:
+        """The estimate that a prediction means."""
+        return Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
 
     def _window(
         self, canvas: Tensor, grid: Grid, contexts: Guided, level: Level
@@ -151,7 +159,7 @@ class Run:
                 x = x.detach() - to_x - _through(seen, to_x0)
             pred = self.predict(x, grid, index, level)
             if identity:
-                seen = Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
+                seen = self.read(x, pred, level)
                 _, to_x0 = _gradients("identity", contexts, seen, index, sound)
                 x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
                 pred = self.solver.pred(x0, x, level)
@@ -181,7 +189,7 @@ class Run:
         self.generator.set_state(state["generator"])
         self.solver.restore(state["solver"])
         self.guided = [(g, memory) for (g, _), memory in zip(self.guided, deepcopy(state["memories"]), strict=True)]
-        self.seen = None
+        self._last = None
 
 
 @final
@@ -210,8 +218,7 @@ class CanvasStep:
 
     @torch.no_grad()
     def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: Guided = ()) -> Estimate:
-        x, pred = self.run.estimate(canvas, grid, guided, self.level)
-        return Estimate(x, self.run.solver.x0(pred, x, self.level), self.level, self.run.below(self.level))
+        return self.run.read(*self.run.estimate(canvas, grid, guided, self.level), self.level)
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
