@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -57,6 +58,27 @@ def test_double_precision_reaches_canvas_and_networks() -> None:
     module = nn.Linear(2, 2)
     runtime.place(module)
     assert module.weight.dtype == runtime.dtype == torch.float64
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_checkpointing_is_for_the_finer_half_of_a_unet(levels: int) -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32,) * levels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=1,
+    )
+    plain, saving = Runtime(accelerator="cpu"), Runtime(accelerator="cpu", checkpointing=True)
+    saving.place(unet)
+    assert saving.has(unet)
+    assert not plain.has(unet)
+    again = {name for name, part in unet.named_modules() if getattr(part, "gradient_checkpointing", False)}
+    fine = {
+        1: {"down_blocks.0", "up_blocks.0"},
+        2: {"down_blocks.0", "up_blocks.1"},
+        3: {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"},
+    }
+    assert {name.partition(".attentions")[0] for name in again} == fine[levels]
 
 
 def test_the_same_bits_on_one_and_two_ranks(tmp_path: Path) -> None:
