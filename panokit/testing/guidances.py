@@ -1,7 +1,8 @@
 """What a guidance promises: two rules, runs that come out the same, and an energy with a gradient.
 
-The checks run it in a toy world: a smooth model of four channels, a codec of factor 2, and a canvas of 16 x 32 cells, covered
-by 21 windows of 8 x 8 cells, 4 apart, so that the canvas at half its size still holds windows. All of it is in float64.
+The checks run it in a toy world: a smooth model of four channels, a codec of factor 2, and a canvas of 16 x 24 cells, covered
+by 15 windows of 8 x 8 cells, 4 apart, so that the canvas at half its size still holds windows. What is compared bit for bit is
+computed in float32, as users compute; what is compared by a tolerance, in float64.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from panokit.guidance import Estimate, Guidance
 from panokit.run import CanvasStep, Run
-from panokit.runtime import Runtime
+from panokit.runtime import Precision, Runtime
 from panokit.scheduler import Level, Training
 from panokit.testing.demands import ConformanceError, contents, demand, distance, unchanged
 from panokit.testing.ranks import Ranks
@@ -25,9 +26,9 @@ Make = Callable[[], Guidance]
 
 STEPS = 4
 """Of the runs: a guidance must be awake in one of them to be checked."""
-MICRO_BATCH = 7
-"""Three chunks of the 21 windows, which two ranks share unevenly."""
-SOME = [13, 0, 20, 5]
+MICRO_BATCH = 5
+"""Three chunks of the 15 windows, which two ranks share unevenly."""
+SOME = [9, 0, 14, 4]
 """A few windows, out of order."""
 
 
@@ -60,7 +61,7 @@ def wakes_up(make: Make) -> None:
 def shape_and_dtype(make: Make) -> None:
     """The energy is one number a window, of the windows' own dtype and on their device."""
     now = _moment(make())
-    for index in (SOME, [7]):
+    for index in (SOME, [5]):
         seen, n = now.step.look(index), len(index)
         energy = now.guidance.energy(seen, index, now.context)
         what = f"shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else f"a {type(energy).__name__}"
@@ -121,10 +122,13 @@ def gradient_matches_energy(make: Make) -> None:
     }
     for (name, at), gradient in zip(moved.items(), gradients, strict=True):
         expected = (gradient * direction).flatten(1).sum(1)
-        # The best of several steps: the small ones drown in rounding where an energy has a network in float32.
-        steps = [10.0**-k for k in range(2, 7)]
-        slopes = [(now.energy(at(h), SOME) - now.energy(at(-h), SOME)) / (2 * h) for h in steps]
-        off, found = min((distance(slope, expected), slope.tolist()) for slope in slopes)
+        tried: list[tuple[float, list[float]]] = []
+        for h in (10.0**-k for k in range(6, 1, -1)):  # the small ones drown in rounding where a network is in float32
+            slope = (now.energy(at(h), SOME) - now.energy(at(-h), SOME)) / (2 * h)
+            tried.append((distance(slope, expected), slope.tolist()))
+            if tried[-1][0] < 1e-3:
+                break
+        off, found = min(tried)
         demand(
             off < 1e-3,
             f"along a direction of seen.{name} the energy of {now.name} rises by {found} a window, and its gradient says "
@@ -233,14 +237,13 @@ def zero_weight_is_absent(make: Make) -> None:
 
 def _run(*guidances: Guidance, runtime: Runtime | None = None, seed: int = 0) -> Run:
     return toy_run(
-        (16, 32),
+        (16, 24),
         denoiser=ToyDenoiser((8, 8), channels=4, prediction="v_prediction"),
         codec=ToyCodec(),
         guidances=guidances,
         stride=4,
         steps=STEPS,
-        micro_batch=MICRO_BATCH,
-        runtime=runtime,
+        runtime=runtime or Runtime(accelerator="cpu", micro_batch=MICRO_BATCH),
         seed=seed,
     )
 
@@ -279,12 +282,12 @@ class _Moment:
 
 
 def _moment(guidance: Guidance) -> _Moment:
-    return _prepared(guidance, _awake(guidance))
+    return _prepared(guidance, _awake(guidance, precision="64-true"))
 
 
-def _awake(guidance: Guidance) -> Run:
+def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
     """A run at the first level that the guidance is awake at."""
-    run = _run(guidance)
+    run = _run(guidance, runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=MICRO_BATCH))
     while not run.done:
         if guidance.strength(run.level) != 0:
             return run

@@ -41,7 +41,7 @@ class Ranks:
         self._left = 0
 
     def run(self, work: Callable[[Runtime], Made]) -> list[Made]:
-        """What `work` returns on each rank, given the rank's runtime, in float64 on the CPU.
+        """What `work` returns on each rank, given the rank's runtime, in float32 on the CPU.
 
         Raises:
             ConformanceError: the ranks did not call `map` alike, so that processes would wait for each other forever.
@@ -55,7 +55,7 @@ class Ranks:
 
     def _attend(self, rank: int, work: Callable[[Runtime], Made]) -> Made:
         with self._turn:
-            runtime = Runtime(accelerator="cpu", precision="64-true", micro_batch=self._micro_batch)
+            runtime = Runtime(accelerator="cpu", micro_batch=self._micro_batch)
             runtime.map = partial(self._map, rank, count())  # type: ignore[method-assign]  # a rank of its own
             try:
                 return work(runtime)

@@ -45,7 +45,7 @@ class Perceptual(ABC):
 
 @final
 class EfficientNet(Perceptual):
-    """Plain squared distances on the first stages of EfficientNet-Lite0 (Tan & Le 2019), whose weights come in a package.
+    """Plain squared distances on EfficientNet-Lite0 (Tan & Le 2019), at 1/4 to 1/32 of the size; its weights come in a package.
 
     It was trained on ImageNet, and stands in for LPIPS where VGG's weights are not to be had.
     """
