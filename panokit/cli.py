@@ -1,170 +1,41 @@
-"""The command line: `panokit generate`, `panokit plugins` and `panokit check`."""
+"""The command line: `panokit generate`, `rerun`, `plugins` and `check`. Options are the arguments in `panokit.commands`."""
 
+import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cache
+from inspect import signature
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, TextIO, get_args, get_origin
 
-from jsonargparse import ArgumentError, auto_cli
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from panokit import registry
-from panokit.errors import (
-    ContractError,
-    NotFiniteError,
-    PanokitError,
-    PluginLoadError,
-    PluginNotFoundError,
-    PromptWarning,
-    SettingError,
-)
-from panokit.fuser import Fuser
-from panokit.guidance import Guidance
+from panokit import commands
+from panokit.errors import ContractError, NotFiniteError, PanokitError, PluginLoadError, PromptWarning, SettingError
 from panokit.registry import Kind
-from panokit.runtime import Precision
-from panokit.sampler import Wrap
-from panokit.scheduler import Scheduler
+
+_PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
+_SETTING = re.compile(rf"--({'|'.join(_PARTS)})\.(\w+(?:\.\w+)*)(?:=(.*))?", re.DOTALL)
+_LARGEST = 1 << 20
+"""Bytes that a configuration may have."""
+_DEEPEST = 32
 
 
-def generate(
-    prompt: str,
-    *,
-    out: str = "panorama.png",
-    height: int | None = None,
-    width: int | None = None,
-    negative_prompt: str = "",
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    stride: int | None = None,
-    wrap: Wrap = False,
-    seed: int = 0,
-    model: str = "landscapes",
-    scheduler: str = "ddim",
-    fuser: str = "multidiffusion",
-    guidances: list[str] = [],  # noqa: B006 - jsonargparse shows the default, and nobody appends to it
-    devices: int = 1,
-    precision: Precision = "32-true",
-    micro_batch: int = 8,
-    checkpointing: bool = False,
-) -> None:
-    """Make a panorama from a prompt and write it to a file.
+class _PartSetting(NamedTuple):
+    """`--guidances.weight=5`: a setting of a part of the composition."""
 
-    Args:
-        prompt: What to paint.
-        out: The picture to write; its ending names the format.
-        height: Pixels; one window of the model unless given.
-        width: Pixels; four windows of the model unless given.
-        negative_prompt: What to keep away from.
-        steps: Denoising steps.
-        guidance_scale: Of classifier-free guidance; 1 or less turns it off.
-        stride: Pixels from one window to the next; half a window unless given.
-        wrap: Close the panorama to a ring: true or x sideways, y up and down, xy both.
-        seed: Same seed, same picture.
-        model: An installed model, a folder in diffusers' format, or a hub id.
-        scheduler: Such as ddim, euler, dpm++_2m, unipc.
-        fuser: What joins the windows.
-        guidances: What keeps the windows in agreement; --guidances+=NAME adds one.
-        devices: How many devices to deal the windows to.
-        precision: Of the networks.
-        micro_batch: Windows that go through the model at once.
-        checkpointing: Save memory in guided steps, for time.
-    """
-    from panokit.panorama import check_output
-    from panokit.runtime import Runtime
-    from panokit.sampler import Sampler
-
-    check_output(out)  # before the networks are loaded, and below, before they are used
-    runtime = Runtime(devices=devices, precision=precision, micro_batch=micro_batch, checkpointing=checkpointing)
-    sampler = Sampler(model, scheduler=scheduler, fuser=fuser, guidances=guidances, runtime=runtime)
-    high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
-    height, width = high if height is None else height, 4 * wide if width is None else width
-    check_output(out, (width, height))
-    panorama = sampler(
-        prompt,
-        height=height,
-        width=width,
-        negative_prompt=negative_prompt,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        stride=stride,
-        wrap=wrap,
-        seed=seed,
-    )
-    if runtime.rank == 0:
-        panorama.save(out)
-        print(f"{out}: {panorama.image.width} x {panorama.image.height} pixels")
-
-
-def plugins() -> None:
-    """List the installed plugins: kind, name, distribution, state."""
-    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
-
-    rows = [("kind", "name", "distribution", "state")]
-    for kind in registry.KINDS:
-        rows += [(kind, plugin.name, plugin.distribution, plugin.state()) for plugin in registry.plugins(kind)]
-    rows += [("schedulers", name, "built in", "ok") for name in DiffusersScheduler.names()]
-    widths = [max(len(row[k]) for row in rows) for k in range(3)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[3]]))
-
-
-def check(plugin: str, *, kind: Kind | None = None) -> int:
-    """Check that a plugin, made with its default settings, keeps its contract; the exit status is 1 if it does not.
-
-    Args:
-        plugin: An installed name, or module:Class.
-        kind: Where to look, if several kinds have that name.
-    """
-    from panokit.testing import run_checks
-
-    make = _default(plugin, kind)
-    try:
-        make()
-    except ContractError:  # which is a TypeError too
-        raise
-    except TypeError as cause:
-        raise SettingError(
-            f"{plugin} cannot be made without arguments ({cause}): give its settings defaults, or check it in a test, with "
-            "panokit.testing.conforms"
-        ) from cause
-    checked = failed = 0
-    for name, problem in run_checks(make):
-        print(f"{name:<42}", f"failed: {problem.splitlines()[0]}" if problem else "ok", flush=True)
-        checked, failed = checked + 1, failed + bool(problem)
-    print(f"{plugin}: {failed} of {checked} checks failed" if failed else f"{plugin}: {checked} checks passed")
-    return 1 if failed else 0
-
-
-def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
-    """What makes the plugin of that name, or `module:Class`, with its default settings."""
-    from panokit.backbones.diffusers.model import load_model
-    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
-
-    if ":" in name:
-        made = registry.load(kind or "models", name)
-        if not callable(made):
-            raise PluginNotFoundError(f"{name} is a {type(made).__name__}: name a class, or what else makes a plugin")
-        return made
-    builtin = DiffusersScheduler.names()
-    names = {each: {plugin.name for plugin in registry.plugins(each)} for each in ([kind] if kind else registry.KINDS)}
-    if "schedulers" in names:
-        names["schedulers"].update(builtin)
-    kinds = [each for each in names if name in names[each]]
-    if not kinds:
-        raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))
-    if len(kinds) > 1:
-        raise PluginNotFoundError(f"{name!r} is a name among {' and '.join(kinds)}: choose with --kind {kinds[0]}")
-    (found,) = kinds
-    if found == "models":
-        denoiser = load_model(name).denoiser
-        return lambda: denoiser
-    if found == "schedulers" and name in builtin:
-        return lambda: DiffusersScheduler(name)
-    return lambda: registry.make(found, name, _BASES[found])
-
-
-_BASES: dict[Kind, type] = {"fusers": Fuser, "guidances": Guidance, "schedulers": Scheduler}
-
-COMMANDS: dict[str, Any] = {"generate": generate, "plugins": plugins, "check": check}
+    part: str
+    key: str
+    value: str
+    later: int
+    """How many guidances are added after it."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -173,9 +44,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 for what the user got wrong; 1 for anything else; 130 when interrupted.
     """
-    warnings.showwarning = _show_warning
     try:
-        status = auto_cli(COMMANDS, args=None if args is None else list(args), exit_on_error=False, prog="panokit")
+        with _warnings_in_one_line():
+            return _run(list(sys.argv[1:] if args is None else args))
     except ArgumentError as error:
         return _complain(error, 2)
     except (ContractError, NotFiniteError, PluginLoadError) as error:
@@ -184,24 +55,250 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except BrokenPipeError:  # `panokit plugins | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # the user sees one line, whatever it was
         return _complain(f"unexpected {type(error).__name__}: {error}", 1)
-    return status or 0
+
+
+def _run(args: list[str]) -> int:
+    words, settings = _apart(args)
+    for setting in settings:
+        if setting.key == "help":
+            commands.explain(_PARTS[setting.part], setting.value)
+            return 0
+    configs, words = _configs(words)
+    for path in configs:
+        _check_config(path)
+    # Configurations go first, wherever they stand: what is said on the command line itself has the last word.
+    command, *rest = words or ["--help"]
+    words = [command, *(word for path in configs for word in ("--config", path)), *rest]
+    try:
+        given = _parser(command).parse_args(words)
+    except ArgumentError as error:
+        raise SettingError(_objection(str(error), command)) from error
+    options = given[given.command]
+    if given.command == "rerun":
+        return _rerun(options)
+    if given.command != "generate":
+        return _COMMANDS[given.command](**vars(options)) or 0
+    for setting in settings:
+        path = f"{setting.part}.{setting.key}"
+        if setting.part == "guidances" and not setting.key[0].isdigit():
+            which = len(options.guidances) - 1 - setting.later
+            if which < 0:
+                raise SettingError(f"--{path} has no guidance to set it of: add one before it, --guidances+=NAME")
+            path = f"guidances.{which}.{setting.key}"
+        commands.assign(options, path, commands.plain(setting.value))
+    return _generate(options)
+
+
+def _generate(options: Namespace) -> int:
+    options.pop("config", None)
+    if options.pop("print_config"):
+        options.prompt = options.pop("texts") or options.prompt
+        print(yaml.safe_dump(options.as_dict(), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    commands.generate(**vars(options))
+    return 0
+
+
+def _rerun(options: Namespace) -> int:
+    def checked(settings: dict[str, Any]) -> Mapping[str, Any]:
+        try:
+            return vars(_generate_parser().parse_object(settings))
+        except ArgumentError as error:
+            raise SettingError(f"the recipe in {options.image}: {_objection(str(error), 'generate')}") from error
+
+    commands.rerun(**vars(options), checked=checked)
+    return 0
+
+
+def _plain_parser(function: Callable[..., Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser.add_function_arguments(function, as_positional=True)
+    return parser
+
+
+@cache
+def _generate_parser(function: Callable[..., Any] = commands.generate) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser.add_argument("texts", nargs="*", default=[], metavar="PROMPT", help="What to paint; several make a panorama each.")
+    parser.add_argument("--config", action="config", help="A YAML file of options; several are merged, the last has its way.")
+    parser.add_argument("--print_config", action="store_true", help="Print all options as such a file, and do nothing else.")
+    parser.add_function_arguments(function, skip={"texts"})
+    return parser
+
+
+def _rerun_parser(function: Callable[..., Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser.add_argument("--set", dest="changes", action="append", metavar="NAME=VALUE", default=[], help="Change one thing.")
+    parser.add_function_arguments(function, as_positional=True, skip={"changes", "checked"})
+    return parser
+
+
+def _plugins_parser(function: Callable[..., Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class; all of them unless given.")
+    parser.add_function_arguments(function, skip={"name"})
+    return parser
+
+
+_PARSERS: dict[str, Callable[[Callable[..., Any]], ArgumentParser]] = {
+    "generate": _generate_parser,
+    "rerun": _rerun_parser,
+    "plugins": _plugins_parser,
+}
+
+
+@cache
+def _parser(command: str) -> ArgumentParser:
+    """All commands by name, and the options of one of them."""
+    parser = ArgumentParser(
+        prog="panokit",
+        exit_on_error=False,
+        print_config=None,
+        description="Panoramas from pretrained diffusion models, in parts that exchange.",
+    )
+    subcommands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
+    for name, function in _COMMANDS.items():
+        options = _PARSERS.get(name, _plain_parser)(function) if name == command else ArgumentParser(exit_on_error=False)
+        subcommands.add_subcommand(name, options, help=(function.__doc__ or "").partition("\n")[0])
+    return parser
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "generate": commands.generate,
+    "rerun": commands.rerun,
+    "plugins": commands.plugins,
+    "check": commands.check,
+}
+_SWITCHES = {
+    f"--{name}"
+    for function in _COMMANDS.values()
+    for name, parameter in signature(function).parameters.items()
+    if parameter.annotation is bool
+}
+"""Options that are true when they stand alone."""
+
+
+def _apart(args: Sequence[str]) -> tuple[list[str], list[_PartSetting]]:
+    """The settings of parts, which belong to what stands before them, and all other words."""
+    words: list[str] = []
+    settings: list[_PartSetting] = []
+    left = deque(args)
+    while left:
+        word = left.popleft()
+        if match := _SETTING.fullmatch(word):
+            part, key, value = match.groups()
+            if value is None and not left:
+                raise SettingError(f"{word} came without a value: write {word}=VALUE")
+            settings.append(_PartSetting(part, key, left.popleft() if value is None else value, 0))
+        elif word in _SWITCHES and (not left or left[0] not in ("true", "false")):
+            words.append(f"{word}=true")
+        else:
+            words.append(word)
+            if word.startswith("--guidances+"):
+                settings = [each._replace(later=each.later + (each.part == "guidances")) for each in settings]
+    return words, settings
+
+
+def _configs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The configurations, and the other words."""
+    configs: list[str] = []
+    others: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--config":
+            configs.append(next(left, ""))
+        elif word.startswith("--config="):
+            configs.append(word.removeprefix("--config="))
+        else:
+            others.append(word)
+    return configs, others
+
+
+def _check_config(path: str) -> None:
+    """Raise a SettingError unless a configuration is a mapping of plain YAML that stays as large as it looks."""
+    try:
+        if Path(path).stat().st_size > _LARGEST:
+            raise SettingError(f"the configuration {path} is larger than {_LARGEST} bytes: that is none of panokit's")
+        text = Path(path).read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise SettingError(f"the configuration {path} repeats itself by aliases (*name): write out what they stand for")
+            if depth > _DEEPEST:
+                raise SettingError(f"the configuration {path} is nested more than {_DEEPEST} deep: that is none of panokit's")
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as cause:
+        reason = getattr(cause, "strerror", None) or cause
+        raise SettingError(f"the configuration {path} cannot be read: {reason}") from cause
+    except yaml.YAMLError as cause:
+        where = (
+            f" in line {cause.problem_mark.line + 1}" if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark else ""
+        )
+        what = getattr(cause, "problem", None) or str(cause)
+        raise SettingError(f"the configuration {path} is not plain YAML{where}: {what}") from cause
+    if not isinstance(found, dict):
+        raise SettingError(f"the configuration {path} is a {type(found).__name__}: it must map options to values, steps: 25")
+
+
+def _objection(message: str, command: str) -> str:
+    """What jsonargparse objects to, in one line that says what to do."""
+    line = " ".join(message.split())
+    if found := re.search(r"invalid choice: '(.*?)' \(choose from", line):
+        close = get_close_matches(found[1], _COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_COMMANDS)}"
+        return f"there is no command {found[1]!r}: {hint}"
+    parameters = signature(_COMMANDS[command]).parameters if command in _COMMANDS else {}
+    if found := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
+        close = get_close_matches(found[1].lstrip("-"), parameters, n=1)
+        hint = f"did you mean --{close[0]}?" if close else f"see panokit {command} --help"
+        return f"there is no option {found[1]}: {hint}"
+    found = re.search(r'Parser key "(\w+)', line)
+    value = re.search(r"(?:Got|Given) value: (.*)$", line)
+    if found and value and found[1] in parameters:
+        hint = "add one with --guidances+=NAME" if found[1] == "guidances" else _words(parameters[found[1]].annotation)
+        return f"{found[1]} came as {value[1]!r}: {hint}"
+    return line
+
+
+def _words(hint: Any) -> str:
+    """What a value must be, from its type."""
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "", dict: "a mapping"}
+    options = [
+        kinds.get(get_origin(each) or each, " or ".join(map(str, get_args(each))))
+        for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
+    ]
+    return f"it must be {' or '.join(filter(None, options))}"
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Warnings meant for the user, in one line; those of libraries to their developers not at all."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: Any = None,
+    ) -> None:
+        if issubclass(category, PromptWarning):
+            _complain(f"warning: {message}", 0)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _complain(what: object, status: int) -> int:
     print("panokit:", " ".join(str(what).split()), file=sys.stderr)
     return status
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: Any = None,
-) -> None:
-    """Warnings meant for the user, in one line; those of libraries to their developers not at all."""
-    if issubclass(category, PromptWarning):
-        _complain(f"warning: {message}", 0)

@@ -1,9 +1,13 @@
 """Plugins by name: entry points of installed distributions, loaded when asked for and not before."""
 
-from collections.abc import Collection, Sequence
+import io
+from collections.abc import Callable, Collection, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Literal, TypeVar, final
 
 from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
@@ -24,9 +28,14 @@ class Plugin:
     entry: EntryPoint
 
     @property
+    def origin(self) -> tuple[str, str]:
+        """The distribution that brought it, and its version."""
+        return (self.entry.dist.name, self.entry.dist.version) if self.entry.dist else ("unknown", "")
+
+    @property
     def distribution(self) -> str:
         """The distribution that brought it, with its version."""
-        return f"{self.entry.dist.name} {self.entry.dist.version}" if self.entry.dist else "unknown"
+        return " ".join(self.origin).strip()
 
     def load(self) -> Any:
         """Import it.
@@ -42,13 +51,30 @@ class Plugin:
                 f"{type(cause).__name__}: {cause}; reinstall or remove {self.distribution}"
             ) from cause
 
-    def state(self) -> str:
-        """`ok`, or why it is broken."""
-        try:
-            self.load()
-        except PluginLoadError as error:
-            return f"broken: {type(error.__cause__).__name__}: {error.__cause__}"
-        return "ok"
+    def state(self, patience: float = 10.0) -> tuple[str, str]:
+        """`ok`, or why it is broken; and the first line of what it says of itself.
+
+        It is imported in a thread, silently, and given up after `patience` seconds.
+        """
+        found: Queue[tuple[str, str]] = Queue()
+
+        def look() -> None:
+            try:
+                plugin = self.load()
+            except PluginLoadError as error:
+                found.put((f"broken: {type(error.__cause__).__name__}: {error.__cause__}", ""))
+            except BaseException as error:  # SystemExit, say
+                found.put((f"broken: {type(error).__name__}: {error}", ""))
+            else:
+                line = (plugin.__doc__ or "").strip().partition("\n")[0] if isinstance(plugin, type) else ""
+                found.put(("ok", line))
+
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            Thread(target=look, daemon=True).start()
+            try:
+                return found.get(timeout=patience)
+            except Empty:
+                return f"broken: still importing after {patience:.0f} s", ""
 
 
 def plugins(kind: Kind) -> list[Plugin]:
@@ -82,8 +108,8 @@ def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
     return named[0].load()
 
 
-def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -> Made:
-    """An object of the class behind a name, or of its class method (`module:Class.method`), made without arguments.
+def maker(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -> Callable[..., Made]:
+    """The class behind a name, or behind `module:Class`; or a class method of it, `module:Class.method`.
 
     Raises:
         PluginNotFoundError: nothing, or more than one distribution, answers to the name, or `module:attribute` is no `base`.
@@ -91,21 +117,12 @@ def make(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -
         ContractError: it is installed for this kind, and is no `base`.
     """
     found = load(kind, name, builtin)
-    maker, made = getattr(found, "__self__", found), None  # of a class method its class
-    if isinstance(maker, type) and issubclass(maker, base):
-        try:
-            made = found()
-        except TypeError as cause:  # abstract, or with settings that have no default
-            raise PluginNotFoundError(
-                f"{name} cannot be made by name alone ({cause}): in Python, make one and pass the object"
-            ) from cause
-    if made is None:
-        what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-        error = (
-            PluginNotFoundError if ":" in name else ContractError
-        )  # the one is the user's choice, the other the plugin's word
-        raise error(f"{name} is {what}, and {kind} are subclasses of panokit.{base.__name__}: name one of these")
-    return made
+    cls = getattr(found, "__self__", found)  # of a class method its class
+    if isinstance(cls, type) and issubclass(cls, base):
+        return found
+    what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+    error = PluginNotFoundError if ":" in name else ContractError  # the one is the user's choice, the other the plugin's word
+    raise error(f"{name} is {what}, and {kind} are subclasses of panokit.{base.__name__}: name one of these")
 
 
 def _attribute(kind: Kind, name: str) -> Any:

@@ -1,16 +1,16 @@
 """Composition: a model, a scheduler, a fuser and guidances make panoramas from prompts."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, Literal, Required, TypedDict, TypeVar, Unpack, final, overload
+from typing import Any, TypeVar, Unpack, final, overload
 
 import torch
 from torch import nn
 
-from panokit import registry
+from panokit.composition import build, describe
 from panokit.denoiser import Model, Prompt, Regions, decode_canvas
 from panokit.errors import NotFiniteError, SettingError
 from panokit.fuser import Fuser
@@ -21,22 +21,9 @@ from panokit.progress import steps_bar
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Scheduler
+from panokit.settings import Settings, Wrap
 
-Wrap = bool | Literal["x", "y", "xy"]
 Part = TypeVar("Part", Fuser, Guidance, Scheduler)
-
-
-class Settings(TypedDict, total=False):
-    """What a call takes besides the prompt."""
-
-    height: Required[int]
-    width: Required[int]
-    negative_prompt: str
-    steps: int
-    guidance_scale: float
-    stride: int | None
-    wrap: Wrap
-    seed: int
 
 
 @final
@@ -66,9 +53,9 @@ class Sampler:
     ) -> None:
         if isinstance(guidances, str | Guidance):
             raise SettingError(f"guidances is {guidances!r}: it must be a list, [{guidances!r}]")
-        self.fuser: Fuser = _plugin("fusers", fuser, Fuser)
-        self.guidances: tuple[Guidance, ...] = tuple(_plugin("guidances", guidance, Guidance) for guidance in guidances)
-        self.scheduler: Scheduler = _scheduler(scheduler)
+        self.fuser: Fuser = _plugin(fuser, Fuser)
+        self.guidances: tuple[Guidance, ...] = tuple(_plugin(guidance, Guidance) for guidance in guidances)
+        self.scheduler: Scheduler = _plugin(scheduler, Scheduler)
         self.runtime = runtime or Runtime()
         self.runtime.launch()
         self.model = _model(model)
@@ -252,11 +239,12 @@ class Sampler:
             "prompt": prompt if isinstance(prompt, str) else asdict(prompt),
             **settings,
             "model": self.model.name,
-            "scheduler": _plain(self.scheduler),
-            "fuser": _plain(self.fuser),
-            "guidances": [_plain(g) for g in self.guidances],
+            "scheduler": describe(self.scheduler),
+            "fuser": describe(self.fuser),
+            "guidances": [describe(guidance) for guidance in self.guidances],
             "precision": self.runtime.precision,
             "micro_batch": self.runtime.micro_batch,
+            "checkpointing": self.runtime.checkpointing,
         }
 
 
@@ -265,23 +253,14 @@ def _networks(model: Model) -> list[nn.Module]:
     return [network for part in parts for network in part.modules()]
 
 
-def _plugin(kind: registry.Kind, given: str | Part, base: type[Part]) -> Part:
-    """The plugin that was given, or is called so."""
-    if isinstance(given, str):
-        return registry.make(kind, given, base)
+def _plugin(given: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
+    """The plugin that was given, or is called or described so."""
+    if isinstance(given, str | Mapping):
+        return build(base, given)
     if not isinstance(given, base):
         what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
         raise SettingError(f"{what} came where a {base.__name__} was expected: give a name or an object, {base.__name__}(...)")
     return given
-
-
-def _scheduler(scheduler: str | Scheduler) -> Scheduler:
-    if not isinstance(scheduler, str):
-        return _plugin("schedulers", scheduler, Scheduler)
-    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
-
-    builtin = DiffusersScheduler.names()
-    return DiffusersScheduler(scheduler) if scheduler in builtin else registry.make("schedulers", scheduler, Scheduler, builtin)
 
 
 def _model(model: str | Model) -> Model:
@@ -303,12 +282,3 @@ def _cells(pixels: int, window: int, factor: int, name: str) -> int:
         near = f"{pixels // factor * factor} or {-(-pixels // factor) * factor}"
         raise SettingError(f"{name} {pixels} is no multiple of {factor}, the pixels of a latent cell: the nearest are {near}")
     return pixels // factor
-
-
-def _plain(plugin: Any) -> dict[str, Any]:
-    """A plugin as plain data: where its class is, and its settings."""
-    kind = type(plugin)
-    return {
-        "class": f"{kind.__module__}:{kind.__qualname__}",
-        **(asdict(plugin) if is_dataclass(plugin) and not isinstance(plugin, type) else {}),
-    }

@@ -1,13 +1,17 @@
 """The command line, in this process: what it writes, prints and returns."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
-from panokit import Runtime, Sampler
+from panokit import Panorama, Runtime, Sampler, recipe
 from panokit.cli import main
 
 
@@ -56,7 +60,7 @@ def test_a_command_of_its_own_says_what_it_wrote_and_nothing_else(folder: Path, 
     command = [sys.executable, "-m", "panokit", "generate", "a lake", *small]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (0, "lake.png: 24 x 16 pixels\n", "")
-    wrong = subprocess.run([*command, "--height", "8"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    wrong = subprocess.run([*command, "--height", "tall"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
 
 
@@ -103,10 +107,168 @@ def test_what_the_user_got_wrong_is_one_line_and_status_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_help_is_there_before_torch_and_diffusers_are(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom panokit.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "print({'torch', 'diffusers', 'transformers', 'numpy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    *shown, modules = done.stdout.splitlines()
+    assert shown[0] == "usage: panokit COMMAND ..."
+    assert modules == "set()"
+
+
+def test_settings_of_parts_belong_to_what_stands_before_them(capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--guidances+=syncdiffusion --guidances.weight=3 --guidances.until 0.5 --guidances+=msd --guidances.weight=5"
+    assert (
+        main(["generate", "a lake", *options.split(), "--scheduler.options.eta=1", "--fuser.spread=0.3", "--print_config"]) == 0
+    )
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["prompt"] == ["a lake"]
+    assert shown["guidances"] == [{"plugin": "syncdiffusion", "weight": 3, "until": 0.5}, {"plugin": "msd", "weight": 5}]
+    assert shown["scheduler"] == {"plugin": "ddim", "options": {"eta": 1}}
+    assert shown["fuser"] == {"plugin": "multidiffusion", "spread": 0.3}
+
+
+def test_configurations_merge_and_the_command_line_has_the_last_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("prompt: a city\nsteps: 7\nheight: 256\nguidances: [{plugin: msd, decay: 1}]\n")
+    second.write_text("steps: 9\nseed: 1..3\n")
+    options = ["--height", "128", "--config", str(first), "--config", str(second), "--guidances.weight=2"]
+    assert main(["generate", *options, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert [shown[key] for key in ("prompt", "steps", "height", "seed")] == ["a city", 9, 128, "1..3"]
+    assert shown["guidances"] == [{"plugin": "msd", "decay": 1, "weight": 2}]
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(shown))
+    assert main(["generate", "--config", str(again), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hieght: 128", "there is no option hieght: did you mean --height?"),
+        ("steps: five", "steps came as 'five': it must be a whole number"),
+        ("steps: !!python/object/apply:os.system [ls]", "is not plain YAML in line 1"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "repeats itself by aliases"),
+        ("- steps", "is a list: it must map options to values"),
+        ("steps: [", "is not plain YAML in line"),
+        ("[" * 10_000, "is nested more than 32 deep"),
+        ("x" * 2_000_000, "is larger than"),
+        ("prompt: []", "there is no prompt"),
+        ("prompt: {boxes: [[[0, 0, 2, 1], a lake]]}", "leaves the canvas"),
+        ("guidances: msd", "guidances came as 'msd'"),
+        ("guidances: [3]", "guidances came as"),
+        ("guidances: [{plugin: msd, wieght: 3}]", "did you mean 'weight'"),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(text)
+    assert main(["generate", "--config", "a.yaml", *([] if "prompt" in text else ["a lake"])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["generat"], "there is no command 'generat': did you mean 'generate'?"),
+        (["generate"], "there is no prompt"),
+        (["generate", "x", "--config", "missing.yaml"], "the configuration missing.yaml cannot be read"),
+        (["generate", "x", "--prompts", "missing.txt"], "the prompts in missing.txt cannot be read"),
+        (["generate", "x", "--seed", "8..1"], "it must be a whole number, or a range"),
+        (["generate", "x", "--seed", "1..3", "--out", "a.png"], "3 pictures do not go into one file a.png: name a folder"),
+        (["generate", "x", "--guidances.weight=3"], "add one before it, --guidances+=NAME"),
+        (["generate", "x", "--guidances.weight=3", "--guidances+=msd"], "add one before it"),
+        (["generate", "x", "--guidances.weight"], "came without a value"),
+        (["generate", "x", "--guidances=msd"], "add one with --guidances+=NAME"),
+        (["generate", "x", "--fuser.spread=wide"], "spread of multidiffusion came as 'wide'"),
+        (["generate", "x", "--guidances.help", "msdd"], "did you mean 'msd'"),
+        (["plugins", "msdd"], "did you mean 'msd'"),
+        (["rerun", "missing.png"], "there is no picture missing.png"),
+        (["rerun", "a.png", "--set", "steps"], "it must be NAME=VALUE"),
+        (["rerun", "a.png", "--set", "stepps=3"], "there is no option stepps: did you mean --steps?"),
+        (["rerun", "a.png", "--set", "guidances.weight=3"], "name a guidance first"),
+    ],
+)
+def test_other_mistakes_are_one_line_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"prompt": "a lake", "height": 128, "width": 128, "seed": 0, "model": "landscapes", "guidances": []}
+    Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), recipe).save("a.png")
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_prompts_and_seeds_make_pictures_with_names_of_their_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a city, by night\n\n")
+    options = [
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--seed",
+        "1..2",
+        "--sheet",
+        str(tmp_path / "sheet.png"),
+        "--latents",
+    ]
+    (tmp_path / "made").mkdir()
+    assert generate(folder, tmp_path / "made", *options) == 0
+    names = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert [re.sub(r"-[0-9a-f]{6}", "", name) for name in names if name.endswith(".png")] == [
+        "a-city-by-night-1.png",
+        "a-city-by-night-2.png",
+        "a-lake-1.png",
+        "a-lake-2.png",
+    ]
+    assert len({re.search(r"[0-9a-f]{6}", name) for name in names}) == len(names) == 8
+    assert size(tmp_path / "sheet.png")[0] == 2048
+    latents = load_file(tmp_path / "made" / next(name for name in names if name.endswith(".safetensors")))["latents"]
+    assert latents.shape == (4, 12, 20)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_rerun_makes_the_same_picture_again_and_changes_one_thing(folder: Path, tmp_path: Path) -> None:
+    out, again, changed = (tmp_path / name for name in ("lake.png", "again.png", "changed.jpg"))
+    assert (
+        generate(folder, out, "--guidances+=msd", "--guidances.levels=2", "--height", "32", "--width", "32", "--seed", "7") == 0
+    )
+    assert main(["rerun", str(out), "--trust", "--out", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    assert main(["rerun", str(out), "--trust", "--set", "guidances.weight=0", "--set", "seed=8", "--out", str(changed)]) == 0
+    before, after = recipe.read(out), recipe.read(changed)
+    before["guidances"][0]["weight"], before["seed"] = 0.0, 8
+    assert after == before
+
+
+def test_plugins_with_a_name_tells_what_there_is_to_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "msd"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("msd: Cross-scale guidance")
+    assert "\n  weight: float = 10.0\n      $\\omega$, 0 or more" in shown
+    assert main(["generate", "--guidances.help", "msd"]) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_plugins_lists_kind_name_distribution_and_state(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["kind", "name", "distribution", "state"]
+    assert lines[0] == ["kind", "name", "distribution", "version", "state"]
     assert ["fusers", "multidiffusion", "panokit"] in [line[:3] for line in lines]
     assert ["models", "landscapes"] in [line[:2] for line in lines]
     assert ["schedulers", "dpm++_2m"] in [line[:2] for line in lines]

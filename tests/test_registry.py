@@ -38,8 +38,11 @@ def test_an_outside_plugin_is_found_and_loaded_when_asked_for(site: Path) -> Non
 def test_a_broken_plugin_is_listed_and_raises_when_asked_for(site: Path) -> None:
     distribution(site, "broken", "broken = outside_broken:Outside")
     states = {plugin.name: plugin.state() for plugin in registry.plugins("fusers")}
-    assert states["broken"] == "broken: RuntimeError: no licence"
-    assert states["multidiffusion"] == "ok"
+    assert states["broken"] == ("broken: RuntimeError: no licence", "")
+    assert states["multidiffusion"] == (
+        "ok",
+        "The weighted mean of the windows over each cell, the closed form of the paper's eq. 5.",
+    )
     with pytest.raises(PluginLoadError, match=r"from broken 1\.0") as error:
         registry.load("fusers", "broken")
     assert isinstance(error.value.__cause__, RuntimeError)
@@ -72,13 +75,13 @@ def test_a_module_and_attribute_that_are_not_there_are_told_the_form(site: Path,
 )
 def test_what_is_no_plugin_of_the_kind_is_refused(site: Path, name: str, what: str) -> None:
     with pytest.raises(PluginNotFoundError, match=f"{name} is {what}, and fusers are subclasses of panokit.Fuser"):
-        registry.make("fusers", name, Fuser)
+        registry.maker("fusers", name, Fuser)
 
 
 def test_an_installed_plugin_that_is_none_broke_its_word(site: Path) -> None:
     distribution(site, "outside", "outside = outside_fuser:Outside")
     with pytest.raises(ContractError, match="outside is the class Outside"):
-        registry.make("fusers", "outside", Fuser)
+        registry.maker("fusers", "outside", Fuser)
 
 
 def test_a_module_that_breaks_when_imported_is_not_taken_for_one_that_is_not_there(site: Path) -> None:
@@ -87,4 +90,25 @@ def test_a_module_that_breaks_when_imported_is_not_taken_for_one_that_is_not_the
 
 
 def test_a_class_method_makes_a_plugin_too() -> None:
-    assert registry.make("guidances", "panokit_msd:MSDGuidance.paper", Guidance) == MSDGuidance.paper()
+    assert registry.maker("guidances", "panokit_msd:MSDGuidance.paper", Guidance) == MSDGuidance.paper
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        ("print('bought?')\nclass Outside: 'Listens.'", ("ok", "Listens.")),
+        ("import time\ntime.sleep(30)", ("broken: still importing after 1 s", "")),
+        ("raise SystemExit(3)", ("broken: SystemExit: 3", "")),
+        ("raise RuntimeError('no licence')", ("broken: RuntimeError: no licence", "")),
+    ],
+    ids=["prints", "sleeps", "exits", "raises"],
+)
+def test_a_plugin_that_misbehaves_when_imported_is_listed_quickly_and_silently(
+    site: Path, capsys: pytest.CaptureFixture[str], code: str, state: tuple[str, str]
+) -> None:
+    name = f"outside_{abs(hash(code))}"  # a module of its own: the sleeping one is never done
+    (site / f"{name}.py").write_text(code)
+    distribution(site, "odd", f"odd = {name}:Outside")
+    (plugin,) = [plugin for plugin in registry.plugins("fusers") if plugin.name == "odd"]
+    assert plugin.state(patience=1.0) == state
+    assert capsys.readouterr() == ("", "")

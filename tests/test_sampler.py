@@ -42,7 +42,7 @@ def test_the_recipe_is_plain_data_that_says_everything(tiny: Model, cpu: Runtime
     sampler = Sampler(tiny, runtime=cpu, scheduler=DiffusersScheduler("ddim", {"eta": 1.0}))
     made = sampler("a lake", **SIZE, seed=3, negative_prompt="fog", guidance_scale=2.0, wrap="x", stride=6)
     recipe = json.loads(json.dumps(made.recipe))
-    scheduler = DiffusersScheduler(recipe["scheduler"]["name"], dict(recipe["scheduler"]["options"]))
+    scheduler = DiffusersScheduler(recipe["scheduler"]["plugin"], recipe["scheduler"]["options"])
     runtime = Runtime(accelerator="cpu", precision=recipe["precision"], micro_batch=recipe["micro_batch"])
     kept = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap", "seed")
     again = Sampler(tiny, runtime=runtime, scheduler=scheduler)(recipe["prompt"], **{name: recipe[name] for name in kept})
@@ -50,8 +50,8 @@ def test_the_recipe_is_plain_data_that_says_everything(tiny: Model, cpu: Runtime
     assert {"panokit", "torch", "diffusers"} <= set(recipe)
     assert recipe["prompt"] == "a lake"
     assert recipe["seed"] == 3
-    assert recipe["scheduler"]["name"] == "ddim"
-    assert recipe["fuser"] == {"class": "panokit_multidiffusion:MultiDiffusion", "weights": "gaussian", "spread": 0.2}
+    assert recipe["scheduler"] == {"plugin": "ddim", "options": {"eta": 1.0}}
+    assert recipe["fuser"] == {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.2}
 
 
 def test_a_list_of_prompts_gives_what_each_alone_gives(sampler: Sampler) -> None:

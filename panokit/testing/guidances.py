@@ -15,8 +15,9 @@ from torch import Tensor
 
 from panokit.guidance import Estimate, Guidance
 from panokit.run import CanvasStep, Run
-from panokit.runtime import Precision, Runtime
+from panokit.runtime import Runtime
 from panokit.scheduler import Level, Training
+from panokit.settings import Precision
 from panokit.testing.demands import ConformanceError, contents, demand, distance, unchanged
 from panokit.testing.ranks import Ranks
 from panokit.testing.settings import pickles_and_reprs

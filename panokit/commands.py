@@ -1,0 +1,367 @@
+"""What the command line can do: a function a command, whose arguments are its options. What is heavy is imported inside."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panokit import registry
+from panokit.errors import ContractError, PluginNotFoundError, SettingError
+from panokit.registry import Kind
+from panokit.settings import Precision, Wrap
+
+if TYPE_CHECKING:
+    from panokit.panorama import Panorama
+
+Part = str | dict[str, Any]
+
+COMPOSITION = ("model", "scheduler", "fuser", "guidances", "precision", "micro_batch", "checkpointing")
+CALL = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap")
+
+
+def generate(
+    texts: Sequence[str] = (),
+    *,
+    prompt: str | list[Any] | dict[str, Any] | None = None,
+    prompts: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    negative_prompt: str = "",
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    stride: int | None = None,
+    wrap: Wrap = False,
+    seed: int | str = 0,
+    model: str = "landscapes",
+    scheduler: Part = "ddim",
+    fuser: Part = "multidiffusion",
+    guidances: list[Part] = [],  # noqa: B006 - jsonargparse shows the default, and nobody appends to it
+    devices: int = 1,
+    precision: Precision = "32-true",
+    micro_batch: int = 8,
+    checkpointing: bool = False,
+    out: str | None = None,
+    sheet: str | None = None,
+    latents: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Make panoramas from prompts and write them to files.
+
+    Args:
+        texts: What to paint; several make a panorama each.
+        prompt: The same, for configurations: a text, a list, or boxes with texts.
+        prompts: A file with a prompt a line.
+        height: Pixels; one window of the model unless given.
+        width: Pixels; four windows of the model unless given.
+        negative_prompt: What to keep away from.
+        steps: Denoising steps.
+        guidance_scale: Of classifier-free guidance; 1 or less turns it off.
+        stride: Pixels from one window to the next; half a window unless given.
+        wrap: Close the panorama to a ring: true or x sideways, y up and down, xy both.
+        seed: Same seed, same picture; 1..8 makes one of each.
+        model: An installed model, a folder in diffusers' format, or a hub id.
+        scheduler: Such as ddim, euler, dpm++_2m, unipc; --scheduler.options.eta=1 sets an option of it.
+        fuser: What joins the windows; --fuser.SETTING=VALUE sets something of it.
+        guidances: What keeps the windows in agreement; --guidances+=NAME adds one, --guidances.SETTING=VALUE sets something of
+            the last, --guidances.help NAME tells what there is to set.
+        devices: How many devices to deal the windows to.
+        precision: Of the networks.
+        micro_batch: Windows that go through the model at once.
+        checkpointing: Save memory in guided steps, for time.
+        out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
+        sheet: A picture of all pictures, smaller and side by side, to write as well.
+        latents: Write the latents too, beside each picture, as safetensors.
+        quiet: Show no progress.
+    """
+    given = locals()
+    wanted: list[Any] = list(texts) or (prompt if isinstance(prompt, list) else [] if prompt is None else [prompt])
+    wanted += _lines(prompts) if prompts else []
+    if not wanted:
+        raise SettingError("there is no prompt: say what to paint, or name a file of prompts with --prompts")
+    composition = {key: given[key] for key in (*COMPOSITION, *CALL)}
+    _paint(composition, list(product(wanted, _seeds(seed))), devices, out, sheet, latents, quiet)
+
+
+def rerun(
+    image: str,
+    *,
+    out: str | None = None,
+    trust: bool = False,
+    devices: int = 1,
+    quiet: bool = False,
+    changes: Sequence[str] = (),
+    checked: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+) -> None:
+    """Make a picture again from the recipe in it; the same bits, on the same machine.
+
+    Args:
+        image: A picture that panokit wrote: PNG, JPEG or WebP.
+        out: The picture to write; IMAGE-rerun.png unless given.
+        trust: Let the recipe name classes, folders and hub ids, and ask for any size. What it names is run.
+        devices: How many devices to deal the windows to.
+        quiet: Show no progress.
+        changes: One thing to change: guidances.weight=0, seed=3.
+        checked: Settings of the types that `generate` takes.
+    """
+    from panokit import recipe
+
+    found = recipe.read(image)
+    keys = (*COMPOSITION, *CALL, "prompt", "seed")
+    missing = [key for key in ("prompt", "height", "width", "seed", "model") if found.get(key) is None]
+    if missing:
+        raise SettingError(f"the recipe in {image} is damaged: it does not say {', '.join(missing)}")
+    wanted = {key: found[key] for key in keys if found.get(key) is not None}
+    if not trust:
+        recipe.check(wanted)
+        if all(plugin.name != wanted["model"] for plugin in registry.plugins("models")):
+            raise SettingError(
+                f"the recipe names the model {wanted['model']!r}, which is not installed by that name: "
+                "trust it (--trust) to load a folder or from the hub"
+            )
+    for change in changes:
+        assign(wanted, *_assignment(change))
+    prompt, seed = wanted.pop("prompt"), wanted.pop("seed")
+    settings = dict(checked({**wanted, "prompt": [prompt], "seed": seed}))
+    target = out or f"{Path(image).stem}-rerun.png"
+    composition = {key: settings[key] for key in (*COMPOSITION, *CALL)}
+    _paint(composition, [(prompt, settings["seed"])], devices, target, None, False, quiet, trusted=trust)
+
+
+def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
+    """List the installed plugins, or what there is to set in one.
+
+    Args:
+        name: An installed plugin, or module:Class; all of them unless given.
+        kind: Where to look, if several kinds have that name.
+    """
+    if name is not None:
+        return explain(kind or _kind_of(name, kind), name)
+    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+
+    rows = [("kind", "name", "distribution", "version", "state", "")]
+    for each in registry.KINDS:
+        for plugin in registry.plugins(each):
+            state, line = plugin.state()
+            rows.append((each, plugin.name, *plugin.origin, state, line))
+    import diffusers
+
+    rows += [("schedulers", each, "diffusers", diffusers.__version__, "ok", "") for each in DiffusersScheduler.names()]
+    _print_table(rows)
+    return None
+
+
+def explain(kind: Kind, name: str) -> None:
+    """Print what there is to set in a plugin."""
+    from panokit.composition import BASES, parameters
+
+    if kind not in BASES:
+        raise SettingError(f"{name} is a model, which has nothing to set")
+    summary, found = parameters(BASES[kind], name)
+    print(f"{name}: {summary}" if summary else name)
+    for parameter in found:
+        default = f" = {parameter.default}" if parameter.default else ""
+        print(f"\n  {parameter.name}: {parameter.type}{default}")
+        if parameter.meaning:
+            print(*_wrapped(parameter.meaning), sep="\n")
+
+
+def check(plugin: str, *, kind: Kind | None = None) -> int:
+    """Check that a plugin, made with its default settings, keeps its contract; the exit status is 1 if it does not.
+
+    Args:
+        plugin: An installed name, or module:Class.
+        kind: Where to look, if several kinds have that name.
+    """
+    from panokit.testing import run_checks
+
+    make = _default(plugin, kind)
+    try:
+        make()
+    except ContractError:  # which is a TypeError too
+        raise
+    except TypeError as cause:
+        raise SettingError(
+            f"{plugin} cannot be made without arguments ({cause}): give its settings defaults, or check it in a test, with "
+            "panokit.testing.conforms"
+        ) from cause
+    counted = failed = 0
+    for name, problem in run_checks(make):
+        print(f"{name:<42}", f"failed: {problem.splitlines()[0]}" if problem else "ok", flush=True)
+        counted, failed = counted + 1, failed + bool(problem)
+    print(f"{plugin}: {failed} of {counted} checks failed" if failed else f"{plugin}: {counted} checks passed")
+    return 1 if failed else 0
+
+
+def assign(data: Any, path: str, value: Any) -> None:
+    """Set one thing in plain data by its path: `seed`, `fuser.spread`, `guidances.weight` (of the last), `guidances.0.weight`.
+
+    Raises:
+        SettingError: the path leads nowhere.
+    """
+    step, _, rest = path.partition(".")
+    key: Any = step
+    if isinstance(data, list):
+        key, rest = (int(step), rest) if step.isdigit() else (-1, path)
+    try:
+        if not rest:
+            data[key] = value
+            return
+        if isinstance(data, dict) and "plugin" in data:
+            data.setdefault(key, {})
+        child = data[key]
+    except (LookupError, TypeError) as cause:
+        raise SettingError(
+            f"there is no {step!r} to set to {value!r}: name a guidance first, or an option that there is"
+        ) from cause
+    if isinstance(child, str):  # a plugin, by its name alone
+        child = data[key] = {"plugin": child}
+    assign(child, rest, value)
+
+
+def _paint(
+    composition: Mapping[str, Any],
+    jobs: Sequence[tuple[Any, int]],
+    devices: int,
+    out: str | None,
+    sheet: str | None,
+    latents: bool,
+    quiet: bool,
+    trusted: bool = True,
+) -> None:
+    """Make a panorama for each prompt and seed, and write them."""
+    from panokit.composition import build, prompt_from
+    from panokit.fuser import Fuser
+    from panokit.guidance import Guidance
+    from panokit.panorama import check_output, contact_sheet
+    from panokit.runtime import Runtime
+    from panokit.sampler import Sampler
+    from panokit.scheduler import Scheduler
+
+    folder = Path(out or ".") if out is None or out.endswith("/") or Path(out).is_dir() else None
+    if folder is None and len(jobs) > 1:
+        raise SettingError(f"{len(jobs)} pictures do not go into one file {out}: name a folder, {Path(out or '.').parent}/")
+    # Everything that can be wrong is found before the networks are loaded, or at least before they are used.
+    wanted = [(prompt_from(prompt), seed) for prompt, seed in jobs]
+    parts: dict[str, Any] = {
+        "scheduler": build(Scheduler, composition["scheduler"], trusted=trusted),
+        "fuser": build(Fuser, composition["fuser"], trusted=trusted),
+        "guidances": [build(Guidance, part, trusted=trusted) for part in composition["guidances"]],
+    }
+    targets = [target for target in (str(folder / "picture.png") if folder else out, sheet) if target]
+    for target in targets:
+        check_output(target)
+    runtime = Runtime(devices=devices, **{key: composition[key] for key in ("precision", "micro_batch", "checkpointing")})
+    sampler = Sampler(composition["model"], **parts, runtime=runtime)
+    high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
+    settings = {key: composition[key] for key in CALL}
+    settings["height"] = high if settings["height"] is None else settings["height"]
+    settings["width"] = 4 * wide if settings["width"] is None else settings["width"]
+    for target in targets[:1]:
+        check_output(target, (settings["width"], settings["height"]))
+    made: list[Panorama] = []
+    for prompt, seed in wanted:
+        panorama = sampler(prompt, **settings, seed=seed, progress=not quiet)
+        if runtime.rank == 0:
+            path = folder / _file_name(panorama.recipe) if folder else Path(out or "")
+            panorama.save(path)
+            if latents:
+                panorama.save_latents(path.with_suffix(".safetensors"))
+            print(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
+            made.append(panorama)
+    if sheet and runtime.rank == 0:
+        contact_sheet(made).save(sheet)
+        print(f"{sheet}: {len(made)} pictures")
+
+
+def _file_name(recipe: Mapping[str, Any]) -> str:
+    """What a picture is called: its prompt, its seed, and six letters of its recipe, so that others have other names."""
+    prompt = recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions"
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
+    return f"{words}-{recipe['seed']}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:6]}.png"
+
+
+def _lines(path: str) -> list[str]:
+    """The prompts in a file."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as cause:
+        raise SettingError(f"the prompts in {path} cannot be read ({cause}): give a text file with a prompt a line") from cause
+    found = [line for line in lines if line]
+    if not found:
+        raise SettingError(f"{path} holds no prompt: write one a line")
+    return found
+
+
+def _seeds(seed: int | str) -> list[int]:
+    """One seed, or all from first to last, `1..8`."""
+    if isinstance(seed, int):
+        return [seed]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", seed.strip())
+    if not span or int(span[1]) > int(span[2]) or int(span[2]) - int(span[1]) >= 10_000:
+        raise SettingError(f"seed is {seed!r}: it must be a whole number, or a range of them such as 1..8")
+    return list(range(int(span[1]), int(span[2]) + 1))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """What `--set` says: a path, and a value as YAML would read it."""
+    path, sign, value = text.partition("=")
+    if not sign or not re.fullmatch(r"\w+(\.\w+)*", path):
+        raise SettingError(f"--set came as {text!r}: it must be NAME=VALUE, such as guidances.weight=0")
+    return path, plain(value)
+
+
+def plain(text: str) -> Any:
+    """A value as YAML reads it: a number, a truth, a list, or text."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
+    """What makes the plugin of that name, or `module:Class`, with its default settings."""
+    from panokit.backbones.diffusers.model import load_model
+    from panokit.composition import BASES, build
+
+    if ":" in name:
+        made = registry.load(kind or "models", name)
+        if not callable(made):
+            raise PluginNotFoundError(f"{name} is a {type(made).__name__}: name a class, or what else makes a plugin")
+        return made
+    found = _kind_of(name, kind)
+    if found == "models":
+        denoiser = load_model(name).denoiser
+        return lambda: denoiser
+    return lambda: build(BASES[found], name)
+
+
+def _kind_of(name: str, kind: Kind | None) -> Kind:
+    """The one kind that has a plugin of that name."""
+    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+
+    names = {each: {plugin.name for plugin in registry.plugins(each)} for each in ([kind] if kind else registry.KINDS)}
+    if "schedulers" in names:
+        names["schedulers"].update(DiffusersScheduler.names())
+    kinds = [each for each in names if name in names[each]]
+    if not kinds:
+        raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))
+    if len(kinds) > 1:
+        raise PluginNotFoundError(f"{name!r} is a name among {' and '.join(kinds)}: choose with --kind {kinds[0]}")
+    return kinds[0]
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]) - 1)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[-1]]).rstrip())
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    from textwrap import wrap
+
+    yield from wrap(text, 96, initial_indent="      ", subsequent_indent="      ")

@@ -1,0 +1,19 @@
+"""What a run can be asked for, in words that import nothing heavy: the command line says them before torch is there."""
+
+from typing import Literal, Required, TypedDict
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
+Wrap = bool | Literal["x", "y", "xy"]
+
+
+class Settings(TypedDict, total=False):
+    """What a call of a sampler takes besides the prompt."""
+
+    height: Required[int]
+    width: Required[int]
+    negative_prompt: str
+    steps: int
+    guidance_scale: float
+    stride: int | None
+    wrap: Wrap
+    seed: int

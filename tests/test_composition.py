@@ -1,0 +1,127 @@
+"""Plugins as plain data and back."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from panokit import DiffusersScheduler, Fuser, Grid, Guidance, Scheduler, SettingError, WeightedFuser
+from panokit.composition import build, describe, parameters, prompt_from
+from panokit.denoiser import Regions
+from panokit.errors import PluginNotFoundError
+from panokit_msd import MSDGuidance
+from panokit_multidiffusion import MultiDiffusion
+from panokit_syncdiffusion import SyncDiffusion
+
+
+@dataclass(frozen=True)
+class Outside(WeightedFuser):
+    name: str = "plain"
+    """A setting that is called as registries call plugins."""
+
+    def weight(self, grid: Grid) -> Tensor:
+        return torch.ones(grid.window)
+
+
+@pytest.mark.parametrize(
+    ("base", "plugin", "part"),
+    [
+        (Fuser, MultiDiffusion("uniform"), {"plugin": "multidiffusion", "weights": "uniform", "spread": 0.2}),
+        (Scheduler, DiffusersScheduler("ddim", {"eta": 0.5}), {"plugin": "ddim", "options": {"eta": 0.5}}),
+        (Fuser, Outside("other"), {"plugin": f"{__name__}:Outside", "name": "other"}),
+        (Guidance, MSDGuidance.paper(3.0, coarse_guidances=(SyncDiffusion(5.0), MSDGuidance())), None),
+    ],
+)
+def test_a_plugin_comes_back_from_its_description(base: Any, plugin: Any, part: dict[str, Any] | None) -> None:
+    described = describe(plugin)
+    assert part in (None, described)
+    assert build(base, json.loads(json.dumps(described))) == plugin
+
+
+@pytest.mark.parametrize(
+    ("part", "plugin"),
+    [
+        ("msd", MSDGuidance()),
+        ({"plugin": "msd", "weight": 5}, MSDGuidance(5.0)),
+        ("panokit_msd:MSDGuidance.paper", MSDGuidance.paper()),
+        ({"plugin": "panokit_msd:MSDGuidance.paper", "weight": 3.0}, MSDGuidance.paper(3.0)),
+        (
+            {"plugin": "msd", "coarse_guidances": [{"plugin": "syncdiffusion"}]},
+            MSDGuidance(coarse_guidances=(SyncDiffusion(),)),
+        ),
+    ],
+)
+def test_names_and_settings_make_a_plugin(part: object, plugin: Guidance) -> None:
+    assert build(Guidance, part) == plugin
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("msdd", "did you mean 'msd'"),
+        ({"plugin": "msd", "wieght": 3}, "msd has no setting 'wieght': did you mean 'weight'"),
+        ({"plugin": "msd", "weight": "five"}, "weight of msd came as 'five': it must be of the type float"),
+        ({"plugin": "msd", "coarse": "x"}, r"coarse of msd came as 'x': it must be of the type Literal\['bilinear', "),
+        ({"plugin": "msd", "weight": -1}, "msd: weight is -1.0: it must be 0 or more"),
+        ({"plugin": "msd", "coarse_guidances": [{"plugin": "msdd"}]}, "did you mean 'msd'"),
+        ({"plugin": "multidiffusion"}, "no guidance is called 'multidiffusion'"),
+        ({"weight": 3}, "give its name, or a mapping of its name and settings"),
+        ({"plugin": "msd", 3: 4}, "give its name, or a mapping"),
+        (3, "a guidance came as 3"),
+        ("panokit:Guidance", "panokit:Guidance cannot be made by name alone"),
+    ],
+)
+def test_a_part_that_makes_no_plugin_is_told_why(part: object, message: str) -> None:
+    with pytest.raises((SettingError, PluginNotFoundError), match=message):
+        build(Guidance, part)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "os:system",
+        {"plugin": f"{__name__}:Outside"},
+        {"plugin": "msd", "coarse_guidances": [{"plugin": "os:system"}]},
+        {"plugin": "msd", "coarse_guidances": [{"class_path": "antigravity.x"}]},
+        {"plugin": "msd", "coarse_guidances": ["antigravity.x"]},
+        {"plugin": "syncdiffusion", "metric": "antigravity.x"},
+    ],
+)
+def test_what_could_import_code_is_refused_where_it_is_not_trusted(part: object) -> None:
+    with pytest.raises(SettingError, match="which is code and no installed plugin's name: trust it"):
+        build(Guidance, part, trusted=False)
+
+
+def test_a_setting_that_is_no_data_is_described_for_people() -> None:
+    part = describe(SyncDiffusion(metric=torch.dist))
+    assert part["metric"].startswith("<built-in method dist")
+    with pytest.raises(SettingError, match="it must be one of efficientnet"):
+        build(Guidance, part)
+
+
+def test_parameters_are_what_the_docstring_says() -> None:
+    summary, found = parameters(Guidance, "msd")
+    assert summary.startswith("Cross-scale guidance")
+    weight = next(each for each in found if each.name == "weight")
+    assert (weight.type, weight.default) == ("float", "10.0")
+    assert weight.meaning.startswith(r"$\omega$, 0 or more")
+    assert [each.name for each in parameters(Guidance, "panokit_msd:MSDGuidance.paper")[1]] == ["weight"]
+    assert [each.name for each in parameters(Scheduler, "ddim")[1]] == ["options"]
+
+
+def test_a_prompt_is_a_text_or_boxes_with_texts() -> None:
+    assert prompt_from("a lake") == "a lake"
+    regions = Regions((((0, 0, 0.5, 1), "a lake"), ((0.5, 0, 1, 1), "a city")), "fog")
+    boxes = [[[0, 0, 0.5, 1], "a lake"], [[0.5, 0, 1, 1], "a city"]]
+    assert prompt_from({"boxes": boxes, "elsewhere": "fog"}) == regions
+    with pytest.raises(SettingError, match="leaves the canvas"):
+        prompt_from({"boxes": [[[0, 0, 2, 1], "a lake"]]})
+
+
+@pytest.mark.parametrize("data", [3, {}, {"boxes": 3}, {"boxes": ["a lake"]}, {"boxes": [[[0, 0, 1], "a lake"]]}, ["a lake"]])
+def test_a_prompt_that_is_neither_is_told_the_form(data: object) -> None:
+    with pytest.raises(SettingError, match="give a text, or"):
+        prompt_from(data)

@@ -1,0 +1,184 @@
+"""Recipes in pictures: what goes in comes out, and what anybody else put in does no harm."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from sd_parsers import ParserManager
+
+from panokit import Panorama, SettingError, recipe
+from panokit.cli import main
+from panokit.panorama import to_image
+
+RECIPE: dict[str, Any] = {
+    "panokit": "0.1.0",
+    "prompt": "a lake, ümläut",
+    "height": 128,
+    "width": 256,
+    "negative_prompt": "fog",
+    "steps": 25,
+    "guidance_scale": 7.5,
+    "stride": None,
+    "wrap": False,
+    "seed": 6,
+    "model": "landscapes",
+    "scheduler": {"plugin": "ddim", "options": {}},
+    "fuser": {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.2},
+    "guidances": [{"plugin": "msd", "weight": 10.0, "coarse_guidances": [{"plugin": "syncdiffusion", "weight": 20.0}]}],
+    "precision": "32-true",
+    "micro_batch": 8,
+    "checkpointing": False,
+}
+
+
+def picture(path: Path, data: dict[str, Any] = RECIPE) -> Path:
+    Panorama(torch.zeros(4, 2, 3), to_image(torch.rand(3, 16, 24)), data).save(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_carries_its_recipe(tmp_path: Path, ending: str) -> None:
+    assert recipe.read(picture(tmp_path / f"a.{ending}")) == RECIPE
+
+
+def test_other_formats_carry_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="give a PNG, JPEG or WebP that panokit wrote"):
+        recipe.read(picture(tmp_path / "a.tiff"))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_others_read_the_parameters(tmp_path: Path, ending: str) -> None:
+    found = ParserManager().parse(picture(tmp_path / f"a.{ending}"))
+    assert found is not None
+    assert [prompt.value for prompt in found.prompts] == ["a lake, ümläut"]
+    assert [prompt.value for prompt in found.negative_prompts] == ["fog"]
+    (sampler,) = found.samplers
+    assert (sampler.name, sampler.parameters["seed"]) == ("ddim", "6")
+    assert {"steps": "25", "cfg_scale": "7.5"}.items() <= sampler.parameters.items()
+
+
+def png(text: str) -> bytes:
+    """A picture that says it has that recipe."""
+    chunks, file = PngInfo(), io.BytesIO()
+    chunks.add_itxt("panokit", text)
+    Image.new("RGB", (4, 4)).save(file, "png", pnginfo=chunks)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is no picture that can be read"),
+        (b"GIF89a", "is no picture that can be read"),
+        (png("{"), "is damaged"),
+        (png("[" * 100_000), "is damaged"),
+        (png("[]"), "it is a list and no mapping"),
+        (png(json.dumps("x" * recipe.LONGEST)), "is longer than any"),
+        (png("{}"), "it does not say prompt, height, width, seed, model"),
+    ],
+    ids=["empty", "cut", "no json", "deep", "list", "long", "nothing"],
+)
+def test_what_holds_no_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, message: str) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    assert main(["rerun", str(tmp_path / "a.png")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 1_000_000}, "the recipe asks for steps 1000000, and 10000 is the most"),
+        ({"width": 65_536, "height": 16_384}, "65536 x 16384 pixels"),
+        ({"model": "../stolen"}, "the recipe names the model '../stolen', which is not installed by that name"),
+        ({"model": "stabilityai/stable-diffusion-2-base"}, "which is not installed by that name"),
+        ({"fuser": "os:system"}, "which is code and no installed plugin's name"),
+        ({"guidances": [{"plugin": "syncdiffusion", "metric": "os.system"}]}, "which is code"),
+        ({"guidances": {"plugin": "msd"}}, "guidances came as"),
+        ({"steps": "many"}, "steps came as 'many': it must be a whole number"),
+        ({"prompt": 3}, "a prompt came as 3"),
+        ({"wrap": "up"}, "wrap came as 'up'"),
+    ],
+)
+def test_a_recipe_that_asks_for_too_much_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(json.dumps({**RECIPE, **change})))
+    assert main(["rerun", str(tmp_path / "a.png")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(["os:system", "os.system"])
+)
+values = st.recursive(
+    scalars | st.sampled_from(["msd", "syncdiffusion", "class_path", "plugin"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*RECIPE, "plugin", "weight"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    return [picture(folder / f"a.{ending}").read_bytes() for ending in ("png", "jpg", "webp")]
+
+
+def harmless(folder: Path, data: bytes) -> None:
+    """Rerunning that file is one line of complaint, imports nothing and writes nothing."""
+    (folder / "a.png").write_bytes(data)
+    modules, stderr = set(sys.modules), sys.stderr
+    sys.stderr = io.StringIO()
+    try:
+        status = main(["rerun", str(folder / "a.png"), "--out", str(folder / "nowhere" / "a.png")])
+        said = sys.stderr.getvalue()
+    finally:
+        sys.stderr = stderr
+    assert status == 2, said
+    assert said.startswith("panokit: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    assert set(sys.modules) == modules
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, files: list[bytes]) -> Path:
+    folder = tmp_path_factory.mktemp("mangled")
+    for _ in range(2):  # whatever a sound one imports is there from now on
+        (folder / "a.png").write_bytes(files[0])
+        main(["rerun", str(folder / "a.png"), "--out", str(folder / "nowhere" / "a.png")])
+    return folder
+
+
+@settings(max_examples=850, deadline=None)
+@given(
+    which=st.integers(0, 2),
+    length=st.integers(0, 1500) | st.none(),
+    changes=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_mangled_files_do_no_harm(
+    folder: Path, files: list[bytes], which: int, length: int | None, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(files[which])
+    for at, value in changes:  # the recipe is at the beginning of all but WebP
+        data[at % len(data)] = value
+    harmless(folder, bytes(data[:length]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from([*RECIPE]), values, min_size=1, max_size=3))
+def test_mangled_recipes_do_no_harm(folder: Path, changes: dict[str, Any]) -> None:
+    harmless(folder, png(json.dumps({**RECIPE, **changes})))
