@@ -98,17 +98,16 @@ def prompt_from(data: object) -> Prompt:
 def parameters(base: type[Fuser] | type[Guidance] | type[Scheduler], name: str) -> tuple[str, list[Parameter]]:
     """What a plugin is for, in its own words, and its settings."""
     maker = _maker(base, name)
-    documented = parse(maker.__doc__ or "")
-    if not documented.params and (owner := getattr(maker, "__self__", None)):  # a class method
-        documented = parse(owner.__doc__ or "")
+    documented = parse(_class(maker).__doc__ or "")
+    own = inspect.signature(maker).parameters  # a class method has defaults of its own
     meaning = {param.arg_name: " ".join((param.description or "").split()) for param in documented.params}
     hidden = ("name",) if maker is DiffusersScheduler else ()
     found = [
         Parameter(key, _type(each), "" if each.default is each.empty else repr(each.default), meaning.get(key, ""))
-        for key, each in inspect.signature(maker).parameters.items()
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and key not in hidden
+        for key, inherited in inspect.signature(_class(maker)).parameters.items()
+        if (each := own.get(key, inherited)) and key not in hidden
     ]
-    return documented.short_description or "", found
+    return parse(maker.__doc__ or "").short_description or "", found
 
 
 def _split(base: type, part: object) -> tuple[str, dict[str, Any]]:
@@ -135,6 +134,11 @@ def _kind(cls: type) -> Kind:
     return next(kind for kind, base in BASES.items() if issubclass(cls, base))
 
 
+def _class(maker: Callable[..., Any]) -> type:
+    """The class that a maker makes, whose settings a class method passes on."""
+    return maker if isinstance(maker, type) else maker.__self__  # type: ignore[attr-defined]
+
+
 def _nested(value: Any, trusted: bool) -> Any:
     """A setting, with the guidances in it made."""
     if isinstance(value, Mapping) and "plugin" in value:
@@ -145,8 +149,7 @@ def _nested(value: Any, trusted: bool) -> Any:
 def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
     """Call the maker, with settings that it knows, of the types that it says."""
     parser = ArgumentParser(exit_on_error=False, print_config=None)
-    add: Any = parser.add_class_arguments if isinstance(maker, type) else parser.add_function_arguments
-    add(maker, fail_untyped=False)
+    parser.add_class_arguments(_class(maker), fail_untyped=False)
     known = vars(parser.get_defaults()).keys()
     for key in settings.keys() - known:
         close = get_close_matches(key, known, n=1)
@@ -171,7 +174,7 @@ def _why(name: str, maker: Callable[..., Any], settings: Mapping[str, Any], mess
     key = named[1] if named else ""
     if key not in settings:
         return f"{name} cannot be made: {' '.join(message.split())}"
-    signature = inspect.signature(maker).parameters
+    signature = inspect.signature(_class(maker)).parameters
     wanted = f"it must be of the type {_type(signature[key])}" if key in signature else " ".join(message.split())
     return f"{key} of {name} came as {settings[key]!r}: {wanted}"
 

@@ -47,7 +47,7 @@ def test_a_plugin_comes_back_from_its_description(base: Any, plugin: Any, part: 
         ("msd", MSDGuidance()),
         ({"plugin": "msd", "weight": 5}, MSDGuidance(5.0)),
         ("panokit_msd:MSDGuidance.paper", MSDGuidance.paper()),
-        ({"plugin": "panokit_msd:MSDGuidance.paper", "weight": 3.0}, MSDGuidance.paper(3.0)),
+        ({"plugin": "panokit_msd:MSDGuidance.paper", "weight": 3, "levels": 2}, MSDGuidance.paper(3.0, levels=2)),
         (
             {"plugin": "msd", "coarse_guidances": [{"plugin": "syncdiffusion"}]},
             MSDGuidance(coarse_guidances=(SyncDiffusion(),)),
@@ -108,7 +108,10 @@ def test_parameters_are_what_the_docstring_says() -> None:
     weight = next(each for each in found if each.name == "weight")
     assert (weight.type, weight.default) == ("float", "10.0")
     assert weight.meaning.startswith(r"$\omega$, 0 or more")
-    assert [each.name for each in parameters(Guidance, "panokit_msd:MSDGuidance.paper")[1]] == ["weight"]
+    paper, others = parameters(Guidance, "panokit_msd:MSDGuidance.full")
+    assert paper.startswith("Algorithm 1 with its weight as a rate")
+    assert {each.name: each.default for each in others}["weight"] == "15.0"
+    assert [each.name for each in others] == [each.name for each in found]
     assert [each.name for each in parameters(Scheduler, "ddim")[1]] == ["options"]
 
 

@@ -1,0 +1,27 @@
+"""Every composition in configs/ runs as it is, on a model and a canvas that are small."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from panokit import recipe
+from panokit.cli import main
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_makes_a_panorama(folder: Path, tmp_path: Path, config: Path) -> None:
+    shrunk = ["--model", str(folder), "--height", "32", "--width", "64", "--stride", "8", "--steps", "2"]
+    out = tmp_path / "a.png"
+    assert main(["generate", "a lake", "--config", str(config), *shrunk, "--out", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.size == (64, 32)
+    made, asked = recipe.read(out), yaml.safe_load(config.read_text())
+    for key in asked.keys() - {"model", "height", "width", "stride", "steps", "scheduler", "fuser", "guidances"}:
+        assert made[key] == asked[key]
+    assert len(made["guidances"]) == len(asked.get("guidances", []))
+    for found, wanted in zip(made["guidances"], asked.get("guidances", []), strict=True):
+        assert wanted.items() - {("plugin", wanted["plugin"])} <= {(k, v) for k, v in found.items() if not isinstance(v, list)}
