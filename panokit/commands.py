@@ -46,6 +46,7 @@ def generate(
     out: str | None = None,
     sheet: str | None = None,
     latents: bool = False,
+    preview: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Make panoramas from prompts and write them to files.
@@ -74,6 +75,7 @@ def generate(
         out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
         sheet: A picture of all pictures, smaller and side by side, to write as well.
         latents: Write the latents too, beside each picture, as safetensors.
+        preview: A picture to write again after each step: what the panorama will look like.
         quiet: Show no progress.
     """
     given = locals()
@@ -82,7 +84,7 @@ def generate(
     if not wanted:
         raise SettingError("there is no prompt: say what to paint, or name a file of prompts with --prompts")
     composition = {key: given[key] for key in (*COMPOSITION, *CALL)}
-    _paint(composition, list(product(wanted, _seeds(seed))), devices, out, sheet, latents, quiet)
+    _paint(composition, list(product(wanted, _seeds(seed))), devices, out, sheet, latents, quiet, preview)
 
 
 def rerun(
@@ -127,7 +129,7 @@ def rerun(
     settings = dict(checked({**wanted, "prompt": [prompt], "seed": seed}))
     target = out or f"{Path(image).stem}-rerun.png"
     composition = {key: settings[key] for key in (*COMPOSITION, *CALL)}
-    _paint(composition, [(prompt, settings["seed"])], devices, target, None, False, quiet, trusted=trust)
+    _paint(composition, [(prompt, settings["seed"])], devices, target, None, False, quiet, None, trusted=trust)
 
 
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
@@ -229,9 +231,11 @@ def _paint(
     sheet: str | None,
     latents: bool,
     quiet: bool,
+    preview: str | None,
     trusted: bool = True,
 ) -> None:
     """Make a panorama for each prompt and seed, and write them."""
+    from panokit.callbacks import Preview
     from panokit.composition import build, prompt_from
     from panokit.fuser import Fuser
     from panokit.guidance import Guidance
@@ -250,11 +254,11 @@ def _paint(
         "fuser": build(Fuser, composition["fuser"], trusted=trusted),
         "guidances": [build(Guidance, part, trusted=trusted) for part in composition["guidances"]],
     }
-    targets = [target for target in (str(folder / "picture.png") if folder else out, sheet) if target]
+    targets = [target for target in (str(folder / "picture.png") if folder else out, sheet, preview) if target]
     for target in targets:
         check_output(target)
     runtime = Runtime(devices=devices, **{key: composition[key] for key in ("precision", "micro_batch", "checkpointing")})
-    sampler = Sampler(composition["model"], **parts, runtime=runtime)
+    sampler = Sampler(composition["model"], **parts, runtime=runtime, callbacks=[Preview(preview)] if preview else [])
     high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
     settings = {key: composition[key] for key in CALL}
     settings["height"] = high if settings["height"] is None else settings["height"]

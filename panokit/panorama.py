@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -44,15 +45,8 @@ class Panorama:
         from PIL import Image
 
         path = check_output(path, self.image.size)
-        aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        try:
+        with written_aside(path) as aside:
             self.image.save(aside, **embedded(self.recipe, Image.registered_extensions()[path.suffix.lower()]))
-            aside.replace(path)
-        except (OSError, ValueError) as cause:
-            reason = cause.strerror if isinstance(cause, OSError) else None
-            raise OutputError(f"cannot write {path}: {reason or cause}") from cause
-        finally:
-            aside.unlink(missing_ok=True)
 
     def save_latents(self, path: str | os.PathLike[str]) -> None:
         """Write the canvas that the picture was decoded from, as safetensors: `latents`, `c h w`; aside and renamed, too.
@@ -60,18 +54,10 @@ class Panorama:
         Raises:
             OutputError: the place cannot be written to.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        path = Path(path)
-        aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        try:
-            save_file({"latents": self.latents.detach().cpu().contiguous()}, aside)
-            aside.replace(path)
-        except (OSError, SafetensorError) as cause:
-            raise OutputError(f"cannot write {path}: {cause}") from cause
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(Path(path)) as aside:
+            aside.write_bytes(save({"latents": self.latents.detach().cpu().contiguous()}))
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -116,6 +102,24 @@ def contact_sheet(panoramas: Sequence[Panorama], width: int = 2048) -> "Image":
         text = f"{prompt if isinstance(prompt, str) else 'regions'}, seed {seed}"
         draw.text((left + 4, top + heights[k] - caption + 2), text[: cell // 7], fill="black", font=font)
     return sheet
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place when all is written; never half a file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield aside
+        aside.replace(path)
+    except (OSError, ValueError) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else None
+        raise OutputError(f"cannot write {path}: {reason or cause}") from cause
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def check_output(path: str | os.PathLike[str], size: tuple[int, int] = (1, 1)) -> Path:

@@ -62,11 +62,28 @@ class Run:
         self.canvas: Float[Tensor, "*c_size"] = solver.start(noise.to(runtime.device, runtime.dtype))
         self.level: Level = solver.levels[0]
         self._last: tuple[Tensor, Tensor, Level] | None = None
+        self._told: tuple[list[str], Tensor] | None = None
 
     @property
     def seen(self) -> Estimate | None:
         """What the denoiser made of the canvas at the last level, or None before the first; computed when asked for."""
         return self.read(*self._last) if self._last else None
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What the guidances that were awake did in the last step: each one's energy and gradient norm, means over windows.
+
+        The keys are `energy/NAME/K` and `gradient/NAME/K`, with the class's name and how many of it stand before.
+        """
+        if self._told is None:
+            return {}
+        names, told = self._told
+        means = told.mean(0).tolist()
+        return {
+            f"{what}/{name}": mean
+            for name, (_, *guided) in zip(names, means, strict=True)
+            for what, mean in zip(("energy", "gradient"), guided, strict=True)
+        }
 
     @property
     def done(self) -> bool:
@@ -110,11 +127,13 @@ class Run:
             if level.main and g.strength(level) != 0
         ]
         contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, key), memory)) for g, memory, key in awake]
+        self._told = None  # `prepare` may have estimated canvases of its own: what is told is told of the last one
         if not contexts:
             (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
             return canvas, self._fuse(pred, grid)
-        *windows, sound = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
-        _hold(sound, [guidance for guidance, _ in contexts], level)
+        *windows, told = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
+        _hold(told[..., 0], [guidance for guidance, _ in contexts], level)
+        self._told = [key for _, _, key in awake], told
         x, pred = (self._fuse(rows, grid) for rows in windows)
         return x, pred
 
@@ -143,27 +162,27 @@ class Run:
     ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
         """What happens to guided windows: moved by the full guidances, denoised, corrected by the identity ones.
 
-        Besides window and prediction it returns, for each guidance, 1 where it was finite and 0 where not: looking at that
-        here would wait for the device at every chunk.
+        Besides window and prediction it returns three numbers for each guidance: 1 where it was finite and 0 where not, its
+        energy, and the norm of its gradient. Looking at them here would wait for the device at every chunk.
         """
         full = any(guidance.jacobian == "full" for guidance, _ in contexts)
         identity = any(guidance.jacobian == "identity" for guidance, _ in contexts)
 
         def window(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             x = grid.crop(canvas, index)
-            sound = x.new_ones((len(index), len(contexts)))
+            told = x.new_zeros((len(index), len(contexts), 3))
             if full:
                 with torch.enable_grad():
                     seen = self.look(x.requires_grad_(), grid, index, level)
-                to_x, to_x0 = _gradients("full", contexts, seen, index, sound)
+                to_x, to_x0 = _gradients("full", contexts, seen, index, told)
                 x = x.detach() - to_x - _through(seen, to_x0)
             pred = self.predict(x, grid, index, level)
             if identity:
                 seen = self.read(x, pred, level)
-                _, to_x0 = _gradients("identity", contexts, seen, index, sound)
+                _, to_x0 = _gradients("identity", contexts, seen, index, told)
                 x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
                 pred = self.solver.pred(x0, x, level)
-            return x, pred, sound
+            return x, pred, told
 
         return window
 
@@ -239,11 +258,11 @@ def _expect(found: Any, shape: Sequence[int], source: str, contract: str) -> Ten
     return found
 
 
-def _gradients(jacobian: str, contexts: Guided, seen: Estimate, index: Sequence[int], sound: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(jacobian: str, contexts: Guided, seen: Estimate, index: Sequence[int], told: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind.
 
     They are taken at detached leaves, guidance by guidance, so that a decoder's graph is freed before the next, and before
-    the one backward through the denoiser. In `sound`, (n, guidances), a window's number becomes 0 where one is not finite.
+    the one backward through the denoiser. What there is to tell of each goes into `told`, (n, guidances, 3).
     """
     to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
     for k, (guidance, context) in enumerate(contexts):
@@ -254,10 +273,13 @@ def _gradients(jacobian: str, contexts: Guided, seen: Estimate, index: Sequence[
             energy = guidance.energy(Estimate(x, x0, seen.level, seen.below), index, context)
         _check(guidance, energy, len(index), seen.level)
         strength = guidance.strength(seen.level)
+        sound, square = torch.ones(len(index), dtype=torch.bool, device=x.device), x.new_zeros(len(index))
         for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
             if gradient is not None:
                 total += strength * gradient
-                sound[:, k] *= _finite(gradient) | ~_finite(seen.x0)  # the prediction's fault is told as such
+                sound &= _finite(gradient) | ~_finite(seen.x0)  # the prediction's fault is told as such
+                square += gradient.flatten(1).square().sum(1)
+        told[:, k] = torch.stack([sound, energy.detach(), square.sqrt()], dim=1)
     return to_x, to_x0
 
 

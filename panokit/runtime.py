@@ -1,5 +1,6 @@
 """Where things run: devices, precision, and the one collective, on Lightning Fabric."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
@@ -96,6 +97,17 @@ class Runtime:
     def world_size(self) -> int:
         """How many processes share the windows."""
         return self.fabric.world_size
+
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes in use at once: of the device's memory on CUDA, of this process's elsewhere; 0 on Windows."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":
+            return 0
+        import resource  # which Windows has not
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def has(self, module: nn.Module) -> bool:
         """Whether a network is placed already: on this rank's device, in the runtime's precision, checkpointed as it says."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, final, overload
 import torch
 from torch import nn
 
+from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.denoiser import Model, Prompt, Regions, decode_canvas
 from panokit.errors import NotFiniteError, SettingError
@@ -36,6 +37,9 @@ class Sampler:
         fuser: a name or a `Fuser`.
         guidances: names or `Guidance` objects, in any order.
         runtime: where to run; one device unless given.
+        callbacks: objects with some of the methods `on_run_start`, `on_step_end` and `on_run_end`, each given only the
+            arguments that it names, of `run`: see `panokit.callbacks`. Those of the runtime's Fabric are called too.
+        loggers: Lightning's loggers, which are told of each step: see `panokit.callbacks.Log`.
 
     Raises:
         PluginNotFoundError: a name that nobody answers to.
@@ -50,6 +54,8 @@ class Sampler:
         fuser: str | Fuser = "multidiffusion",
         guidances: Sequence[str | Guidance] = (),
         runtime: Runtime | None = None,
+        callbacks: Sequence[object] = (),
+        loggers: Sequence[object] = (),
     ) -> None:
         if isinstance(guidances, str | Guidance):
             raise SettingError(f"guidances is {guidances!r}: it must be a list, [{guidances!r}]")
@@ -57,6 +63,7 @@ class Sampler:
         self.guidances: tuple[Guidance, ...] = tuple(_plugin(guidance, Guidance) for guidance in guidances)
         self.scheduler: Scheduler = _plugin(scheduler, Scheduler)
         self.runtime = runtime or Runtime()
+        self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
         self.runtime.launch()
         self.model = _model(model)
         if isinstance(model, Model) and not all(map(self.runtime.has, _networks(model))):
@@ -71,11 +78,21 @@ class Sampler:
         )
 
     def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Iterator[Run]:
-        """The run after each of its steps, with the arguments of a call; `break` ends it."""
-        run = self.begin(prompt, **settings)
+        """The run after each of its steps, with the arguments of a call; `break` ends it, without an `on_run_end`."""
+        yield from self._watched(self.begin(prompt, **settings))
+
+    def _watched(self, run: Run) -> Iterator[Run]:
+        """The same, of a run that is begun."""
+        self._call("on_run_start", run)
         while not run.done:
             run.step()
+            self._call("on_step_end", run)
             yield run
+        self._call("on_run_end", run)
+
+    def _call(self, hook: Hook, run: Run) -> None:
+        call(self.callbacks, hook, run)
+        self.runtime.fabric.call(hook, run=run)
 
     def begin(
         self,
@@ -210,9 +227,8 @@ class Sampler:
 
     def _panorama(self, prompt: Prompt, settings: Settings, progress: bool) -> Panorama:
         run = self.begin(prompt, **settings)
-        with steps_bar(run.level.steps, shown=progress and self.runtime.rank == 0) as advance:
-            while not run.done:
-                run.step()
+        with steps_bar(run, shown=progress and self.runtime.rank == 0) as advance:
+            for _ in self._watched(run):
                 advance()
         return Panorama(run.canvas, to_image(self.decode(run)), self._recipe(prompt, settings))
 

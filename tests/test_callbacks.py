@@ -1,0 +1,127 @@
+"""Watching runs: hooks and what they are given, loggers, previews."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import CSVLogger
+from PIL import Image
+
+from panokit import Model, Run, Runtime, Sampler
+from panokit.callbacks import Log, Preview, picture
+from panokit.errors import OutputError
+from panokit.testing.toys import Pull, toy_run
+from panokit_msd import MSDGuidance
+
+SIZE: dict[str, Any] = {"height": 32, "width": 48, "steps": 4}
+
+
+class Hooks:
+    """Keeps what it is called with."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def on_run_start(self, run: Run) -> None:
+        self.seen.append(("start", run.level.step))
+
+    def on_step_end(self, run: Run) -> None:
+        self.seen.append(("step", run.level.step))
+
+    def on_run_end(self) -> None:
+        self.seen.append(("end", 0))
+
+
+def test_hooks_are_called_in_order_with_what_they_name(tiny: Model) -> None:
+    ours, fabrics = Hooks(), Hooks()
+    fabric = Fabric(accelerator="cpu", callbacks=[fabrics])
+    sampler = Sampler(tiny, runtime=Runtime(fabric=fabric), callbacks=[ours, object()])
+    sampler("a lake", **SIZE)
+    expected = [("start", 0), *(("step", k) for k in range(1, 5)), ("end", 0)]
+    assert ours.seen == fabrics.seen == expected
+
+
+def test_a_stream_calls_them_too_and_a_break_leaves_the_end_out(tiny: Model, cpu: Runtime) -> None:
+    hooks = Hooks()
+    for run in Sampler(tiny, runtime=cpu, callbacks=[hooks]).stream("a lake", **SIZE):
+        if run.level.step == 2:
+            break
+    assert hooks.seen == [("start", 0), ("step", 1), ("step", 2)]
+
+
+def test_a_run_tells_the_energies_and_gradients_of_its_guidances() -> None:
+    run = toy_run(guidances=[Pull("identity", to=1.0), Pull("identity", to=2.0, until=1)], steps=3)
+    assert run.scalars == {}
+    run.step()
+    assert run.seen is not None
+    told = run.scalars
+    assert set(told) == {"energy/Pull/0", "gradient/Pull/0", "energy/Pull/1", "gradient/Pull/1"}
+    context: Any = None
+    memory = run.guided[0][0]
+    first = toy_run(guidances=[Pull("identity", to=1.0)], steps=3)
+    windows = first.look(first.grid.crop(first.canvas), first.grid, range(len(first.grid)), first.level)
+    energies = memory.energy(windows, range(len(first.grid)), context)
+    assert told["energy/Pull/0"] == pytest.approx(float(energies.mean()))
+    run.step()
+    assert set(run.scalars) == {"energy/Pull/0", "gradient/Pull/0"}
+
+
+def test_any_logger_is_told_of_each_step(tiny: Model, cpu: Runtime, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    Sampler(tiny, runtime=cpu, guidances=[MSDGuidance(levels=2, until=1.0)], loggers=[logger])("a lake", **SIZE)
+    (file,) = tmp_path.rglob("metrics.csv")
+    header, *rows = file.read_text().splitlines()
+    assert set(header.split(",")) == {"step", "seconds", "memory", "energy/MSDGuidance/0", "gradient/MSDGuidance/0"}
+    assert len(rows) == 4
+    assert all(float(value) > 0 for row in rows[:-1] for value in row.split(","))
+
+
+class Pictures:
+    """A logger that takes pictures as Weights & Biases's does, or TensorBoard's."""
+
+    def __init__(self, wandb: bool) -> None:
+        self.steps: list[int] = []
+        if wandb:
+            self.log_image = lambda key, images, step: self.steps.append(step)
+        else:
+            self.experiment = self
+
+    def add_image(self, tag: str, image: Any, step: int, dataformats: str) -> None:
+        assert image.shape == (32, 48, 3)
+        self.steps.append(step)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        assert metrics["memory"] > 0
+
+
+@pytest.mark.parametrize("wandb", [False, True])
+def test_loggers_that_take_pictures_get_previews(tiny: Model, cpu: Runtime, wandb: bool) -> None:
+    logger = Pictures(wandb)
+    Sampler(tiny, runtime=cpu, callbacks=[Log([logger], pictures=3)])("a lake", **SIZE)
+    assert logger.steps == [3, 4]
+
+
+def test_a_preview_is_written_while_the_panorama_is_made(tiny: Model, cpu: Runtime, tmp_path: Path) -> None:
+    path, sizes = tmp_path / "preview.png", []
+    for _ in Sampler(tiny, runtime=cpu, callbacks=[Preview(path, every=2)]).stream("a lake", **SIZE):
+        if path.exists():
+            with Image.open(path) as image:
+                sizes.append(image.size)
+    assert sizes == [(48, 32)] * 3  # not after the first step
+    assert [each.name for each in tmp_path.iterdir()] == ["preview.png"]
+
+
+def test_a_preview_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="make it first"):
+        Preview(tmp_path / "nowhere" / "a.png")
+
+
+def test_there_is_no_picture_before_the_first_step(tiny: Model, cpu: Runtime) -> None:
+    assert picture(Sampler(tiny, runtime=cpu).begin("a lake", **SIZE)) is None
+
+
+def test_what_is_watched_is_what_is_made_unwatched(tiny: Model, cpu: Runtime, tmp_path: Path) -> None:
+    watched = Sampler(tiny, runtime=cpu, callbacks=[Preview(tmp_path / "a.png")], loggers=[Pictures(True)])
+    assert torch.equal(watched("a lake", **SIZE).latents, Sampler(tiny, runtime=cpu)("a lake", **SIZE).latents)
