@@ -18,7 +18,15 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from panokit import commands
-from panokit.errors import ContractError, NotFiniteError, PanokitError, PluginLoadError, PromptWarning, SettingError
+from panokit.errors import (
+    ContractError,
+    FallbackWarning,
+    NotFiniteError,
+    PanokitError,
+    PluginLoadError,
+    PromptWarning,
+    SettingError,
+)
 from panokit.registry import Kind
 
 _PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
@@ -288,7 +296,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: Any = None,
     ) -> None:
-        if issubclass(category, PromptWarning):
+        if issubclass(category, (PromptWarning, FallbackWarning)):
             _complain(f"warning: {message}", 0)
 
     before = warnings.showwarning

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from panokit import registry
 from panokit.errors import ContractError, PluginNotFoundError, SettingError
 from panokit.registry import Kind
-from panokit.settings import Precision, Wrap
+from panokit.settings import NUMERICS, Attention, Precision, Wrap
 
 if TYPE_CHECKING:
     from panokit.panorama import Panorama
 
 Part = str | dict[str, Any]
 
-COMPOSITION = ("model", "scheduler", "fuser", "guidances", "precision", "micro_batch", "checkpointing")
+COMPOSITION = ("model", "scheduler", "fuser", "guidances", "precision", *NUMERICS)
 CALL = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap")
 
 
@@ -42,7 +42,11 @@ def generate(
     devices: int = 1,
     precision: Precision = "32-true",
     micro_batch: int = 8,
+    guided_micro_batch: int | None = None,
     checkpointing: bool = False,
+    attention: Attention = "auto",
+    channels_last: bool = False,
+    compile: bool = False,
     out: str | None = None,
     sheet: str | None = None,
     latents: bool = False,
@@ -71,7 +75,11 @@ def generate(
         devices: How many devices to deal the windows to.
         precision: Of the networks.
         micro_batch: Windows that go through the model at once.
+        guided_micro_batch: The same where guidance goes back through the model; as many unless given.
         checkpointing: Save memory in guided steps, for time.
+        attention: How it is computed; auto is SDPA, xformers needs CUDA, sliced saves memory.
+        channels_last: Keep channels last in memory, for speed.
+        compile: Compile the model's repeated blocks, which takes a while.
         out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
         sheet: A picture of all pictures, smaller and side by side, to write as well.
         latents: Write the latents too, beside each picture, as safetensors.
@@ -257,7 +265,7 @@ def _paint(
     targets = [target for target in (str(folder / "picture.png") if folder else out, sheet, preview) if target]
     for target in targets:
         check_output(target)
-    runtime = Runtime(devices=devices, **{key: composition[key] for key in ("precision", "micro_batch", "checkpointing")})
+    runtime = Runtime(devices=devices, **{key: composition[key] for key in ("precision", *NUMERICS)})
     sampler = Sampler(composition["model"], **parts, runtime=runtime, callbacks=[Preview(preview)] if preview else [])
     high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
     settings = {key: composition[key] for key in CALL}

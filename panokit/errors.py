@@ -35,3 +35,7 @@ class NotFiniteError(PanokitError, ArithmeticError):
 
 class PromptWarning(UserWarning):
     """A prompt will not do what its author hopes."""
+
+
+class FallbackWarning(UserWarning):
+    """What was asked for is not to be had here, and something else is used."""

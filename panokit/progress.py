@@ -23,19 +23,10 @@ def steps_bar(run: Run, *, shown: bool) -> Iterator[Callable[[], None]]:
 
 def _terminal(run: Run) -> Iterator[Callable[[], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("denoising"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps,"),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
+    told = TextColumn("steps, {task.fields[told]},")
+    columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn(), TextColumn("left"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("denoising", total=run.level.steps, told=_told(run))
         yield lambda: bar.update(task, completed=run.level.step, told=_told(run))
@@ -56,4 +47,4 @@ def _notebook(run: Run) -> Iterator[Callable[[], None]]:
 def _told(run: Run) -> str:
     """Windows and memory."""
     windows, memory = run.level.step * len(run.grid), run.runtime.peak_memory / (1 << 30)
-    return f"{windows} of {run.level.steps * len(run.grid)} windows, {memory:.1f} GiB"
+    return f"{windows}/{run.level.steps * len(run.grid)} windows, {memory:.1f} GiB"

@@ -131,7 +131,8 @@ class Run:
         if not contexts:
             (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
             return canvas, self._fuse(pred, grid)
-        *windows, told = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid))
+        full = any(guidance.jacobian == "full" for guidance, _ in contexts)
+        *windows, told = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid), guided=full)
         _hold(told[..., 0], [guidance for guidance, _ in contexts], level)
         self._told = [key for _, _, key in awake], told
         x, pred = (self._fuse(rows, grid) for rows in windows)

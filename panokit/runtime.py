@@ -4,14 +4,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from panokit.errors import SettingError
-from panokit.settings import Precision
+from panokit.settings import Attention, Precision
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -32,12 +32,17 @@ class Runtime:
         micro_batch: windows that go through the denoiser at once, 1 or more. It decides the kernels' rounding, so it belongs
             to what makes a picture reproducible.
         checkpointing: whether guided passes compute activations again instead of keeping them, where a network can: half of
-            the memory or less, for about a quarter more time.
-        fabric: a Fabric object of your own, launched or not; the other settings are then its affair, but for `micro_batch`
-            and `checkpointing`.
+            the memory or less, for about a fifth more time.
+        guided_micro_batch: the micro-batch where a backward pass goes through the denoiser, whose activations take memory; the
+            same as `micro_batch` unless given.
+        attention: how networks of diffusers compute it: `"auto"` is torch's SDPA; `"sliced"` takes less memory and more time;
+            `"xformers"` needs CUDA and the extra of that name, and falls back to SDPA with a `FallbackWarning`.
+        channels_last: whether convolutions keep their channels last in memory, which is faster with most kernels.
+        compile: whether the repeated blocks of the denoiser are compiled by torch, once a process, for minutes on a CPU.
+        fabric: a Fabric object of your own, launched or not; devices, machines, strategy and precision are then its affair.
 
     Raises:
-        SettingError: `micro_batch` < 1.
+        SettingError: a micro-batch or a number of devices below 1.
     """
 
     def __init__(
@@ -50,13 +55,21 @@ class Runtime:
         precision: Precision = "32-true",
         micro_batch: int = 8,
         checkpointing: bool = False,
+        guided_micro_batch: int | None = None,
+        attention: Attention = "auto",
+        channels_last: bool = False,
+        compile: bool = False,
         fabric: "Fabric | None" = None,
     ) -> None:
-        if micro_batch < 1:
-            raise SettingError(f"micro_batch is {micro_batch}: at least 1 window goes through the denoiser at once")
+        for name, value in (("micro_batch", micro_batch), ("guided_micro_batch", guided_micro_batch)):
+            if value is not None and value < 1:
+                raise SettingError(f"{name} is {value}: at least 1 window goes through the denoiser at once")
+        if attention not in get_args(Attention):
+            raise SettingError(f"attention is {attention!r}: it must be one of {', '.join(get_args(Attention))}")
         if devices != "auto" and devices < 1:
             raise SettingError(f'devices is {devices}: it must be 1 or more, or "auto"')
-        self.micro_batch, self.checkpointing = micro_batch, checkpointing
+        self.micro_batch, self.guided_micro_batch = micro_batch, guided_micro_batch
+        self.checkpointing, self.attention, self.channels_last, self.compile = checkpointing, attention, channels_last, compile
         if fabric is None:
             from lightning.fabric import Fabric
 
@@ -110,12 +123,17 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def has(self, module: nn.Module) -> bool:
-        """Whether a network is placed already: on this rank's device, in the runtime's precision, checkpointed as it says."""
+        """Whether a network is placed already: on this rank's device, in the runtime's precision, and as it says otherwise."""
         dtype = _TRUE.get(self.precision)
-        floating = [p for p in module.parameters() if p.is_floating_point()]
-        saves = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-        asked = self.checkpointing and hasattr(module, "enable_gradient_checkpointing")
-        return saves == asked and all(p.device == self.device and dtype in (None, p.dtype) for p in floating)
+        parts, floating = [*module.modules()], [p for p in module.parameters() if p.is_floating_point()]
+        saves = any(getattr(part, "gradient_checkpointing", False) for part in parts)
+        last = any(p.ndim == 4 and not p.is_contiguous() for p in floating)
+        return (
+            saves == (self.checkpointing and hasattr(module, "enable_gradient_checkpointing"))
+            and last == (self.channels_last and any(p.ndim == 4 for p in floating))
+            and _is_compiled(module) == (self.compile and bool(_repeated(module)))
+            and all(p.device == self.device and dtype in (None, p.dtype) for p in floating)
+        )
 
     def place(self, module: nn.Module) -> None:
         """Freeze a network and put it on this rank's device, in the runtime's precision.
@@ -124,15 +142,21 @@ class Runtime:
         `torch.autograd.grad` under mixed precision.
         """
         module.requires_grad_(False).eval()
-        if self.checkpointing and hasattr(module, "enable_gradient_checkpointing"):
-            _checkpoint(module)
+        if hasattr(module, "enable_gradient_checkpointing"):
+            _checkpoint(module, self.checkpointing)
         self.fabric.to_device(self.fabric.strategy.precision.convert_module(module))
+        module.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        for block in _repeated(module):
+            if self.compile and block._compiled_call_impl is None:
+                block.compile()
+            elif not self.compile:
+                block._compiled_call_impl = None
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision context for calls of the networks."""
         return self.fabric.autocast()
 
-    def map(self, fn: Callable[[list[int]], tuple[Tensor, ...]], n: int) -> tuple[Tensor, ...]:
+    def map(self, fn: Callable[[list[int]], tuple[Tensor, ...]], n: int, *, guided: bool = False) -> tuple[Tensor, ...]:
         """Rows `fn([0, ..., n - 1])`, computed in chunks on whichever rank, in order, on every rank.
 
         The chunks depend on `n` and the micro-batch alone, so that any number of ranks has the same bits.
@@ -141,8 +165,9 @@ class Runtime:
             fn: takes window numbers; returns tensors of one dtype with a row for each of them. It may be called more than
                 once with the same numbers, must not call `map`, and must treat its rows one by one.
             n: how many rows there are, 1 or more.
+            guided: whether `fn` goes back through the denoiser: the micro-batch is then that for guided windows.
         """
-        plan = chunks(n, self.micro_batch)
+        plan = chunks(n, (guided and self.guided_micro_batch) or self.micro_batch)
         if self.world_size == 1:
             return _joined([fn(chunk) for chunk in plan])
         # A rank without a chunk repeats the first: the others are busy for that long anyway, and it learns the rows' shape.
@@ -173,13 +198,15 @@ def chunks(n: int, micro_batch: int) -> list[list[int]]:
     return [list(range(a, b)) for a, b in pairwise(edges)]
 
 
-def _checkpoint(module: Any) -> None:
+def _checkpoint(module: Any, on: bool) -> None:
     """Have a network of diffusers compute activations again where that frees much for little: at a UNet's finer levels.
 
     A level of C channels keeps some C numbers a cell and spends some C^2 multiplications on them, so the coarse half of the
     levels costs half of the time to compute again and holds a sixth of the memory.
     """
-    module.enable_gradient_checkpointing()
+    module.disable_gradient_checkpointing()
+    if on:
+        module.enable_gradient_checkpointing()
     if not isinstance(getattr(module, "up_blocks", None), nn.ModuleList):
         return
     levels = len(module.down_blocks)
@@ -188,6 +215,16 @@ def _checkpoint(module: Any) -> None:
     for part in coarse.modules():
         if hasattr(part, "gradient_checkpointing"):
             part.gradient_checkpointing = False
+
+
+def _repeated(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a network of diffusers that it says are many of a kind, so that one compilation serves them all."""
+    kinds = getattr(module, "_repeated_blocks", None) or ()
+    return [part for part in module.modules() if type(part).__name__ in kinds]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return any(part._compiled_call_impl is not None for part in _repeated(module))
 
 
 def _joined(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, final, overload
 import torch
 from torch import nn
 
+from panokit.backbones.diffusers.attention import attend, attends
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.denoiser import Model, Prompt, Regions, decode_canvas
@@ -22,7 +23,7 @@ from panokit.progress import steps_bar
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Scheduler
-from panokit.settings import Settings, Wrap
+from panokit.settings import NUMERICS, Settings, Wrap
 
 Part = TypeVar("Part", Fuser, Guidance, Scheduler)
 
@@ -66,10 +67,14 @@ class Sampler:
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
         self.runtime.launch()
         self.model = _model(model)
-        if isinstance(model, Model) and not all(map(self.runtime.has, _networks(model))):
+        if isinstance(model, Model) and not all(self._has(network) for network in _networks(model)):
             self.model = deepcopy(model)  # the caller's, and other samplers', stays what it is
         for network in _networks(self.model):
             self.runtime.place(network)
+            attend(network, self.runtime.attention)
+
+    def _has(self, network: nn.Module) -> bool:
+        return self.runtime.has(network) and attends(network, self.runtime.attention)
 
     def __repr__(self) -> str:
         return (
@@ -259,8 +264,7 @@ class Sampler:
             "fuser": describe(self.fuser),
             "guidances": [describe(guidance) for guidance in self.guidances],
             "precision": self.runtime.precision,
-            "micro_batch": self.runtime.micro_batch,
-            "checkpointing": self.runtime.checkpointing,
+            **{key: getattr(self.runtime, key) for key in NUMERICS},
         }
 
 

@@ -3,7 +3,11 @@
 from typing import Literal, Required, TypedDict
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
+Attention = Literal["auto", "sdpa", "xformers", "sliced"]
 Wrap = bool | Literal["x", "y", "xy"]
+
+NUMERICS = ("micro_batch", "guided_micro_batch", "checkpointing", "attention", "channels_last", "compile")
+"""What of a runtime decides the last bits of a picture, besides its precision."""
 
 
 class Settings(TypedDict, total=False):

@@ -30,7 +30,7 @@ def test_a_terminal_sees_steps_windows_and_memory(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "120")
     text = shown(monkeypatch, Terminal())
     assert "3/3" in text
-    assert "24 of 24 windows" in text
+    assert "24/24 windows" in text
     assert "GiB" in text
 
 
@@ -38,7 +38,7 @@ def test_a_notebook_sees_tqdms_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     text = shown(monkeypatch, io.StringIO())
     assert "denoising: 100%" in text
-    assert "24 of 24 windows" in text
+    assert "24/24 windows" in text
 
 
 @pytest.mark.parametrize(("stream", "options"), [(io.StringIO(), {}), (Terminal(), {"shown": False})])

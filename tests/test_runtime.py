@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from panokit import Runtime, SettingError
+from panokit import Model, Runtime, Sampler, SettingError
 from panokit.runtime import chunks
+from panokit.testing.toys import Pull, toy_run
 
 
 @given(st.integers(1, 600), st.integers(1, 16))
@@ -79,6 +80,54 @@ def test_checkpointing_is_for_the_finer_half_of_a_unet(levels: int) -> None:
         3: {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"},
     }
     assert {name.partition(".attentions")[0] for name in again} == fine[levels]
+
+
+def test_what_one_runtime_asked_of_a_network_the_next_takes_back() -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
+    )
+    plain = Runtime(accelerator="cpu")
+    plain.place(unet)
+    assert plain.has(unet)
+    for asked in ({"checkpointing": True}, {"channels_last": True}, {"compile": True}):
+        other = Runtime(accelerator="cpu", **asked)
+        assert not other.has(unet)
+        other.place(unet)
+        assert other.has(unet)
+        assert not plain.has(unet)
+        plain.place(unet)
+        assert plain.has(unet)
+
+
+def test_channels_last_changes_nothing_but_rounding(tiny: Model) -> None:
+    made = [
+        Sampler(tiny, runtime=Runtime(accelerator="cpu", channels_last=last))("a lake", height=16, width=32, steps=2)
+        for last in (False, True)
+    ]
+    torch.testing.assert_close(made[0].latents, made[1].latents, atol=1e-4, rtol=1e-4)
+
+
+def test_guided_windows_have_a_micro_batch_of_their_own() -> None:
+    runtime = Runtime(accelerator="cpu", micro_batch=6, guided_micro_batch=2)
+    sizes: list[int] = []
+
+    def note(index: list[int]) -> tuple[Tensor]:
+        sizes.append(len(index))
+        return (torch.tensor(index),)
+
+    for guided in (False, True):
+        assert runtime.map(note, 6, guided=guided)[0].tolist() == list(range(6))
+    assert sizes == [6, 2, 2, 2]
+
+
+def test_guided_runs_use_it_where_they_go_back_through_the_denoiser() -> None:
+    for jacobian, expected in (("full", 2), ("identity", 8)):
+        run = toy_run(guidances=[Pull(jacobian)], runtime=Runtime(accelerator="cpu", guided_micro_batch=2), steps=1)  # type: ignore[arg-type]
+        seen: list[int] = []
+        predict = run.predict
+        run.predict = lambda x, *rest, seen=seen, predict=predict: seen.append(len(x)) or predict(x, *rest)  # type: ignore
+        run.step()
+        assert max(seen) == expected
 
 
 def test_the_same_bits_on_one_and_two_ranks(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Ranks:
                 self._left += 1
                 self._turn.notify_all()
 
-    def _map(self, rank: int, calls: Iterator[int], fn: Callable[[list[int]], Rows], n: int) -> Rows:
+    def _map(self, rank: int, calls: Iterator[int], fn: Callable[[list[int]], Rows], n: int, *, guided: bool = False) -> Rows:
         """`Runtime.map`, with this rank's chunks computed here and the others' taken from where they put them."""
         call, plan = next(calls), chunks(n, self._micro_batch)
         everything = [(call, k) for k in range(len(plan))]

@@ -198,3 +198,16 @@ def test_large_canvases_are_decoded_in_diffusers_tiles(tiny: Model) -> None:
         expected = whole.vae.tiled_decode(latents / whole.vae.config.scaling_factor).sample / 2 + 0.5
     torch.testing.assert_close(pieces, expected)
     assert not torch.equal(pieces, one)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_no_precision_rounds_a_timestep(precision: Any) -> None:
+    """Half precision would make 980 of 981."""
+    sampler = Sampler(tiny_model(), runtime=Runtime(accelerator="cpu", precision=precision))
+    denoiser = sampler.model.denoiser
+    assert isinstance(denoiser, UNetDenoiser)
+    told: list[float] = []
+    with denoiser.unet.time_proj.register_forward_pre_hook(lambda _, inputs: told.extend(inputs[0].double().tolist())):
+        run = sampler.begin("a lake", height=16, width=16, steps=50)
+        run.step()
+    assert set(told) == {981.0}
