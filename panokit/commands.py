@@ -3,13 +3,15 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panokit import registry
-from panokit.errors import ContractError, PluginNotFoundError, SettingError
+from panokit.errors import ContractError, FallbackWarning, PluginNotFoundError, SettingError
 from panokit.registry import Kind
 from panokit.settings import NUMERICS, Attention, Precision, Wrap
 
@@ -138,6 +140,10 @@ def rerun(
     target = out or f"{Path(image).stem}-rerun.png"
     composition = {key: settings[key] for key in (*COMPOSITION, *CALL)}
     _paint(composition, [(prompt, settings["seed"])], devices, target, None, False, quiet, None, trusted=trust)
+    for package in ("panokit", "torch", "diffusers"):
+        if found.get(package, version(package)) != version(package):
+            message = f"it was made with {package} {found[package]}, and this is {version(package)}: bits may differ"
+            warnings.warn(message, FallbackWarning, stacklevel=2)
 
 
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
@@ -243,6 +249,8 @@ def _paint(
     trusted: bool = True,
 ) -> None:
     """Make a panorama for each prompt and seed, and write them."""
+    from diffusers.utils import logging
+
     from panokit.callbacks import Preview
     from panokit.composition import build, prompt_from
     from panokit.fuser import Fuser
@@ -252,6 +260,7 @@ def _paint(
     from panokit.sampler import Sampler
     from panokit.scheduler import Scheduler
 
+    logging.set_verbosity_error()  # diffusers' hints are for developers
     folder = Path(out or ".") if out is None or out.endswith("/") or Path(out).is_dir() else None
     if folder is None and len(jobs) > 1:
         raise SettingError(f"{len(jobs)} pictures do not go into one file {out}: name a folder, {Path(out or '.').parent}/")

@@ -85,14 +85,15 @@ def prompt_from(data: object) -> Prompt:
         return data
     try:
         boxes, elsewhere = data["boxes"], data.get("elsewhere", "")  # type: ignore[index, attr-defined]
-        found = tuple(
-            ((float(left), float(top), float(right), float(bottom)), str(text)) for (left, top, right, bottom), text in boxes
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        found = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in boxes)
+        sound = all(isinstance(text, str) and all(isinstance(n, int | float) for n in box) for box, text in found)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        sound = False
+    if not sound or not isinstance(elsewhere, str):
         raise SettingError(
             f"a prompt came as {data!r}: give a text, or {{boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}}"
-        ) from cause
-    return Regions(found, str(elsewhere))
+        )
+    return Regions(found, elsewhere)
 
 
 def parameters(base: type[Fuser] | type[Guidance] | type[Scheduler], name: str) -> tuple[str, list[Parameter]]:

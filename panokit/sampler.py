@@ -25,6 +25,9 @@ from panokit.runtime import Runtime
 from panokit.scheduler import Scheduler
 from panokit.settings import NUMERICS, Settings, Wrap
 
+LARGEST = 1 << 30
+"""The most pixels of a canvas: beyond that neither memory nor picture formats hold it."""
+
 Part = TypeVar("Part", Fuser, Guidance, Scheduler)
 
 
@@ -153,8 +156,8 @@ class Sampler:
         """Where the windows lie on a canvas of `height` x `width` pixels; the stride is half a window unless given.
 
         Raises:
-            SettingError: a size below one window or off the codec's factor (the nearest that works is offered), or a stride
-                that is not from one cell to one window.
+            SettingError: a size below one window or off the codec's factor (the nearest that works is offered), or beyond
+                `LARGEST`; or a stride that is not from one cell to one window.
         """
         factor, window = self.model.factor, self.model.denoiser.window
         size = tuple(
@@ -173,6 +176,8 @@ class Sampler:
             strides = (stride // factor,) * len(window)
         if not isinstance(wrap, bool) and wrap not in ("x", "y", "xy"):
             raise SettingError(f'wrap is {wrap!r}: it must be False, True (the same as "x"), "x", "y" or "xy"')
+        if height * width > LARGEST:
+            raise SettingError(f"{width} x {height} pixels are more than a canvas may have, {LARGEST}: make it smaller")
         axes = ("x" if wrap else "") if isinstance(wrap, bool) else wrap
         return Grid(size, window, strides, ("y" in axes, "x" in axes))
 

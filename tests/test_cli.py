@@ -1,5 +1,6 @@
 """The command line, in this process: what it writes, prints and returns."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from panokit import Panorama, Runtime, Sampler, recipe
+from panokit import Panorama, Regions, Runtime, Sampler, recipe
 from panokit.cli import main
 
 
@@ -75,6 +76,9 @@ def test_the_size_defaults_to_the_models_window(folder: Path, tmp_path: Path) ->
     [
         (["--height", "8"], "below one window"),
         (["--width", "41"], "the nearest are 40 or 42"),
+        (["--width", "0"], "below one window"),
+        (["--height", "-24"], "below one window"),
+        (["--width", "2000000000", "--height", "2000000000"], "more than a canvas may have"),
         (["--height", "tall"], "height"),
         (["--stride", "400"], "the nearest is 16"),
         (["--steps", "0"], "at least 1 denoising step"),
@@ -254,6 +258,54 @@ def test_rerun_makes_the_same_picture_again_and_changes_one_thing(folder: Path, 
     before, after = recipe.read(out), recipe.read(changed)
     before["guidances"][0]["weight"], before["seed"] = 0.0, 8
     assert after == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_rerun_says_where_other_versions_may_make_other_bits(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lake.png"
+    sampler = Sampler(str(folder), runtime=Runtime(accelerator="cpu"))
+    made = sampler("a lake", height=16, width=32, steps=2)
+    Panorama(made.latents, made.image, {**made.recipe, "torch": "1.0"}).save(out)
+    assert main(["rerun", str(out), "--trust", "--out", str(tmp_path / "again.png")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("panokit: warning: it was made with torch 1.0, and this is ")
+    assert said.count("\n") == 1
+
+
+def test_regions_are_rerun(folder: Path, tmp_path: Path) -> None:
+    regions = Regions((((0, 0, 0.5, 1), "a lake"), ((0.5, 0, 1, 1), "a city")), "fog")
+    out, again = tmp_path / "regions.png", tmp_path / "again.png"
+    Sampler(str(folder), runtime=Runtime(accelerator="cpu"))(regions, height=16, width=32, steps=2).save(out)
+    assert main(["rerun", str(out), "--trust", "--out", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_an_interrupted_run_has_status_130_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    assert generate(folder, tmp_path / "a.png") == 130
+    assert capsys.readouterr().err == "panokit: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert generate(folder, tmp_path / "a.png") == 2
+    assert capsys.readouterr().err == f"panokit: cannot write {tmp_path / 'a.png'}: No space left on device\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_plugins_with_a_name_tells_what_there_is_to_set(capsys: pytest.CaptureFixture[str]) -> None:
