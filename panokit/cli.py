@@ -23,7 +23,6 @@ from panokit.errors import (
     FallbackWarning,
     NotFiniteError,
     PanokitError,
-    PluginLoadError,
     PromptWarning,
     SettingError,
 )
@@ -57,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _run(list(sys.argv[1:] if args is None else args))
     except ArgumentError as error:
         return _complain(error, 2)
-    except (ContractError, NotFiniteError, PluginLoadError) as error:
+    except (ContractError, NotFiniteError) as error:
         return _complain(error, 1)
     except PanokitError as error:
         return _complain(error, 2)

@@ -49,6 +49,7 @@ def generate(
     attention: Attention = "auto",
     channels_last: bool = False,
     compile: bool = False,
+    offload: bool = False,
     out: str | None = None,
     sheet: str | None = None,
     latents: bool = False,
@@ -81,6 +82,7 @@ def generate(
         checkpointing: Save memory in guided steps, for time.
         attention: How it is computed; auto is SDPA, xformers needs CUDA, sliced saves memory.
         channels_last: Keep channels last in memory, for speed.
+        offload: Let networks take turns on the device, for one that does not hold them all.
         compile: Compile the model's repeated blocks, which takes a while.
         out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
         sheet: A picture of all pictures, smaller and side by side, to write as well.
@@ -94,7 +96,7 @@ def generate(
     if not wanted:
         raise SettingError("there is no prompt: say what to paint, or name a file of prompts with --prompts")
     composition = {key: given[key] for key in (*COMPOSITION, *CALL)}
-    _paint(composition, list(product(wanted, _seeds(seed))), devices, out, sheet, latents, quiet, preview)
+    _paint(composition, list(product(wanted, _seeds(seed))), devices, offload, out, sheet, latents, quiet, preview)
 
 
 def rerun(
@@ -103,6 +105,7 @@ def rerun(
     out: str | None = None,
     trust: bool = False,
     devices: int = 1,
+    offload: bool = False,
     quiet: bool = False,
     changes: Sequence[str] = (),
     checked: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
@@ -114,6 +117,7 @@ def rerun(
         out: The picture to write; IMAGE-rerun.png unless given.
         trust: Let the recipe name classes, folders and hub ids, and ask for any size. What it names is run.
         devices: How many devices to deal the windows to.
+        offload: Let networks take turns on the device, for one that does not hold them all.
         quiet: Show no progress.
         changes: One thing to change: guidances.weight=0, seed=3.
         checked: Settings of the types that `generate` takes.
@@ -139,7 +143,7 @@ def rerun(
     settings = dict(checked({**wanted, "prompt": [prompt], "seed": seed}))
     target = out or f"{Path(image).stem}-rerun.png"
     composition = {key: settings[key] for key in (*COMPOSITION, *CALL)}
-    _paint(composition, [(prompt, settings["seed"])], devices, target, None, False, quiet, None, trusted=trust)
+    _paint(composition, [(prompt, settings["seed"])], devices, offload, target, None, False, quiet, None, trusted=trust)
     for package in ("panokit", "torch", "diffusers"):
         if found.get(package, version(package)) != version(package):
             message = f"it was made with {package} {found[package]}, and this is {version(package)}: bits may differ"
@@ -241,6 +245,7 @@ def _paint(
     composition: Mapping[str, Any],
     jobs: Sequence[tuple[Any, int]],
     devices: int,
+    offload: bool,
     out: str | None,
     sheet: str | None,
     latents: bool,
@@ -274,7 +279,8 @@ def _paint(
     targets = [target for target in (str(folder / "picture.png") if folder else out, sheet, preview) if target]
     for target in targets:
         check_output(target)
-    runtime = Runtime(devices=devices, **{key: composition[key] for key in ("precision", *NUMERICS)})
+    numerics: dict[str, Any] = {key: composition[key] for key in ("precision", *NUMERICS)}
+    runtime = Runtime(devices=devices, offload=offload, **numerics)
     sampler = Sampler(composition["model"], **parts, runtime=runtime, callbacks=[Preview(preview)] if preview else [])
     high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
     settings = {key: composition[key] for key in CALL}

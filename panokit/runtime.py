@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from panokit.errors import SettingError
+from panokit.offload import HOST, Turns, release, waits
 from panokit.settings import Attention, Precision
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Runtime:
         attention: how networks of diffusers compute it: `"auto"` is torch's SDPA; `"sliced"` takes less memory and more time;
             `"xformers"` needs CUDA and the extra of that name, and falls back to SDPA with a `FallbackWarning`.
         channels_last: whether convolutions keep their channels last in memory, which is faster with most kernels.
+        offload: whether networks take turns on the device and wait in the host's memory, for a device that does not hold them
+            all; slow where a guidance decodes. It changes nothing on a CPU.
         compile: whether the repeated blocks of the denoiser are compiled by torch, once a process, for minutes on a CPU.
         fabric: a Fabric object of your own, launched or not; devices, machines, strategy and precision are then its affair.
 
@@ -59,6 +62,7 @@ class Runtime:
         attention: Attention = "auto",
         channels_last: bool = False,
         compile: bool = False,
+        offload: bool = False,
         fabric: "Fabric | None" = None,
     ) -> None:
         for name, value in (("micro_batch", micro_batch), ("guided_micro_batch", guided_micro_batch)):
@@ -77,6 +81,7 @@ class Runtime:
                 accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
             )
         self.fabric = fabric
+        self._turns = Turns(self.device) if offload and self.device != HOST else None
 
     def __repr__(self) -> str:
         return f"Runtime(device={self.device}, world_size={self.world_size}, micro_batch={self.micro_batch})"
@@ -132,7 +137,8 @@ class Runtime:
             saves == (self.checkpointing and hasattr(module, "enable_gradient_checkpointing"))
             and last == (self.channels_last and any(p.ndim == 4 for p in floating))
             and _is_compiled(module) == (self.compile and bool(_repeated(module)))
-            and all(p.device == self.device and dtype in (None, p.dtype) for p in floating)
+            and waits(module) == (self._turns is not None)
+            and all((self._turns or p.device == self.device) and dtype in (None, p.dtype) for p in floating)
         )
 
     def place(self, module: nn.Module) -> None:
@@ -144,7 +150,12 @@ class Runtime:
         module.requires_grad_(False).eval()
         if hasattr(module, "enable_gradient_checkpointing"):
             _checkpoint(module, self.checkpointing)
-        self.fabric.to_device(self.fabric.strategy.precision.convert_module(module))
+        module = self.fabric.strategy.precision.convert_module(module)
+        release(module)
+        if self._turns:
+            self._turns.take(module)
+        else:
+            self.fabric.to_device(module)
         module.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         for block in _repeated(module):
             if self.compile and block._compiled_call_impl is None:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -375,6 +376,42 @@ def test_check_prints_a_line_for_each_check(
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"{options[0]}: {checks} checks passed"
     assert [line.split()[1:] for line in lines] == [["ok"]] * checks
+
+
+def test_a_broken_plugin_and_a_name_that_two_claim_are_one_line_and_status_2(
+    outside: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = outside / "second-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: second\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[panokit.fusers]\nplain = outside_fuser:Plain\nbroken = outside_nowhere:Plain\n")
+    for name, message in (
+        ("broken", "'broken' (fusers, from second 1.0) is installed and cannot be imported"),
+        ("plain", "2 distributions claim"),
+    ):
+        assert generate(folder, outside / "a.png", "--fuser", name) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (outside / "a.png").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickled"])
+def test_damaged_weights_are_one_line_and_status_2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (weights,) = (copy / "unet").glob("*.safetensors")
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        weights.rename(weights.with_suffix(".bin"))
+    assert generate(copy, tmp_path / "a.png") == 2
+    error = capsys.readouterr().err
+    assert "unet" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_check_of_a_plugin_that_breaks_a_rule_says_what_to_do_and_has_status_1(
