@@ -87,12 +87,15 @@ def _run(args: list[str]) -> int:
         raise SettingError(_objection(str(error), command)) from error
     options = given[given.command]
     if given.command == "rerun":
+        options.changes += [f"{each.part}.{each.key}={each.value}" for each in settings]
         return _rerun(options)
+    if given.command != "generate" and settings:
+        raise SettingError(f"panokit {given.command} takes no settings of a plugin, --{settings[0].part}.{settings[0].key}")
     if given.command != "generate":
         return _COMMANDS[given.command](**vars(options)) or 0
     for setting in settings:
         path = f"{setting.part}.{setting.key}"
-        if setting.part == "guidances" and not setting.key[0].isdigit():
+        if setting.part == "guidances" and not setting.key[0].isdecimal():
             which = len(options.guidances) - 1 - setting.later
             if which < 0:
                 raise SettingError(f"--{path} has no guidance to set it of: add one before it, --guidances+=NAME")
@@ -105,7 +108,7 @@ def _generate(options: Namespace) -> int:
     options.pop("config", None)
     if options.pop("print_config"):
         options.prompt = options.pop("texts") or options.prompt
-        print(yaml.safe_dump(options.as_dict(), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(commands.resolved(options.as_dict()), sort_keys=False, allow_unicode=True), end="")
         return 0
     commands.generate(**vars(options))
     return 0
@@ -206,6 +209,8 @@ def _apart(args: Sequence[str]) -> tuple[list[str], list[_PartSetting]]:
             words.append(f"{word}=true")
         else:
             words.append(word)
+            if re.match(r"--guidances\+=?\s*\[", word):
+                raise SettingError(f"{word} adds several at once: add them one by one, --guidances+=NAME")
             if word.startswith("--guidances+"):
                 settings = [each._replace(later=each.later + (each.part == "guidances")) for each in settings]
     return words, settings
@@ -249,6 +254,10 @@ def _check_config(path: str) -> None:
         )
         what = getattr(cause, "problem", None) or str(cause)
         raise SettingError(f"the configuration {path} is not plain YAML{where}: {what}") from cause
+    except ValueError as cause:
+        if isinstance(cause, SettingError):
+            raise
+        raise SettingError(f"the configuration {path} has a value that YAML cannot read: {cause}") from cause
     if not isinstance(found, dict):
         raise SettingError(f"the configuration {path} is a {type(found).__name__}: it must map options to values, steps: 25")
 
@@ -307,5 +316,6 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _complain(what: object, status: int) -> int:
-    print("panokit:", " ".join(str(what).split()), file=sys.stderr)
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
+    print("panokit:", line, file=sys.stderr)
     return status

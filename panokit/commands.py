@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -131,16 +132,21 @@ def rerun(
         raise SettingError(f"the recipe in {image} is damaged: it does not say {', '.join(missing)}")
     wanted = {key: found[key] for key in keys if found.get(key) is not None}
     if not trust:
-        recipe.check(wanted)
         if all(plugin.name != wanted["model"] for plugin in registry.plugins("models")):
             raise SettingError(
                 f"the recipe names the model {wanted['model']!r}, which is not installed by that name: "
                 "trust it (--trust) to load a folder or from the hub"
             )
+        recipe.check(wanted)
     for change in changes:
-        assign(wanted, *_assignment(change))
+        path, value = _assignment(change)
+        if (option := path.partition(".")[0]) not in keys:
+            close = get_close_matches(option, keys, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
+            raise SettingError(f"there is no {option} in a recipe: {hint}")
+        assign(wanted, path, value)
     prompt, seed = wanted.pop("prompt"), wanted.pop("seed")
-    settings = dict(checked({**wanted, "prompt": [prompt], "seed": seed}))
+    settings = dict(checked({**wanted, "seed": seed}))
     target = out or f"{Path(image).stem}-rerun.png"
     composition = {key: settings[key] for key in (*COMPOSITION, *CALL)}
     _paint(composition, [(prompt, settings["seed"])], devices, offload, target, None, False, quiet, None, trusted=trust)
@@ -162,13 +168,14 @@ def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 
     rows = [("kind", "name", "distribution", "version", "state", "")]
-    for each in registry.KINDS:
+    for each in registry.KINDS if kind is None else (kind,):
         for plugin in registry.plugins(each):
             state, line = plugin.state()
             rows.append((each, plugin.name, *plugin.origin, state, line))
     import diffusers
 
-    rows += [("schedulers", each, "diffusers", diffusers.__version__, "ok", "") for each in DiffusersScheduler.names()]
+    if kind in (None, "schedulers"):
+        rows += [("schedulers", each, "diffusers", diffusers.__version__, "ok", "") for each in DiffusersScheduler.names()]
     _print_table(rows)
     return None
 
@@ -215,6 +222,21 @@ def check(plugin: str, *, kind: Kind | None = None) -> int:
     return 1 if failed else 0
 
 
+def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `generate`, with every setting of every part."""
+    from panokit.composition import BASES, build, describe
+
+    def whole(kind: Kind, part: Part) -> dict[str, Any]:
+        return describe(build(BASES[kind], part))
+
+    parts = {
+        "scheduler": whole("schedulers", options["scheduler"]),
+        "fuser": whole("fusers", options["fuser"]),
+        "guidances": [whole("guidances", part) for part in options["guidances"]],
+    }
+    return {**options, **parts}
+
+
 def assign(data: Any, path: str, value: Any) -> None:
     """Set one thing in plain data by its path: `seed`, `fuser.spread`, `guidances.weight` (of the last), `guidances.0.weight`.
 
@@ -224,7 +246,7 @@ def assign(data: Any, path: str, value: Any) -> None:
     step, _, rest = path.partition(".")
     key: Any = step
     if isinstance(data, list):
-        key, rest = (int(step), rest) if step.isdigit() else (-1, path)
+        key, rest = (int(step), rest) if step.isdecimal() else (-1, path)
     try:
         if not rest:
             data[key] = value
@@ -260,7 +282,7 @@ def _paint(
     from panokit.composition import build, prompt_from
     from panokit.fuser import Fuser
     from panokit.guidance import Guidance
-    from panokit.panorama import check_output, contact_sheet
+    from panokit.panorama import check_output, contact_sheet, written_aside
     from panokit.runtime import Runtime
     from panokit.sampler import Sampler
     from panokit.scheduler import Scheduler
@@ -297,9 +319,11 @@ def _paint(
             if latents:
                 panorama.save_latents(path.with_suffix(".safetensors"))
             print(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
-            made.append(panorama)
+            if sheet:
+                made.append(panorama)
     if sheet and runtime.rank == 0:
-        contact_sheet(made).save(sheet)
+        with written_aside(Path(sheet)) as aside:
+            contact_sheet(made).save(aside)
         print(f"{sheet}: {len(made)} pictures")
 
 
@@ -346,7 +370,7 @@ def plain(text: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # of a date that there is none
         return text
 
 

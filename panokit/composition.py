@@ -6,7 +6,7 @@ A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, wei
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from panokit.denoiser import Prompt, Regions
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
+from panokit.recipe import check_plain
 from panokit.registry import Kind
 from panokit.scheduler import Scheduler
 
@@ -27,9 +28,6 @@ Plugin = TypeVar("Plugin", Fuser, Guidance, Scheduler)
 
 BASES: Mapping[Kind, Any] = {"fusers": Fuser, "guidances": Guidance, "schedulers": Scheduler}
 """The contract of each kind of plugin that has settings."""
-
-_IMPORTABLE = re.compile(r"\s*[^\W\d]\w*(\.[^\W\d]\w*)+\s*")
-"""What a library might take for something to import."""
 
 
 class Parameter(NamedTuple):
@@ -57,7 +55,7 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
     """
     name, settings = _split(base, part)
     if not trusted:
-        _refuse_imports(name, settings)
+        check_plain({"plugin": name, **settings})
     maker = _maker(base, name)
     if maker is DiffusersScheduler:
         settings = {"name": name, **settings}
@@ -164,7 +162,7 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
         return maker(**{key: checked[key] for key in settings})
     except SettingError as cause:
         raise SettingError(f"{name}: {cause}") from cause
-    except TypeError as cause:  # abstract, or with settings that have no default
+    except (TypeError, ValueError) as cause:  # abstract, or with settings that have no default, or do not go together
         how = f"with the settings {dict(settings)!r}" if settings else "by name alone"
         raise SettingError(f"{name} cannot be made {how}: {cause}") from cause
 
@@ -185,27 +183,6 @@ def _type(parameter: inspect.Parameter) -> str:
         return "anything"
     text = parameter.annotation if isinstance(parameter.annotation, str) else inspect.formatannotation(parameter.annotation)
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z]\w*)", "", text)
-
-
-def _refuse_imports(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise if a part out of a file could make somebody import what is not an installed plugin."""
-    for text in (name, *_texts(settings)):
-        if ":" in name or text == "class_path" or _IMPORTABLE.fullmatch(text):
-            raise SettingError(
-                f"the recipe asks for {name if ':' in name else text!r}, which is code and no installed plugin's name: "
-                "trust it, if you trust whom the file is from (--trust)"
-            )
-
-
-def _texts(value: Any) -> Iterable[str]:
-    """All texts in plain data."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _texts(item)
 
 
 def _name(plugin: Fuser | Guidance | Scheduler) -> str:

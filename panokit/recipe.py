@@ -8,21 +8,39 @@ What is read from a file is data, whoever wrote it: it is parsed as JSON, bounde
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from panokit.errors import SettingError
+from panokit.errors import FallbackWarning, SettingError
 
 _KEY = "panokit"
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
+_EXIF_HOLDS = 65_000
 
 LONGEST = 1 << 18
 """Characters that a recipe may have."""
-BOUNDS = {"height": 1 << 15, "width": 1 << 17, "steps": 10_000, "stride": 1 << 15, "micro_batch": 1 << 12}
+BOUNDS = {
+    "height": 1 << 15,
+    "width": 1 << 17,
+    "steps": 10_000,
+    "stride": 1 << 15,
+    "micro_batch": 256,
+    "guided_micro_batch": 256,
+    "seed": (1 << 64) - 1,
+}
 """The largest numbers that a recipe may ask for without being trusted."""
 AREA = 1 << 27
 """The most pixels: 8,192 x 16,384."""
+DEEPEST, PARTS, NUMBER = 8, 16, 10_000
+"""How deep a part may be nested, how many there may be, and the largest whole number that one may be set to."""
+
+_WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
+"""A text that no parser takes for anything else."""
+_IMPORTABLE = re.compile(r"\s*[^\W\d]\w*(\.[^\W\d]\w*)+\s*")
+"""What a library might take for something to import."""
 
 
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
@@ -40,6 +58,9 @@ def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
         exif = Image.Exif()
         exif[_DESCRIPTION] = text
         exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + parameters.encode("utf-16-be")
+        if format == "JPEG" and len(exif.tobytes()) > _EXIF_HOLDS:
+            warnings.warn("the recipe is longer than a JPEG holds and is left out: try .png", FallbackWarning, stacklevel=3)
+            return {}
         return {"exif": exif.tobytes()}
     return {}
 
@@ -54,7 +75,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            found = image.info.get(_KEY) or image.getexif().get(_DESCRIPTION)
+            # Of a PNG Pillow would decode all pixels to look for Exif.
+            found = image.info.get(_KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
     except FileNotFoundError as cause:
         raise SettingError(f"there is no picture {path}") from cause
     except Exception as cause:  # a mangled file can break its reader anywhere
@@ -73,14 +95,71 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check(recipe: Mapping[str, Any]) -> None:
-    """Raise a SettingError if a recipe out of a file asks for more than a stranger may ask for."""
+    """Raise a SettingError if a recipe out of a file is no plain data, or asks for more than a stranger may ask for.
+
+    Every value must have the type that it needs before any library sees it: a text in the place of a number or a list could
+    be parsed into something else.
+    """
     for name, most in BOUNDS.items():
         value = recipe.get(name)
-        if isinstance(value, int) and value > most:
-            raise SettingError(f"the recipe asks for {name} {value}, and {most} is the most without trusting it (--trust)")
-    height, width = recipe.get("height"), recipe.get("width")
-    if isinstance(height, int) and isinstance(width, int) and height * width > AREA:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise SettingError(f"{name} came as {value!r:.80}: it must be a whole number")
+        if value is not None and abs(value) > most:
+            raise SettingError(
+                f"the recipe asks for {name} {value!s:.24}, and {most} is the most without trusting it (--trust)"
+            )
+    height, width = recipe.get("height") or 0, recipe.get("width") or 0
+    if height * width > AREA:
         raise SettingError(f"the recipe asks for {width} x {height} pixels, more than without trusting it (--trust)")
+    kinds: dict[str, Any] = {
+        "prompt": str | dict,
+        "negative_prompt": str,
+        "guidance_scale": int | float,
+        "guidances": list,
+        "fuser": str | dict,
+        "scheduler": str | dict,
+        "checkpointing": bool,
+        "channels_last": bool,
+        "compile": bool,
+    }
+    for name, kind in kinds.items():
+        if recipe.get(name) is not None and not isinstance(recipe[name], kind):
+            raise SettingError(f"{name} came as {recipe[name]!r:.80}: the recipe is damaged, or is not panokit's")
+    plain = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
+    check_plain(plain)
+    if sum(1 for _ in _parts(recipe)) > PARTS:
+        raise SettingError(f"the recipe has more than {PARTS} plugins, the most without trusting it (--trust)")
+    for part in _parts(recipe):
+        for value in part.values():
+            if isinstance(value, int) and abs(value) > NUMBER:
+                raise SettingError(f"the recipe sets a plugin to {value!s:.24}, more than without trusting it (--trust)")
+
+
+def check_plain(value: Any, depth: int = DEEPEST) -> None:
+    """Raise a SettingError unless data are flat enough, and their texts are words."""
+    if isinstance(value, str) and value and (not _WORD.fullmatch(value) or _IMPORTABLE.fullmatch(value)):
+        raise SettingError(
+            f"the recipe asks for {value!r:.80}, which is code and no installed plugin's name: "
+            "trust it, if you trust whom the file is from (--trust)"
+        )
+    if isinstance(value, list | dict):
+        if depth == 0:
+            raise SettingError(f"the recipe is nested more than {DEEPEST} deep: it is damaged, or is not panokit's")
+        if isinstance(value, dict) and "class_path" in value:
+            raise SettingError(
+                "the recipe asks for a class_path, which is code and no installed plugin's name: trust it (--trust)"
+            )
+        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            check_plain(item, depth - 1)
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in the data, which is no deeper than `DEEPEST`, but for the whole and the prompt."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list) and key != "prompt":
+            if isinstance(item, dict):
+                yield item
+            yield from _parts(item)
 
 
 def _parameters(recipe: Mapping[str, Any]) -> str:

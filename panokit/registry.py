@@ -45,7 +45,7 @@ class Plugin:
         """
         try:
             return self.entry.load()
-        except Exception as cause:  # whatever an outside module does while it is imported
+        except (Exception, SystemExit) as cause:  # whatever an outside module does while it is imported
             raise PluginLoadError(
                 f"the plugin {self.name!r} ({self.kind}, from {self.distribution}) is installed and cannot be imported: "
                 f"{type(cause).__name__}: {cause}; reinstall or remove {self.distribution}"
@@ -62,7 +62,7 @@ class Plugin:
             try:
                 plugin = self.load()
             except PluginLoadError as error:
-                found.put((f"broken: {type(error.__cause__).__name__}: {error.__cause__}", ""))
+                found.put((" ".join(f"broken: {type(error.__cause__).__name__}: {error.__cause__}".split()), ""))
             except BaseException as error:  # SystemExit, say
                 found.put((f"broken: {type(error).__name__}: {error}", ""))
             else:

@@ -36,7 +36,7 @@ class Runtime:
             the memory or less, for about a fifth more time.
         guided_micro_batch: the micro-batch where a backward pass goes through the denoiser, whose activations take memory; the
             same as `micro_batch` unless given.
-        attention: how networks of diffusers compute it: `"auto"` is torch's SDPA; `"sliced"` takes less memory and more time;
+        attention: how UNets of diffusers compute it: `"auto"` is torch's SDPA; `"sliced"` takes less memory and more time;
             `"xformers"` needs CUDA and the extra of that name, and falls back to SDPA with a `FallbackWarning`.
         channels_last: whether convolutions keep their channels last in memory, which is faster with most kernels.
         offload: whether networks take turns on the device and wait in the host's memory, for a device that does not hold them

@@ -37,9 +37,10 @@ class Sampler:
 
     Args:
         model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`.
-        scheduler: a name such as `"ddim"` or `"dpm++_2m"`, or a `Scheduler`.
-        fuser: a name or a `Fuser`.
-        guidances: names or `Guidance` objects, in any order.
+        scheduler: a name such as `"ddim"` or `"dpm++_2m"`, a name with settings, or a `Scheduler`.
+        fuser: likewise, or a `Fuser`.
+        guidances: likewise, or `Guidance` objects, in any order. With settings a name is a mapping,
+            `{"plugin": "msd", "weight": 5}`, as in a configuration.
         runtime: where to run; one device unless given.
         callbacks: objects with some of the methods `on_run_start`, `on_step_end` and `on_run_end`, each given only the
             arguments that it names, of `run`: see `panokit.callbacks`. Those of the runtime's Fabric are called too.
@@ -54,14 +55,14 @@ class Sampler:
         self,
         model: str | Model = "landscapes",
         *,
-        scheduler: str | Scheduler = "ddim",
-        fuser: str | Fuser = "multidiffusion",
-        guidances: Sequence[str | Guidance] = (),
+        scheduler: str | Mapping[str, Any] | Scheduler = "ddim",
+        fuser: str | Mapping[str, Any] | Fuser = "multidiffusion",
+        guidances: Sequence[str | Mapping[str, Any] | Guidance] = (),
         runtime: Runtime | None = None,
         callbacks: Sequence[object] = (),
         loggers: Sequence[object] = (),
     ) -> None:
-        if isinstance(guidances, str | Guidance):
+        if isinstance(guidances, str | Mapping | Guidance):
             raise SettingError(f"guidances is {guidances!r}: it must be a list, [{guidances!r}]")
         self.fuser: Fuser = _plugin(fuser, Fuser)
         self.guidances: tuple[Guidance, ...] = tuple(_plugin(guidance, Guidance) for guidance in guidances)

@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 
 from panokit import Panorama, Regions, Runtime, Sampler, recipe
 from panokit.cli import main
+from panokit.composition import describe
+from panokit_msd import MSDGuidance
+from panokit_syncdiffusion import SyncDiffusion
 
 
 def generate(folder: Path, out: Path, *options: str) -> int:
@@ -132,9 +135,9 @@ def test_settings_of_parts_belong_to_what_stands_before_them(capsys: pytest.Capt
     )
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["prompt"] == ["a lake"]
-    assert shown["guidances"] == [{"plugin": "syncdiffusion", "weight": 3, "until": 0.5}, {"plugin": "msd", "weight": 5}]
+    assert shown["guidances"] == [describe(SyncDiffusion(3.0, until=0.5)), describe(MSDGuidance(5.0))]
     assert shown["scheduler"] == {"plugin": "ddim", "options": {"eta": 1}}
-    assert shown["fuser"] == {"plugin": "multidiffusion", "spread": 0.3}
+    assert shown["fuser"] == {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.3}
 
 
 def test_configurations_merge_and_the_command_line_has_the_last_word(
@@ -147,7 +150,7 @@ def test_configurations_merge_and_the_command_line_has_the_last_word(
     assert main(["generate", *options, "--print_config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert [shown[key] for key in ("prompt", "steps", "height", "seed")] == ["a city", 9, 128, "1..3"]
-    assert shown["guidances"] == [{"plugin": "msd", "decay": 1, "weight": 2}]
+    assert shown["guidances"] == [describe(MSDGuidance(2.0, 1.0))]
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(shown))
     assert main(["generate", "--config", str(again), "--print_config"]) == 0
@@ -202,15 +205,20 @@ def test_what_is_wrong_with_a_configuration_is_told(
         (["plugins", "msdd"], "did you mean 'msd'"),
         (["rerun", "missing.png"], "there is no picture missing.png"),
         (["rerun", "a.png", "--set", "steps"], "it must be NAME=VALUE"),
-        (["rerun", "a.png", "--set", "stepps=3"], "there is no option stepps: did you mean --steps?"),
-        (["rerun", "a.png", "--set", "guidances.weight=3"], "name a guidance first"),
+        (["rerun", "a.png", "--set", "stepps=3"], "there is no stepps in a recipe: did you mean steps?"),
+        (["rerun", "a.png", "--set", "out=b.png"], "there is no out in a recipe"),
+        (["rerun", "a.png", "--fuser.spread=wide"], "spread of multidiffusion came as 'wide'"),
+        (["plugins", "--fuser.spread=3"], "panokit plugins takes no settings of a plugin"),
+        (["generate", "x", "--guidances+=[msd,msd]"], "add them one by one"),
+        (["generate", "x", "--guidances+=msd", "--guidances.weight=2024-13-45"], "weight of msd came as '2024-13-45'"),
+        (["rerun", "a.png", "--set", "guidances.weight=3"], "there is no 'guidances'"),
     ],
 )
 def test_other_mistakes_are_one_line_and_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = {"prompt": "a lake", "height": 128, "width": 128, "seed": 0, "model": "landscapes", "guidances": []}
+    recipe = {"prompt": "a lake", "height": 128, "width": 128, "seed": 0, "model": "landscapes", "fuser": "multidiffusion"}
     Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), recipe).save("a.png")
     assert main(options) == 2
     error = capsys.readouterr().err

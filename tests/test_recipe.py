@@ -103,8 +103,15 @@ def test_what_holds_no_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         ({"guidances": [{"plugin": "syncdiffusion", "metric": "os.system"}]}, "which is code"),
         ({"guidances": {"plugin": "msd"}}, "guidances came as"),
         ({"steps": "many"}, "steps came as 'many': it must be a whole number"),
-        ({"prompt": 3}, "a prompt came as 3"),
+        ({"prompt": 3}, "prompt came as 3"),
         ({"wrap": "up"}, "wrap came as 'up'"),
+        ({"steps": "1000000"}, "steps came as '1000000': it must be a whole number"),
+        ({"height": True}, "height came as True"),
+        ({"guided_micro_batch": 1_000_000}, "the recipe asks for guided_micro_batch"),
+        ({"scheduler": {"plugin": "unipc", "options": {"solver_order": 200_000_000}}}, "the recipe sets a plugin to 200000000"),
+        ({"steps": 10**400}, "the recipe asks for steps 1000"),
+        ({"guidances": [{"plugin": "msd"}] * 100}, "the recipe has more than 16 plugins"),
+        ({"guidances": json.loads('[{"plugin":"msd","coarse_guidances":' * 9 + "[]" + "}]" * 9)}, "nested more than 8 deep"),
     ],
 )
 def test_a_recipe_that_asks_for_too_much_is_refused(
@@ -118,11 +125,45 @@ def test_a_recipe_that_asks_for_too_much_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+CODE = "{class_path: panokit_canary.Sings}"
+"""What a library that reads texts as YAML would import."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"guidances": [{"plugin": "msd", "coarse_guidances": f"[{CODE}]"}]},
+        {"guidances": f"[{{plugin: msd, coarse_guidances: [{CODE}]}}]"},
+        {"guidances": [{"plugin": "syncdiffusion", "metric": CODE}]},
+        {"guidances": [{"plugin": "msd", "coarse_guidances": [json.loads('{"class_path": "panokit_canary.Sings"}')]}]},
+        {"fuser": f"{{plugin: multidiffusion, spread: {CODE}}}"},
+        {"fuser": {"plugin": "multidiffusion", "spread": CODE}},
+        {"scheduler": {"plugin": "ddim", "options": CODE}},
+        {"prompt": CODE, "fuser": "panokit_canary:Sings"},
+        {"steps": CODE},
+        {"wrap": CODE},
+    ],
+)
+def test_no_text_is_taken_for_something_to_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "panokit_canary.py").write_text("raise SystemExit('sung')\n")
+    monkeypatch.syspath_prepend(site)
+    (tmp_path / "a.png").write_bytes(png(json.dumps({**RECIPE, **change})))
+    assert main(["rerun", str(tmp_path / "a.png"), "--out", str(tmp_path / "nowhere" / "a.png")]) == 2
+    error = capsys.readouterr().err
+    assert "sung" not in error
+    assert "make it first" not in error
+    assert "panokit_canary" not in sys.modules
+
+
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(["os:system", "os.system"])
 )
 values = st.recursive(
-    scalars | st.sampled_from(["msd", "syncdiffusion", "class_path", "plugin"]),
+    scalars | st.sampled_from(["msd", "syncdiffusion", "class_path", "plugin", CODE, f"[{CODE}]", "antigravity.x", "10"]),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*RECIPE, "plugin", "weight"]), inner, max_size=3)
     ),
