@@ -25,9 +25,7 @@ def call(callbacks: Iterable[object], hook: Hook, run: Run) -> None:
     for callback in callbacks:
         method = getattr(callback, hook, None)
         if method is not None:
-            arguments = {"run": run}
-            names = inspect.signature(method).parameters
-            method(**{name: value for name, value in arguments.items() if name in names})
+            method(run=run) if "run" in inspect.signature(method).parameters else method()
 
 
 def picture(run: Run) -> Image.Image | None:

@@ -308,8 +308,7 @@ def _paint(
     settings = {key: composition[key] for key in CALL}
     settings["height"] = high if settings["height"] is None else settings["height"]
     settings["width"] = 4 * wide if settings["width"] is None else settings["width"]
-    for target in targets[:1]:
-        check_output(target, (settings["width"], settings["height"]))
+    check_output(targets[0], (settings["width"], settings["height"]))
     made: list[Panorama] = []
     for prompt, seed in wanted:
         panorama = sampler(prompt, **settings, seed=seed, progress=not quiet)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser
@@ -81,11 +81,13 @@ def prompt_from(data: object) -> Prompt:
     """
     if isinstance(data, str):
         return data
+    given: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    boxes: Any = given.get("boxes")
+    elsewhere = given.get("elsewhere", "")
     try:
-        boxes, elsewhere = data["boxes"], data.get("elsewhere", "")  # type: ignore[index, attr-defined]
         found = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in boxes)
         sound = all(isinstance(text, str) and all(isinstance(n, int | float) for n in box) for box, text in found)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (TypeError, ValueError):
         sound = False
     if not sound or not isinstance(elsewhere, str):
         raise SettingError(
@@ -135,7 +137,7 @@ def _kind(cls: type) -> Kind:
 
 def _class(maker: Callable[..., Any]) -> type:
     """The class that a maker makes, whose settings a class method passes on."""
-    return maker if isinstance(maker, type) else maker.__self__  # type: ignore[attr-defined]
+    return maker if isinstance(maker, type) else cast("Any", maker).__self__
 
 
 def _nested(value: Any, trusted: bool) -> Any:
