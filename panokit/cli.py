@@ -1,5 +1,6 @@
 """The command line: `panokit generate`, `rerun`, `plugins` and `check`. Options are the arguments in `panokit.commands`."""
 
+import json
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TextIO, get_args, get_origin
@@ -29,10 +30,14 @@ from panokit.errors import (
 from panokit.registry import Kind
 
 _PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
-_SETTING = re.compile(rf"--({'|'.join(_PARTS)})\.(\w+(?:\.\w+)*)(?:=(.*))?", re.DOTALL)
+_SETTING = re.compile(rf"--({'|'.join(_PARTS)})\.(\w+(?:\.\w+)*)")
+_ALONE = ("--help", "--print_config")
+"""Options without a value."""
 _LARGEST = 1 << 20
-"""Bytes that a configuration may have."""
+"""Letters that a configuration may have."""
 _DEEPEST = 32
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Where launchers say which process of many this is."""
 
 
 class _PartSetting(NamedTuple):
@@ -41,8 +46,20 @@ class _PartSetting(NamedTuple):
     part: str
     key: str
     value: str
-    later: int
-    """How many guidances are added after it."""
+    added: int
+    """How many guidances are added before it."""
+
+
+class _Words(NamedTuple):
+    """What the command line says, by who reads it."""
+
+    command: str
+    configs: list[str]
+    settings: list[_PartSetting]
+    options: list[str]
+    texts: list[str]
+    added: int
+    """How many guidances are added."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -70,33 +87,31 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    words, settings = _apart(args)
-    for setting in settings:
+    words = _sorted(args)
+    for setting in words.settings:
         if setting.key == "help":
             commands.explain(_PARTS[setting.part], setting.value)
             return 0
-    configs, words = _configs(words)
-    for path in configs:
-        _check_config(path)
     # Configurations go first, wherever they stand: what is said on the command line itself has the last word.
-    command, *rest = words or ["--help"]
-    words = [command, *(word for path in configs for word in ("--config", path)), *rest]
+    configs = [f"--config={json.dumps(_configuration(path), default=str)}" for path in words.configs]
+    texts = ["--", *words.texts] if words.texts else []
     try:
-        given = _parser(command).parse_args(words)
+        given = _parser(words.command).parse_args([words.command, *configs, *words.options, *texts])
     except ArgumentError as error:
-        raise SettingError(_objection(str(error), command)) from error
+        raise SettingError(_objection(str(error), words.command)) from error
     options = given[given.command]
     if given.command == "rerun":
-        options.changes += [f"{each.part}.{each.key}={each.value}" for each in settings]
+        options.changes += [f"{each.part}.{each.key}={each.value}" for each in words.settings]
         return _rerun(options)
-    if given.command != "generate" and settings:
-        raise SettingError(f"panokit {given.command} takes no settings of a plugin, --{settings[0].part}.{settings[0].key}")
+    if given.command != "generate" and words.settings:
+        first = words.settings[0]
+        raise SettingError(f"panokit {given.command} takes no settings of a plugin, --{first.part}.{first.key}")
     if given.command != "generate":
         return _COMMANDS[given.command](**vars(options)) or 0
-    for setting in settings:
+    for setting in words.settings:
         path = f"{setting.part}.{setting.key}"
         if setting.part == "guidances" and not setting.key[0].isdecimal():
-            which = len(options.guidances) - 1 - setting.later
+            which = len(options.guidances) - 1 - (words.added - setting.added)
             if which < 0:
                 raise SettingError(f"--{path} has no guidance to set it of: add one before it, --guidances+=NAME")
             path = f"guidances.{which}.{setting.key}"
@@ -126,14 +141,14 @@ def _rerun(options: Namespace) -> int:
 
 
 def _plain_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_function_arguments(function, as_positional=True)
     return parser
 
 
 @cache
 def _generate_parser(function: Callable[..., Any] = commands.generate) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_argument("texts", nargs="*", default=[], metavar="PROMPT", help="What to paint; several make a panorama each.")
     parser.add_argument("--config", action="config", help="A YAML file of options; several are merged, the last has its way.")
     parser.add_argument("--print_config", action="store_true", help="Print all options as such a file, and do nothing else.")
@@ -142,14 +157,14 @@ def _generate_parser(function: Callable[..., Any] = commands.generate) -> Argume
 
 
 def _rerun_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_argument("--set", dest="changes", action="append", metavar="NAME=VALUE", default=[], help="Change one thing.")
     parser.add_function_arguments(function, as_positional=True, skip={"changes", "checked"})
     return parser
 
 
 def _plugins_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class; all of them unless given.")
     parser.add_function_arguments(function, skip={"name"})
     return parser
@@ -169,11 +184,16 @@ def _parser(command: str) -> ArgumentParser:
         prog="panokit",
         exit_on_error=False,
         print_config=None,
+        allow_abbrev=False,
         description="Panoramas from pretrained diffusion models, in parts that exchange.",
     )
     subcommands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     for name, function in _COMMANDS.items():
-        options = _PARSERS.get(name, _plain_parser)(function) if name == command else ArgumentParser(exit_on_error=False)
+        options = (
+            _PARSERS.get(name, _plain_parser)(function)
+            if name == command
+            else ArgumentParser(exit_on_error=False, allow_abbrev=False)
+        )
         subcommands.add_subcommand(name, options, help=(function.__doc__ or "").partition("\n")[0])
     return parser
 
@@ -193,50 +213,50 @@ _SWITCHES = {
 """Options that are true when they stand alone."""
 
 
-def _apart(args: Sequence[str]) -> tuple[list[str], list[_PartSetting]]:
-    """The settings of parts, which belong to what stands before them, and all other words."""
-    words: list[str] = []
-    settings: list[_PartSetting] = []
+def _sorted(args: Sequence[str]) -> _Words:
+    """The words of a command line, in order within each sort: settings belong to what stands before them."""
     left = deque(args)
+    command = left.popleft() if left and not left[0].startswith("-") else ""
+    words = _Words(command or "--help", [], [], [], [], 0)
     while left:
         word = left.popleft()
-        if match := _SETTING.fullmatch(word):
-            part, key, value = match.groups()
-            if value is None and not left:
+        name, sign, value = word.partition("=")
+        if word == "--":
+            words.texts.extend(left)
+            break
+        if not word.startswith("--"):
+            (words.options if word == "-h" else words.texts).append(word)
+            continue
+        if name in _SWITCHES and not sign:
+            value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
+        elif not sign and name not in _ALONE:
+            if not left or left[0].startswith("--"):
+                if name.lstrip("-").partition(".")[0].rstrip("+") not in {*_parameters(command), "config", "set"}:
+                    raise SettingError(_no_option(name, command))
                 raise SettingError(f"{word} came without a value: write {word}=VALUE")
-            settings.append(_PartSetting(part, key, left.popleft() if value is None else value, 0))
-        elif word in _SWITCHES and (not left or left[0] not in ("true", "false")):
-            words.append(f"{word}=true")
+            value = left.popleft()
+        if match := _SETTING.fullmatch(name):
+            words.settings.append(_PartSetting(match[1], match[2], value, words.added))
+        elif name == "--config":
+            words.configs.append(value)
+        elif name == "--prompt" and command == "generate" and not value.lstrip().startswith(("{", "[")):
+            words.texts.append(value)
         else:
-            words.append(word)
-            if re.match(r"--guidances\+=?\s*\[", word):
-                raise SettingError(f"{word} adds several at once: add them one by one, --guidances+=NAME")
-            if word.startswith("--guidances+"):
-                settings = [each._replace(later=each.later + (each.part == "guidances")) for each in settings]
-    return words, settings
+            words.options.append(word if name in _ALONE else f"{name}={value}")
+        if name.startswith("--guidances+"):
+            if value.lstrip().startswith("["):
+                raise SettingError(f"{name}={value} adds several at once: add them one by one, --guidances+=NAME")
+            words = words._replace(added=words.added + 1)
+    return words
 
 
-def _configs(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The configurations, and the other words."""
-    configs: list[str] = []
-    others: list[str] = []
-    left = iter(words)
-    for word in left:
-        if word == "--config":
-            configs.append(next(left, ""))
-        elif word.startswith("--config="):
-            configs.append(word.removeprefix("--config="))
-        else:
-            others.append(word)
-    return configs, others
-
-
-def _check_config(path: str) -> None:
-    """Raise a SettingError unless a configuration is a mapping of plain YAML that stays as large as it looks."""
+def _configuration(path: str) -> dict[str, Any]:
+    """What a configuration says: a mapping, of plain YAML that stays as large as it looks; read once, so it may be a pipe."""
     try:
-        if Path(path).stat().st_size > _LARGEST:
-            raise SettingError(f"the configuration {path} is larger than {_LARGEST} bytes: that is none of panokit's")
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise SettingError(f"the configuration {path} is longer than {_LARGEST} letters: that is none of panokit's")
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -260,6 +280,9 @@ def _check_config(path: str) -> None:
         raise SettingError(f"the configuration {path} has a value that YAML cannot read: {cause}") from cause
     if not isinstance(found, dict):
         raise SettingError(f"the configuration {path} is a {type(found).__name__}: it must map options to values, steps: 25")
+    if "config" in found:
+        raise SettingError(f"the configuration {path} names another one: give both on the command line, --config A --config B")
+    return found
 
 
 def _objection(message: str, command: str) -> str:
@@ -269,17 +292,25 @@ def _objection(message: str, command: str) -> str:
         close = get_close_matches(found[1], _COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_COMMANDS)}"
         return f"there is no command {found[1]!r}: {hint}"
-    parameters = signature(_COMMANDS[command]).parameters if command in _COMMANDS else {}
     if found := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
-        close = get_close_matches(found[1].lstrip("-"), parameters, n=1)
-        hint = f"did you mean --{close[0]}?" if close else f"see panokit {command} --help"
-        return f"there is no option {found[1]}: {hint}"
+        return _no_option(found[1], command)
+    parameters = _parameters(command)
     found = re.search(r'Parser key "(\w+)', line)
     value = re.search(r"(?:Got|Given) value: (.*)$", line)
     if found and value and found[1] in parameters:
         hint = "add one with --guidances+=NAME" if found[1] == "guidances" else _words(parameters[found[1]].annotation)
         return f"{found[1]} came as {value[1]!r}: {hint}"
     return line
+
+
+def _no_option(name: str, command: str) -> str:
+    close = get_close_matches(name.lstrip("-"), [*_parameters(command), "config"], n=1)
+    hint = f"did you mean --{close[0]}?" if close else f"see panokit {command} --help"
+    return f"there is no option {name}: {hint}"
+
+
+def _parameters(command: str) -> dict[str, Parameter]:
+    return dict(signature(_COMMANDS[command]).parameters) if command in _COMMANDS else {}
 
 
 def _words(hint: Any) -> str:
@@ -316,6 +347,9 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _complain(what: object, status: int) -> int:
+    """Say it in one line, on the first rank alone."""
+    if any(os.environ.get(name, "0") != "0" for name in _RANKS):
+        return status
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
     print("panokit:", line, file=sys.stderr)
     return status

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import product
@@ -17,6 +19,8 @@ from panokit.registry import Kind
 from panokit.settings import NUMERICS, Attention, Precision, Wrap
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from panokit.panorama import Panorama
 
 Part = str | dict[str, Any]
@@ -165,15 +169,14 @@ def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
     """
     if name is not None:
         return explain(kind or _kind_of(name, kind), name)
-    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
-
-    rows = [("kind", "name", "distribution", "version", "state", "")]
-    for each in registry.KINDS if kind is None else (kind,):
-        for plugin in registry.plugins(each):
-            state, line = plugin.state()
-            rows.append((each, plugin.name, *plugin.origin, state, line))
     import diffusers
 
+    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+
+    found = [plugin for each in registry.KINDS if kind in (None, each) for plugin in registry.plugins(each)]
+    states = registry.states(found)
+    rows = [("kind", "name", "distribution", "version", "state", "")]
+    rows += [(plugin.kind, plugin.name, *plugin.origin, *state) for plugin, state in zip(found, states, strict=True)]
     if kind in (None, "schedulers"):
         rows += [("schedulers", each, "diffusers", diffusers.__version__, "ok", "") for each in DiffusersScheduler.names()]
     _print_table(rows)
@@ -276,8 +279,9 @@ def _paint(
     trusted: bool = True,
 ) -> None:
     """Make a panorama for each prompt and seed, and write them."""
-    from diffusers.utils import logging
+    import diffusers.utils
 
+    from panokit import recipe
     from panokit.callbacks import Preview
     from panokit.composition import build, prompt_from
     from panokit.fuser import Fuser
@@ -287,7 +291,8 @@ def _paint(
     from panokit.sampler import Sampler
     from panokit.scheduler import Scheduler
 
-    logging.set_verbosity_error()  # diffusers' hints are for developers
+    diffusers.utils.logging.set_verbosity_error()  # hints for developers
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a banner for each rank
     folder = Path(out or ".") if out is None or out.endswith("/") or Path(out).is_dir() else None
     if folder is None and len(jobs) > 1:
         raise SettingError(f"{len(jobs)} pictures do not go into one file {out}: name a folder, {Path(out or '.').parent}/")
@@ -308,7 +313,11 @@ def _paint(
     settings = {key: composition[key] for key in CALL}
     settings["height"] = high if settings["height"] is None else settings["height"]
     settings["width"] = 4 * wide if settings["width"] is None else settings["width"]
-    check_output(targets[0], (settings["width"], settings["height"]))
+    for target in [targets[0], *([preview] if preview else [])]:
+        check_output(target, (settings["width"], settings["height"]))
+    if not trusted:
+        grid = sampler.grid(settings["height"], settings["width"], settings["stride"], settings["wrap"])
+        recipe.check_work(len(grid) * settings["steps"])
     made: list[Panorama] = []
     for prompt, seed in wanted:
         panorama = sampler(prompt, **settings, seed=seed, progress=not quiet)
@@ -319,11 +328,18 @@ def _paint(
                 panorama.save_latents(path.with_suffix(".safetensors"))
             print(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
             if sheet:
-                made.append(panorama)
+                made.append(replace(panorama, image=_thumbnail(panorama.image)))
     if sheet and runtime.rank == 0:
         with written_aside(Path(sheet)) as aside:
             contact_sheet(made).save(aside)
         print(f"{sheet}: {len(made)} pictures")
+
+
+def _thumbnail(image: "Image") -> "Image":
+    """As much of a picture as a contact sheet needs."""
+    small = image.copy()
+    small.thumbnail((2048, 2048))
+    return small
 
 
 def _file_name(recipe: Mapping[str, Any]) -> str:
@@ -347,12 +363,13 @@ def _lines(path: str) -> list[str]:
 
 def _seeds(seed: int | str) -> list[int]:
     """One seed, or all from first to last, `1..8`."""
-    if isinstance(seed, int):
-        return [seed]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", seed.strip())
-    if not span or int(span[1]) > int(span[2]) or int(span[2]) - int(span[1]) >= 10_000:
-        raise SettingError(f"seed is {seed!r}: it must be a whole number, or a range of them such as 1..8")
-    return list(range(int(span[1]), int(span[2]) + 1))
+    span = re.fullmatch(r"(\d{1,20})\.\.(\d{1,20})", f"{seed}..{seed}" if isinstance(seed, int) else seed.strip())
+    first, last = map(int, span.groups()) if span else (1, 0)
+    if not 0 <= last - first < 10_000 or last >= 1 << 64:
+        raise SettingError(
+            f"seed is {seed!s:.80}: it must be a whole number from 0 to {(1 << 64) - 1}, or a range of up to 10000 such as 1..8"
+        )
+    return list(range(first, last + 1))
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -391,7 +408,16 @@ def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
 
 
 def _kind_of(name: str, kind: Kind | None) -> Kind:
-    """The one kind that has a plugin of that name."""
+    """The one kind that has a plugin of that name, or that `module:Class` is of."""
+    from panokit.composition import BASES
+
+    if ":" in name:
+        found = registry.load(kind or "models", name)
+        cls = getattr(found, "__self__", found)  # of a class method its class
+        of = [each for each, base in BASES.items() if isinstance(cls, type) and issubclass(cls, base)]
+        if not of:
+            raise PluginNotFoundError(f"{name} is no subclass of panokit.Fuser, panokit.Guidance or panokit.Scheduler")
+        return of[0]
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 
     names = {each: {plugin.name for plugin in registry.plugins(each)} for each in ([kind] if kind else registry.KINDS)}

@@ -34,6 +34,8 @@ BOUNDS = {
 """The largest numbers that a recipe may ask for without being trusted."""
 AREA = 1 << 27
 """The most pixels: 8,192 x 16,384."""
+WORK = 1 << 21
+"""The most windows times steps."""
 DEEPEST, PARTS, NUMBER = 8, 16, 10_000
 """How deep a part may be nested, how many there may be, and the largest whole number that one may be set to."""
 
@@ -49,6 +51,9 @@ def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
     text, parameters = json.dumps(recipe), _parameters(recipe)
+    if len(text) > LONGEST:
+        warnings.warn(f"the recipe is longer than {LONGEST} letters and is left out", FallbackWarning, stacklevel=3)
+        return {}
     if format == "PNG":
         chunks = PngInfo()
         chunks.add_itxt(_KEY, text)
@@ -73,6 +78,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     from PIL import Image
 
+    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded here, however many there are
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             # Of a PNG Pillow would decode all pixels to look for Exif.
@@ -81,6 +87,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SettingError(f"there is no picture {path}") from cause
     except Exception as cause:  # a mangled file can break its reader anywhere
         raise SettingError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP that panokit wrote") from cause
+    finally:
+        Image.MAX_IMAGE_PIXELS = bound
     if not found:
         raise SettingError(f"{path} holds no recipe: give a picture that panokit wrote and nobody saved again")
     if not isinstance(found, str) or len(found) > LONGEST:
@@ -133,6 +141,14 @@ def check(recipe: Mapping[str, Any]) -> None:
         for value in part.values():
             if isinstance(value, int) and abs(value) > NUMBER:
                 raise SettingError(f"the recipe sets a plugin to {value!s:.24}, more than without trusting it (--trust)")
+
+
+def check_work(calls: int) -> None:
+    """Raise a SettingError if a recipe out of a file keeps the machine busy for longer than a stranger may."""
+    if calls > WORK:
+        raise SettingError(
+            f"the recipe asks for {calls} windows, all steps together, and {WORK} is the most without trusting it (--trust)"
+        )
 
 
 def check_plain(value: Any, depth: int = DEEPEST) -> None:

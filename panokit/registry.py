@@ -1,6 +1,7 @@
 """Plugins by name: entry points of installed distributions, loaded when asked for and not before."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -51,30 +52,41 @@ class Plugin:
                 f"{type(cause).__name__}: {cause}; reinstall or remove {self.distribution}"
             ) from cause
 
-    def state(self, patience: float = 10.0) -> tuple[str, str]:
-        """`ok`, or why it is broken; and the first line of what it says of itself.
 
-        It is imported in a thread, silently, and given up after `patience` seconds.
-        """
-        found: Queue[tuple[str, str]] = Queue()
+def states(found: Sequence[Plugin], patience: float = 10.0) -> list[tuple[str, str]]:
+    """Of each plugin `ok`, or why it is broken; and the first line of what it says of itself.
 
-        def look() -> None:
-            try:
-                plugin = self.load()
-            except PluginLoadError as error:
-                found.put((" ".join(f"broken: {type(error.__cause__).__name__}: {error.__cause__}".split()), ""))
-            except BaseException as error:  # SystemExit, say
-                found.put((f"broken: {type(error).__name__}: {error}", ""))
-            else:
-                line = (plugin.__doc__ or "").strip().partition("\n")[0] if isinstance(plugin, type) else ""
-                found.put(("ok", line))
+    They are imported in threads of their own, silently; those that are left when none has answered for `patience` seconds are
+    given up.
+    """
+    answers: Queue[tuple[int, str, str]] = Queue()
+    known = [(f"broken: still importing after {patience:.0f} s", "")] * len(found)
+    names = Counter((plugin.kind, plugin.name) for plugin in found)
 
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            Thread(target=look, daemon=True).start()
-            try:
-                return found.get(timeout=patience)
-            except Empty:
-                return f"broken: still importing after {patience:.0f} s", ""
+    def look(k: int) -> None:
+        try:
+            plugin = found[k].load()
+        except PluginLoadError as error:
+            answers.put((k, " ".join(f"broken: {type(error.__cause__).__name__}: {error.__cause__}".split()), ""))
+        except BaseException as error:  # KeyboardInterrupt, say, of a thread that nobody interrupts
+            answers.put((k, f"broken: {type(error).__name__}: {error}", ""))
+        else:
+            line = (plugin.__doc__ or "").strip().partition("\n")[0] if isinstance(plugin, type) else ""
+            answers.put((k, "ok", line))
+
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for k in range(len(found)):
+            Thread(target=look, args=(k,), daemon=True).start()
+        try:
+            for _ in found:
+                k, *state = answers.get(timeout=patience)
+                known[k] = (state[0], state[1])
+        except Empty:
+            pass
+    for k, plugin in enumerate(found):
+        if (claims := names[plugin.kind, plugin.name]) > 1:
+            known[k] = f"broken: {claims} distributions claim the name", ""
+    return known
 
 
 def plugins(kind: Kind) -> list[Plugin]:

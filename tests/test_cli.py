@@ -1,6 +1,7 @@
 """The command line, in this process: what it writes, prints and returns."""
 
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -164,10 +165,11 @@ def test_configurations_merge_and_the_command_line_has_the_last_word(
         ("steps: five", "steps came as 'five': it must be a whole number"),
         ("steps: !!python/object/apply:os.system [ls]", "is not plain YAML in line 1"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "repeats itself by aliases"),
+        ("config: b.yaml", "names another one"),
         ("- steps", "is a list: it must map options to values"),
         ("steps: [", "is not plain YAML in line"),
         ("[" * 10_000, "is nested more than 32 deep"),
-        ("x" * 2_000_000, "is larger than"),
+        ("x" * 2_000_000, "is longer than"),
         ("prompt: []", "there is no prompt"),
         ("prompt: {boxes: [[[0, 0, 2, 1], a lake]]}", "leaves the canvas"),
         ("guidances: msd", "guidances came as 'msd'"),
@@ -194,7 +196,16 @@ def test_what_is_wrong_with_a_configuration_is_told(
         (["generate"], "there is no prompt"),
         (["generate", "x", "--config", "missing.yaml"], "the configuration missing.yaml cannot be read"),
         (["generate", "x", "--prompts", "missing.txt"], "the prompts in missing.txt cannot be read"),
-        (["generate", "x", "--seed", "8..1"], "it must be a whole number, or a range"),
+        (["generate", "x", "--seed", "8..1"], "it must be a whole number from 0 to 18446744073709551615, or a range"),
+        (["generate", "x", "--seed", f"{(1 << 64) - 1}..{1 << 64}"], "it must be a whole number from 0"),
+        (["generate", "x", "--seed", "1.." + "9" * 5000], "it must be a whole number from 0"),
+        (["generate", "x", "--heigth"], "there is no option --heigth: did you mean --height?"),
+        (["generate", "x", "--conf", "a.yaml"], "there is no option --conf: did you mean --"),
+        (["generate", "x", "--out", "--quiet"], "--out came without a value"),
+        (["generate", "x", "--guidances+=msd", "--guidances.levels=20000"], "levels is 20000: there are 32 at most"),
+        (["generate", "x", "--preview", "a.webp", "--width", "20480"], "WEBP holds 16383 pixels a side"),
+        (["plugins", "math:pi"], "math:pi is no subclass of panokit.Fuser"),
+        (["rerun"], "image"),
         (["generate", "x", "--seed", "1..3", "--out", "a.png"], "3 pictures do not go into one file a.png: name a folder"),
         (["generate", "x", "--guidances.weight=3"], "add one before it, --guidances+=NAME"),
         (["generate", "x", "--guidances.weight=3", "--guidances+=msd"], "add one before it"),
@@ -254,6 +265,26 @@ def test_prompts_and_seeds_make_pictures_with_names_of_their_own(
     latents = load_file(tmp_path / "made" / next(name for name in names if name.endswith(".safetensors")))["latents"]
     assert latents.shape == (4, 12, 20)
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_words_may_stand_in_any_order(folder: Path, tmp_path: Path) -> None:
+    """Prompts between options, one said by --prompt, a colon in it; a switch with a value; a configuration out of a pipe."""
+    pipe, end = os.pipe()
+    os.write(end, b"width: 32\nsteps: 9\n")
+    os.close(end)
+    words = ["--config", f"/dev/fd/{pipe}", "a city", "--latents", "True", "--prompt", "night: a lake"]
+    assert generate(folder, tmp_path, *words) == 0
+    os.close(pipe)
+    made = [recipe.read(path) for path in tmp_path.glob("*.png")]
+    assert {each["prompt"] for each in made} == {"a lake", "a city", "night: a lake"}
+    assert {(each["width"], each["steps"]) for each in made} == {(40, 2)}
+    assert len([*tmp_path.glob("*.safetensors")]) == 3
+
+
+def test_only_the_first_rank_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["generate"]) == 2
+    assert capsys.readouterr() == ("", "")
 
 
 def test_rerun_makes_the_same_picture_again_and_changes_one_thing(folder: Path, tmp_path: Path) -> None:
@@ -324,6 +355,11 @@ def test_plugins_with_a_name_tells_what_there_is_to_set(capsys: pytest.CaptureFi
     assert "\n  weight: float = 10.0\n      $\\omega$, 0 or more" in shown
     assert main(["generate", "--guidances.help", "msd"]) == 0
     assert capsys.readouterr().out == shown
+
+
+def test_a_class_needs_no_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "panokit_multidiffusion:MultiDiffusion"]) == 0
+    assert "\n  spread: " in capsys.readouterr().out
 
 
 def test_plugins_lists_kind_name_distribution_and_state(capsys: pytest.CaptureFixture[str]) -> None:

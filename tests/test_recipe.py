@@ -16,6 +16,7 @@ from sd_parsers import ParserManager
 
 from panokit import Panorama, SettingError, recipe
 from panokit.cli import main
+from panokit.errors import FallbackWarning
 from panokit.panorama import to_image
 
 RECIPE: dict[str, Any] = {
@@ -223,3 +224,24 @@ def test_mangled_files_do_no_harm(
 @given(changes=st.dictionaries(st.sampled_from([*RECIPE]), values, min_size=1, max_size=3))
 def test_mangled_recipes_do_no_harm(folder: Path, changes: dict[str, Any]) -> None:
     harmless(folder, png(json.dumps({**RECIPE, **changes})))
+
+
+def test_a_picture_larger_than_pillow_opens_has_a_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (40, 40)), {"prompt": "a lake"}).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert recipe.read(tmp_path / "a.png") == {"prompt": "a lake"}
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_recipe_longer_than_can_be_read_is_left_out(tmp_path: Path) -> None:
+    panorama = Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), {"prompt": "x" * recipe.LONGEST})
+    with pytest.warns(FallbackWarning, match="is left out"):
+        panorama.save(tmp_path / "a.png")
+    with pytest.raises(SettingError, match="holds no recipe"):
+        recipe.read(tmp_path / "a.png")
+
+
+def test_a_strangers_recipe_may_not_ask_for_days_of_work() -> None:
+    recipe.check_work(recipe.WORK)
+    with pytest.raises(SettingError, match=f"asks for {recipe.WORK + 1} windows.*--trust"):
+        recipe.check_work(recipe.WORK + 1)

@@ -1,6 +1,7 @@
 """Plugins by name, against distributions that exist only as metadata on the path."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_an_outside_plugin_is_found_and_loaded_when_asked_for(site: Path) -> Non
 
 def test_a_broken_plugin_is_listed_and_raises_when_asked_for(site: Path) -> None:
     distribution(site, "broken", "broken = outside_broken:Outside")
-    states = {plugin.name: plugin.state() for plugin in registry.plugins("fusers")}
+    found = registry.plugins("fusers")
+    states = dict(zip([plugin.name for plugin in found], registry.states(found), strict=True))
     assert states["broken"] == ("broken: RuntimeError: no licence", "")
     assert states["multidiffusion"] == (
         "ok",
@@ -53,6 +55,8 @@ def test_a_name_that_two_distributions_claim_is_an_error_that_names_both(site: P
     distribution(site, "second", "twice = outside_fuser:Outside")
     with pytest.raises(PluginNotFoundError, match=r"first 1\.0 and second 1\.0"):
         registry.load("fusers", "twice")
+    twice = [plugin for plugin in registry.plugins("fusers") if plugin.name == "twice"]
+    assert registry.states(twice) == [("broken: 2 distributions claim the name", "")] * 2
 
 
 def test_an_unknown_name_lists_what_is_installed() -> None:
@@ -110,5 +114,15 @@ def test_a_plugin_that_misbehaves_when_imported_is_listed_quickly_and_silently(
     (site / f"{name}.py").write_text(code)
     distribution(site, "odd", f"odd = {name}:Outside")
     (plugin,) = [plugin for plugin in registry.plugins("fusers") if plugin.name == "odd"]
-    assert plugin.state(patience=1.0) == state
+    assert registry.states([plugin], patience=1.0) == [state]
     assert capsys.readouterr() == ("", "")
+
+
+def test_however_many_plugins_sleep_the_listing_waits_once(site: Path) -> None:
+    for k in range(3):
+        (site / f"outside_slow_{k}.py").write_text("import time\ntime.sleep(30)")
+    distribution(site, "slow", "\n".join(f"slow_{k} = outside_slow_{k}:Outside" for k in range(3)))
+    slow = [plugin for plugin in registry.plugins("fusers") if plugin.name.startswith("slow")]
+    start = time.monotonic()
+    assert registry.states(slow, patience=0.5) == [("broken: still importing after 0 s", "")] * 3
+    assert time.monotonic() - start < 5

@@ -44,7 +44,7 @@ class MSDGuidance(Guidance):
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
         until: $T'$, the share of the steps that is guided, in [0, 1].
-        levels: $S$, how many canvases there are, 2 or more; None: as many as the canvas holds.
+        levels: $S$, how many canvases there are, 2 to 32; None: as many as the canvas holds.
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
             which makes for an emptier picture. `strided`: every `factor`-th cell of $z_t$, whose noise is as strong as it
@@ -85,6 +85,8 @@ class MSDGuidance(Guidance):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise SettingError(f"{name} is {value}: it must be {least} or more")
+        if self.levels is not None and self.levels > 32:
+            raise SettingError(f"levels is {self.levels}: there are 32 at most, of which the largest canvas holds a few")
         if not 0 <= self.until <= 1:
             raise SettingError(f"until is {self.until}: it is a share of the steps, from 0 to 1")
         for name, choices in _CHOICES.items():

@@ -89,7 +89,7 @@ class UNetDenoiser(Denoiser):
 
     def _warn_of_unknown_words(self, text: str) -> None:
         if self.known_words and text and self.known_words.isdisjoint(re.findall(r"[^\W\d_]+", text.lower())):
-            some = ", ".join(sorted(self.known_words, key=len)[-24:])
+            some = ", ".join(sorted(self.known_words, key=lambda word: (len(word), word))[-24:])
             message = f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}"
             warnings.warn(message, PromptWarning, stacklevel=6)
 
