@@ -6,14 +6,15 @@ import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, NamedTuple, TextIO, get_args, get_origin
+from signal import SIGTERM, signal
+from threading import current_thread, main_thread
+from typing import Any, NamedTuple, TextIO
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -23,10 +24,14 @@ from panokit.errors import (
     ContractError,
     FallbackWarning,
     NotFiniteError,
+    OutOfMemoryError,
     PanokitError,
     PromptWarning,
+    RankError,
     SettingError,
+    ShardingWarning,
 )
+from panokit.options import no_option, objection
 from panokit.registry import Kind
 
 _PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
@@ -69,16 +74,18 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 for what the user got wrong; 1 for anything else; 130 when interrupted.
     """
     try:
-        with _warnings_in_one_line():
+        with _warnings_in_one_line(), _terminated():
             return _run(list(sys.argv[1:] if args is None else args))
     except ArgumentError as error:
         return _complain(error, 2)
-    except (ContractError, NotFiniteError) as error:
+    except (ContractError, NotFiniteError, OutOfMemoryError, RankError) as error:
         return _complain(error, 1)
     except PanokitError as error:
         return _complain(error, 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except _TerminatedError:
+        return _complain("terminated", 143)
+    except KeyboardInterrupt as interrupt:
+        return _complain(f"interrupted{': ' * bool(str(interrupt))}{interrupt}", 130)
     except BrokenPipeError:  # `panokit plugins | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -102,8 +109,7 @@ def _run(args: list[str]) -> int:
     options = given[given.command]
     if given.command == "rerun":
         options.changes += [f"{each.part}.{each.key}={each.value}" for each in words.settings]
-        return _rerun(options)
-    if given.command != "generate" and words.settings:
+    elif given.command != "generate" and words.settings:
         first = words.settings[0]
         raise SettingError(f"panokit {given.command} takes no settings of a plugin, --{first.part}.{first.key}")
     if given.command != "generate":
@@ -125,19 +131,7 @@ def _generate(options: Namespace) -> int:
         options.prompt = options.pop("texts") or options.prompt
         print(yaml.safe_dump(commands.resolved(options.as_dict()), sort_keys=False, allow_unicode=True), end="")
         return 0
-    commands.generate(**vars(options))
-    return 0
-
-
-def _rerun(options: Namespace) -> int:
-    def checked(settings: dict[str, Any]) -> Mapping[str, Any]:
-        try:
-            return vars(_generate_parser().parse_object(settings))
-        except ArgumentError as error:
-            raise SettingError(f"the recipe in {options.image}: {_objection(str(error), 'generate')}") from error
-
-    commands.rerun(**vars(options), checked=checked)
-    return 0
+    return commands.generate(**vars(options))
 
 
 def _plain_parser(function: Callable[..., Any]) -> ArgumentParser:
@@ -146,8 +140,7 @@ def _plain_parser(function: Callable[..., Any]) -> ArgumentParser:
     return parser
 
 
-@cache
-def _generate_parser(function: Callable[..., Any] = commands.generate) -> ArgumentParser:
+def _generate_parser(function: Callable[..., Any]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_argument("texts", nargs="*", default=[], metavar="PROMPT", help="What to paint; several make a panorama each.")
     parser.add_argument("--config", action="config", help="A YAML file of options; several are merged, the last has its way.")
@@ -159,7 +152,7 @@ def _generate_parser(function: Callable[..., Any] = commands.generate) -> Argume
 def _rerun_parser(function: Callable[..., Any]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_argument("--set", dest="changes", action="append", metavar="NAME=VALUE", default=[], help="Change one thing.")
-    parser.add_function_arguments(function, as_positional=True, skip={"changes", "checked"})
+    parser.add_function_arguments(function, as_positional=True, skip={"changes"})
     return parser
 
 
@@ -231,8 +224,9 @@ def _sorted(args: Sequence[str]) -> _Words:
             value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
         elif not sign and name not in _ALONE:
             if not left or left[0].startswith("--"):
-                if name.lstrip("-").partition(".")[0].rstrip("+") not in {*_parameters(command), "config", "set"}:
-                    raise SettingError(_no_option(name, command))
+                names = signature(_COMMANDS[command]).parameters if command in _COMMANDS else ()
+                if name.lstrip("-").partition(".")[0].rstrip("+") not in {*names, "config", "set"}:
+                    raise SettingError(no_option(name, names))
                 raise SettingError(f"{word} came without a value: write {word}=VALUE")
             value = left.popleft()
         if match := _SETTING.fullmatch(name):
@@ -287,40 +281,28 @@ def _configuration(path: str) -> dict[str, Any]:
 
 def _objection(message: str, command: str) -> str:
     """What jsonargparse objects to, in one line that says what to do."""
-    line = " ".join(message.split())
-    if found := re.search(r"invalid choice: '(.*?)' \(choose from", line):
+    if found := re.search(r"invalid choice: '(.*?)' \(choose from", " ".join(message.split())):
         close = get_close_matches(found[1], _COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_COMMANDS)}"
         return f"there is no command {found[1]!r}: {hint}"
-    if found := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
-        return _no_option(found[1], command)
-    parameters = _parameters(command)
-    found = re.search(r'Parser key "(\w+)', line)
-    value = re.search(r"(?:Got|Given) value: (.*)$", line)
-    if found and value and found[1] in parameters:
-        hint = "add one with --guidances+=NAME" if found[1] == "guidances" else _words(parameters[found[1]].annotation)
-        return f"{found[1]} came as {value[1]!r}: {hint}"
-    return line
+    return objection(message, _COMMANDS.get(command, main))
 
 
-def _no_option(name: str, command: str) -> str:
-    close = get_close_matches(name.lstrip("-"), [*_parameters(command), "config"], n=1)
-    hint = f"did you mean --{close[0]}?" if close else f"see panokit {command} --help"
-    return f"there is no option {name}: {hint}"
+class _TerminatedError(BaseException):
+    """SIGTERM, as an exception, so that no half file is left."""
 
 
-def _parameters(command: str) -> dict[str, Parameter]:
-    return dict(signature(_COMMANDS[command]).parameters) if command in _COMMANDS else {}
+@contextmanager
+def _terminated() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _TerminatedError
 
-
-def _words(hint: Any) -> str:
-    """What a value must be, from its type."""
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "", dict: "a mapping"}
-    options = [
-        kinds.get(get_origin(each) or each, " or ".join(map(str, get_args(each))))
-        for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
-    ]
-    return f"it must be {' or '.join(filter(None, options))}"
+    before = signal(SIGTERM, stop) if current_thread() is main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal(SIGTERM, before)
 
 
 @contextmanager
@@ -335,7 +317,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: Any = None,
     ) -> None:
-        if issubclass(category, (PromptWarning, FallbackWarning)):
+        if issubclass(category, (PromptWarning, FallbackWarning, ShardingWarning)):
             _complain(f"warning: {message}", 0)
 
     before = warnings.showwarning

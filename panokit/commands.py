@@ -1,31 +1,28 @@
 """What the command line can do: a function a command, whose arguments are its options. What is heavy is imported inside."""
 
-import hashlib
 import json
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from panokit import registry
 from panokit.errors import ContractError, FallbackWarning, PluginNotFoundError, SettingError
+from panokit.options import no_option, typed
 from panokit.registry import Kind
 from panokit.settings import NUMERICS, Attention, Precision, Wrap
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from panokit.panorama import Panorama
+    from panokit.jobs import Worker
 
 Part = str | dict[str, Any]
 
-COMPOSITION = ("model", "scheduler", "fuser", "guidances", "precision", *NUMERICS)
+COMPOSITION = ("model", "scheduler", "fuser", "guidances")
 CALL = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap")
 
 
@@ -46,7 +43,9 @@ def generate(
     scheduler: Part = "ddim",
     fuser: Part = "multidiffusion",
     guidances: list[Part] = [],  # noqa: B006 - jsonargparse shows the default, and nobody appends to it
-    devices: int = 1,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
+    timeout: float = 300.0,
     precision: Precision = "32-true",
     micro_batch: int = 8,
     guided_micro_batch: int | None = None,
@@ -59,8 +58,12 @@ def generate(
     sheet: str | None = None,
     latents: bool = False,
     preview: str | None = None,
+    jobs: str | None = None,
+    part: str = "1/1",
+    resume: str | None = None,
+    checkpoint_every: int | None = None,
     quiet: bool = False,
-) -> None:
+) -> int:
     """Make panoramas from prompts and write them to files.
 
     Args:
@@ -80,7 +83,9 @@ def generate(
         fuser: What joins the windows; --fuser.SETTING=VALUE sets something of it.
         guidances: What keeps the windows in agreement; --guidances+=NAME adds one, --guidances.SETTING=VALUE sets something of
             the last, --guidances.help NAME tells what there is to set.
-        devices: How many devices to deal the windows to.
+        devices: How many devices of each machine to deal the windows to, or the prompts, if there are as many; auto for all.
+        num_nodes: How many machines.
+        timeout: Seconds that a device waits for another.
         precision: Of the networks.
         micro_batch: Windows that go through the model at once.
         guided_micro_batch: The same where guidance goes back through the model; as many unless given.
@@ -93,15 +98,30 @@ def generate(
         sheet: A picture of all pictures, smaller and side by side, to write as well.
         latents: Write the latents too, beside each picture, as safetensors.
         preview: A picture to write again after each step: what the panorama will look like.
+        jobs: A file of jobs, one a line as JSON, {"prompt": "a lake", "seed": 3}, with what differs from the options given;
+            what is there is left, and a job that fails does not keep the others.
+        part: Of the jobs, for several machines that know nothing of each other: 2/8 is the second of eight.
+        resume: A checkpoint to go on from, with the command that wrote it.
+        checkpoint_every: Steps from one checkpoint to the next, and one when interrupted; 0 for none. Unless given, once a
+            minute.
         quiet: Show no progress.
     """
     given = locals()
+    output = {key: given[key] for key in ("out", "sheet", "latents", "preview", "quiet", "resume", "checkpoint_every")}
+    runtime = {key: given[key] for key in ("devices", "num_nodes", "timeout", "offload", "precision", *NUMERICS)}
+    composition = {key: given[key] for key in (*COMPOSITION, *CALL)}
+    if jobs is not None:
+        if texts or prompt or prompts:
+            raise SettingError("--jobs says what to paint: leave out the prompts, or write them into it")
+        found = _jobs(jobs, {**composition, "seed": seed})
+        return _make_all(found, part, runtime, output)
     wanted: list[Any] = list(texts) or (prompt if isinstance(prompt, list) else [] if prompt is None else [prompt])
     wanted += _lines(prompts) if prompts else []
     if not wanted:
         raise SettingError("there is no prompt: say what to paint, or name a file of prompts with --prompts")
-    composition = {key: given[key] for key in (*COMPOSITION, *CALL)}
-    _paint(composition, list(product(wanted, _seeds(seed))), devices, offload, out, sheet, latents, quiet, preview)
+    made = [{**composition, "prompt": prompt, "seed": each} for prompt, each in product(wanted, _seeds(seed))]
+    _make(made, runtime, output)
+    return 0
 
 
 def rerun(
@@ -109,11 +129,10 @@ def rerun(
     *,
     out: str | None = None,
     trust: bool = False,
-    devices: int = 1,
+    devices: int | Literal["auto"] = 1,
     offload: bool = False,
     quiet: bool = False,
     changes: Sequence[str] = (),
-    checked: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
     """Make a picture again from the recipe in it; the same bits, on the same machine.
 
@@ -125,12 +144,11 @@ def rerun(
         offload: Let networks take turns on the device, for one that does not hold them all.
         quiet: Show no progress.
         changes: One thing to change: guidances.weight=0, seed=3.
-        checked: Settings of the types that `generate` takes.
     """
     from panokit import recipe
 
     found = recipe.read(image)
-    keys = (*COMPOSITION, *CALL, "prompt", "seed")
+    keys = (*COMPOSITION, *CALL, "prompt", "seed", "precision", *NUMERICS)
     missing = [key for key in ("prompt", "height", "width", "seed", "model") if found.get(key) is None]
     if missing:
         raise SettingError(f"the recipe in {image} is damaged: it does not say {', '.join(missing)}")
@@ -149,11 +167,14 @@ def rerun(
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
             raise SettingError(f"there is no {option} in a recipe: {hint}")
         assign(wanted, path, value)
-    prompt, seed = wanted.pop("prompt"), wanted.pop("seed")
-    settings = dict(checked({**wanted, "seed": seed}))
-    target = out or f"{Path(image).stem}-rerun.png"
-    composition = {key: settings[key] for key in (*COMPOSITION, *CALL)}
-    _paint(composition, [(prompt, settings["seed"])], devices, offload, target, None, False, quiet, None, trusted=trust)
+    try:
+        settings = typed(generate, wanted)
+    except SettingError as error:
+        raise SettingError(f"the recipe in {image}: {error}") from error
+    runtime = {"devices": devices, "offload": offload, **{key: settings[key] for key in ("precision", *NUMERICS)}}
+    job = {key: settings[key] for key in (*COMPOSITION, *CALL, "prompt", "seed")}
+    output = {"out": out or f"{Path(image).stem}-rerun.png", "quiet": quiet}
+    _make([job], runtime, output, trusted=trust)
     for package in ("panokit", "torch", "diffusers"):
         if found.get(package, version(package)) != version(package):
             message = f"it was made with {package} {found[package]}, and this is {version(package)}: bits may differ"
@@ -266,95 +287,87 @@ def assign(data: Any, path: str, value: Any) -> None:
     assign(child, rest, value)
 
 
-def _paint(
-    composition: Mapping[str, Any],
-    jobs: Sequence[tuple[Any, int]],
-    devices: int,
-    offload: bool,
-    out: str | None,
-    sheet: str | None,
-    latents: bool,
-    quiet: bool,
-    preview: str | None,
-    trusted: bool = True,
+def _make(
+    jobs: Sequence[Mapping[str, Any]], runtime: Mapping[str, Any], output: Mapping[str, Any], *, trusted: bool = True
 ) -> None:
-    """Make a panorama for each prompt and seed, and write them."""
-    import diffusers.utils
+    """Make a picture of each job, after all has been checked that can be."""
+    from panokit.painting import Output, check, paint
 
-    from panokit import recipe
-    from panokit.callbacks import Preview
-    from panokit.composition import build, prompt_from
-    from panokit.fuser import Fuser
-    from panokit.guidance import Guidance
-    from panokit.panorama import check_output, contact_sheet, written_aside
-    from panokit.runtime import Runtime
-    from panokit.sampler import Sampler
-    from panokit.scheduler import Scheduler
+    to = Output(**output)
+    to.check(len(jobs))
+    worker = _worker(runtime, trusted=trusted)
+    check(jobs, worker, to)
+    paint(jobs, worker, to)
+
+
+def _make_all(jobs: Mapping[str, Mapping[str, Any]], part: str, runtime: Mapping[str, Any], output: Mapping[str, Any]) -> int:
+    """The same of a file of jobs, named by their lines; the exit status is 1 if one failed."""
+    from panokit.jobs import part_of
+    from panokit.painting import Output, check, paint_all
+
+    to = Output(**output)
+    if to.folder is None:
+        raise SettingError(f"the pictures of jobs go into a folder, and {to.out} is none: --out FOLDER/")
+    if to.sheet or to.resume:
+        raise SettingError("jobs take themselves up where they were, and make no contact sheet: leave out --resume and --sheet")
+    to.check(len(jobs))
+    own = part_of([*jobs.values()], part)
+    worker = _worker(runtime)
+    check([*jobs.values()], worker, to, [*jobs])
+    return 1 if paint_all(own, worker, to) else 0
+
+
+def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
+    """Who makes them, without a word from libraries."""
+    import diffusers.utils
+    import lightning.fabric  # noqa: F401 - it sets the level of its logger
+
+    from panokit.jobs import Worker
 
     diffusers.utils.logging.set_verbosity_error()  # hints for developers
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a banner for each rank
-    folder = Path(out or ".") if out is None or out.endswith("/") or Path(out).is_dir() else None
-    if folder is None and len(jobs) > 1:
-        raise SettingError(f"{len(jobs)} pictures do not go into one file {out}: name a folder, {Path(out or '.').parent}/")
-    # Everything that can be wrong is found before the networks are loaded, or at least before they are used.
-    wanted = [(prompt_from(prompt), seed) for prompt, seed in jobs]
-    parts: dict[str, Any] = {
-        "scheduler": build(Scheduler, composition["scheduler"], trusted=trusted),
-        "fuser": build(Fuser, composition["fuser"], trusted=trusted),
-        "guidances": [build(Guidance, part, trusted=trusted) for part in composition["guidances"]],
-    }
-    targets = [target for target in (str(folder / "picture.png") if folder else out, sheet, preview) if target]
-    for target in targets:
-        check_output(target)
-    numerics: dict[str, Any] = {key: composition[key] for key in ("precision", *NUMERICS)}
-    runtime = Runtime(devices=devices, offload=offload, **numerics)
-    sampler = Sampler(composition["model"], **parts, runtime=runtime, callbacks=[Preview(preview)] if preview else [])
-    high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
-    settings = {key: composition[key] for key in CALL}
-    settings["height"] = high if settings["height"] is None else settings["height"]
-    settings["width"] = 4 * wide if settings["width"] is None else settings["width"]
-    for target in [targets[0], *([preview] if preview else [])]:
-        check_output(target, (settings["width"], settings["height"]))
-    if not trusted:
-        grid = sampler.grid(settings["height"], settings["width"], settings["stride"], settings["wrap"])
-        recipe.check_work(len(grid) * settings["steps"])
-    made: list[Panorama] = []
-    for prompt, seed in wanted:
-        panorama = sampler(prompt, **settings, seed=seed, progress=not quiet)
-        if runtime.rank == 0:
-            path = folder / _file_name(panorama.recipe) if folder else Path(out or "")
-            panorama.save(path)
-            if latents:
-                panorama.save_latents(path.with_suffix(".safetensors"))
-            print(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
-            if sheet:
-                made.append(replace(panorama, image=_thumbnail(panorama.image)))
-    if sheet and runtime.rank == 0:
-        with written_aside(Path(sheet)) as aside:
-            contact_sheet(made).save(aside)
-        print(f"{sheet}: {len(made)} pictures")
+    return Worker(runtime, trusted=trusted)
 
 
-def _thumbnail(image: "Image") -> "Image":
-    """As much of a picture as a contact sheet needs."""
-    small = image.copy()
-    small.thumbnail((2048, 2048))
-    return small
+def _jobs(path: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The jobs in a file, by their lines, with the options that they do not say."""
+    from panokit.jobs import JOB
+
+    found: dict[str, dict[str, Any]] = {}
+    wrong: list[str] = []
+    for number, line in enumerate(_text(path, "jobs", "write one a line, as JSON").splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = f"{path} line {number}"
+        try:
+            said = json.loads(line)
+            if not isinstance(said, dict):
+                raise SettingError(f"it is a {type(said).__name__}, and a job maps options to values")
+            if unknown := said.keys() - {*JOB}:
+                raise SettingError(no_option(sorted(unknown)[0], JOB, ""))
+            settings = typed(generate, {**options, **said})
+            if not isinstance(settings["prompt"], str | dict):
+                raise SettingError('it has no prompt: {"prompt": "a lake"}')
+            found[name] = {key: settings[key] for key in JOB}
+        except (ValueError, RecursionError) as error:  # of which a SettingError is one
+            wrong.append(f"{name}: {error}")
+    if wrong:
+        raise SettingError("; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
+    if not found:
+        raise SettingError(f"{path} holds no job: write one a line, as JSON")
+    return found
 
 
-def _file_name(recipe: Mapping[str, Any]) -> str:
-    """What a picture is called: its prompt, its seed, and six letters of its recipe, so that others have other names."""
-    prompt = recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions"
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
-    return f"{words}-{recipe['seed']}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:6]}.png"
+def _text(path: str, what: str, form: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise SettingError(f"the {what} in {path} cannot be read ({cause}): {form}") from cause
 
 
 def _lines(path: str) -> list[str]:
     """The prompts in a file."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as cause:
-        raise SettingError(f"the prompts in {path} cannot be read ({cause}): give a text file with a prompt a line") from cause
+    lines = [line.strip() for line in _text(path, "prompts", "give a text file with a prompt a line").splitlines()]
     found = [line for line in lines if line]
     if not found:
         raise SettingError(f"{path} holds no prompt: write one a line")

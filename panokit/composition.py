@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 from docstring_parser import parse
@@ -70,7 +71,7 @@ def describe(plugin: Fuser | Guidance | Scheduler) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if is_dataclass(plugin):
         settings = {each.name: getattr(plugin, each.name) for each in fields(plugin)}
-    return {"plugin": _name(plugin), **{key: _plain(value) for key, value in settings.items()}}
+    return {"plugin": _name(type(plugin)), **{key: _plain(value) for key, value in settings.items()}}
 
 
 def prompt_from(data: object) -> Prompt:
@@ -187,9 +188,10 @@ def _type(parameter: inspect.Parameter) -> str:
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z]\w*)", "", text)
 
 
-def _name(plugin: Fuser | Guidance | Scheduler) -> str:
+@cache
+def _name(cls: type) -> str:
     """What the registry calls a plugin's class, or where the class is."""
-    cls, home = type(plugin), type(plugin).__module__.partition(".")[0]
+    home = cls.__module__.partition(".")[0]
     for entry in registry.plugins(_kind(cls)):
         if entry.entry.module.partition(".")[0] == home and entry.load() is cls:  # which is imported already
             return entry.name

@@ -116,20 +116,6 @@ class Codec(ABC):
         """Images in about [0, 1], not clamped; differentiable."""
 
 
-def decode_canvas(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: Sequence[bool], pad: int = 16) -> Float[Tensor, "3 H W"]:
-    """The image of a whole canvas, without a seam where it wraps round.
-
-    A wrapped axis is continued by `pad` cells of the opposite edge on both sides, decoded, and cropped: a decoder pads with
-    zeros, so a canvas that is seamless in latents would show its join.
-    """
-    pads = [min(pad, size) if ring else 0 for size, ring in zip(canvas.shape[-2:], wrap, strict=True)]
-    ring = nn.functional.pad(canvas[None], (pads[1], pads[1], pads[0], pads[0]), mode="circular")
-    image = codec.decode(ring)[0]
-    top, left = (p * codec.factor for p in pads)
-    height, width = (size * codec.factor for size in canvas.shape[-2:])
-    return image[:, top : top + height, left : left + width]
-
-
 @dataclass(frozen=True)
 class Model:
     """A denoiser, the codec of its latents (None where the canvas is the picture), and the name it was loaded by."""

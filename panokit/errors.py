@@ -33,9 +33,21 @@ class NotFiniteError(PanokitError, ArithmeticError):
     """NaN or infinity turned up in a run."""
 
 
+class RankError(PanokitError, RuntimeError):
+    """Another process of the same run failed, ended, hangs, or was started with something else."""
+
+
+class OutOfMemoryError(PanokitError, RuntimeError):
+    """One window does not fit the device's memory."""
+
+
 class PromptWarning(UserWarning):
     """A prompt will not do what its author hopes."""
 
 
 class FallbackWarning(UserWarning):
     """What was asked for is not to be had here, and something else is used."""
+
+
+class ShardingWarning(UserWarning):
+    """Devices wait for each other longer than they need to, or a micro-batch did not fit."""

@@ -143,6 +143,25 @@ def check(recipe: Mapping[str, Any]) -> None:
                 raise SettingError(f"the recipe sets a plugin to {value!s:.24}, more than without trusting it (--trust)")
 
 
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What two recipes disagree on, thing by thing: `steps is 25 and 50`."""
+    one, two = dict(_flat(mine)), dict(_flat(theirs))
+    return [
+        f"{key} is {one.get(key, 'missing')!r} and {two.get(key, 'missing')!r}"
+        for key in {**one, **two}
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaves of nested data, by their paths."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _flat(item, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, value
+
+
 def check_work(calls: int) -> None:
     """Raise a SettingError if a recipe out of a file keeps the machine busy for longer than a stranger may."""
     if calls > WORK:

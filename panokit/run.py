@@ -31,6 +31,7 @@ class Run:
     Attributes:
         canvas: `c *size`, at noise level `level`.
         level: the level that the next model call is for; the terminal one when the run is done.
+        recipe: what makes it: plain data that its picture and its checkpoints carry.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Run:
         grid: Grid,
         embeddings: Any,
         seed: int,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
         self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
+        self.recipe: Mapping[str, Any] = recipe or {}
         for guidance in guidances:
             if guidance.jacobian not in ("full", "identity"):
                 raise ContractError(
@@ -127,12 +130,20 @@ class Run:
             if level.main and g.strength(level) != 0
         ]
         contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, key), memory)) for g, memory, key in awake]
+        shape = (*canvas.shape[: -len(grid.size)], *grid.window)
         self._told = None  # `prepare` may have estimated canvases of its own: what is told is told of the last one
         if not contexts:
-            (pred,) = self.runtime.map(lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid))
+            (pred,) = self.runtime.map(
+                lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid), [shape]
+            )
             return canvas, self._fuse(pred, grid)
         full = any(guidance.jacobian == "full" for guidance, _ in contexts)
-        *windows, told = self.runtime.map(self._window(canvas, grid, contexts, level), len(grid), guided=full)
+        *windows, told = self.runtime.map(
+            self._window(canvas, grid, contexts, level),
+            len(grid),
+            [shape, shape, (len(contexts), 3)],
+            micro_batch=self.runtime.guided_micro_batch if full else None,
+        )
         _hold(told[..., 0], [guidance for guidance, _ in contexts], level)
         self._told = [key for _, _, key in awake], told
         x, pred = (self._fuse(rows, grid) for rows in windows)

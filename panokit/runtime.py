@@ -1,21 +1,30 @@
 """Where things run: devices, precision, and the one collective, on Lightning Fabric."""
 
+import atexit
+import math
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from panokit.errors import SettingError
+from panokit.errors import RankError, SettingError, ShardingWarning
+from panokit.group import Group, Status
+from panokit.launch import NOTEBOOK, end, fabric_for
 from panokit.offload import HOST, Turns, release, waits
+from panokit.pieces import Pieces, Rows, joined
+from panokit.recipe import differences
 from panokit.settings import Attention, Precision
+from panokit.sharding import Chunk, better, busiest, chunks, deal
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+Made = TypeVar("Made")
 
 _TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
@@ -25,10 +34,11 @@ class Runtime:
     """Places networks and deals windows out to devices.
 
     Args:
-        devices: how many devices, or `"auto"` for all there are.
+        devices: how many devices on each machine, or `"auto"` for all there are. Where a launcher such as torchrun or SLURM has
+            started several processes, 1 stands for as many as it has.
         accelerator: `"auto"`, `"cpu"`, `"cuda"`, ... as Fabric names them.
         num_nodes: how many machines.
-        strategy: Fabric's launcher: `"auto"`, `"ddp"`, ...
+        strategy: how Fabric starts processes: `"auto"` starts them itself, or takes those of torchrun, `fabric run` or SLURM.
         precision: of the networks. The canvas, fusion and the solver stay in float32 (float64 with `64-true`).
         micro_batch: windows that go through the denoiser at once, 1 or more. It decides the kernels' rounding, so it belongs
             to what makes a picture reproducible.
@@ -42,10 +52,12 @@ class Runtime:
         offload: whether networks take turns on the device and wait in the host's memory, for a device that does not hold them
             all; slow where a guidance decodes. It changes nothing on a CPU.
         compile: whether the repeated blocks of the denoiser are compiled by torch, once a process, for minutes on a CPU.
-        fabric: a Fabric object of your own, launched or not; devices, machines, strategy and precision are then its affair.
+        timeout: seconds, above 0, that a device waits for another before it gives up.
+        fabric: a Fabric object of your own, launched or not; devices, machines, strategy, precision and timeout are then its
+            affair.
 
     Raises:
-        SettingError: a micro-batch or a number of devices below 1.
+        SettingError: a micro-batch, a number of devices or a timeout that cannot work, or devices that are not there.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class Runtime:
         channels_last: bool = False,
         compile: bool = False,
         offload: bool = False,
+        timeout: float = 300.0,
         fabric: "Fabric | None" = None,
     ) -> None:
         for name, value in (("micro_batch", micro_batch), ("guided_micro_batch", guided_micro_batch)):
@@ -72,24 +85,38 @@ class Runtime:
             raise SettingError(f"attention is {attention!r}: it must be one of {', '.join(get_args(Attention))}")
         if devices != "auto" and devices < 1:
             raise SettingError(f'devices is {devices}: it must be 1 or more, or "auto"')
+        if num_nodes < 1:
+            raise SettingError(f"num_nodes is {num_nodes}: it must be 1 or more")
+        if not 0 < timeout < math.inf:
+            raise SettingError(f"timeout is {timeout}: it must be a number of seconds above 0")
         self.micro_batch, self.guided_micro_batch = micro_batch, guided_micro_batch
         self.checkpointing, self.attention, self.channels_last, self.compile = checkpointing, attention, channels_last, compile
-        if fabric is None:
-            from lightning.fabric import Fabric
-
-            fabric = Fabric(
-                accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
-            )
-        self.fabric = fabric
+        self.timeout = timeout
+        self.fabric = fabric or fabric_for(accelerator, devices, num_nodes, strategy, precision, timeout)
         self._turns = Turns(self.device) if offload and self.device != HOST else None
+        self._group: Group | None = None
+        self._apart = self._asked = self._agreed = False
+        self._pieces = Pieces(self.device)
+        self._advised: set[int] = set()
 
     def __repr__(self) -> str:
         return f"Runtime(device={self.device}, world_size={self.world_size}, micro_batch={self.micro_batch})"
 
     def launch(self) -> None:
-        """Start the other ranks, where there are any and they have not been started."""
-        if self.world_size > 1 and not dist.is_initialized():
-            self.fabric.launch()
+        """Start the other ranks, where there are any and they have not been started, and meet them.
+
+        Raises:
+            SettingError: they cannot be started from here, as from a notebook.
+        """
+        if self.world_size == 1 or self._group is not None:
+            return
+        if not dist.is_initialized():
+            try:
+                self.fabric.launch()
+            except TypeError as cause:  # of a strategy that forks or spawns, which is Fabric's choice in a notebook
+                raise SettingError(NOTEBOOK.format(self.world_size)) from cause
+            atexit.register(end, getattr(self.fabric.strategy.launcher, "procs", []))
+        self._group = Group(self.timeout)
 
     @property
     def device(self) -> torch.device:
@@ -113,8 +140,26 @@ class Runtime:
 
     @property
     def world_size(self) -> int:
-        """How many processes share the windows."""
+        """How many processes there are."""
         return self.fabric.world_size
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes and tells what becomes of its run: rank 0 does, and each rank with a run of its own."""
+        return self.rank == 0 or self._apart
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to end after this step: a rank was asked to, and all know."""
+        return self._agreed if self._sharing else self._asked
+
+    def stop(self) -> None:
+        """Ask all ranks to end their run after this step; a signal handler may."""
+        self._asked = True
+
+    @property
+    def _sharing(self) -> Group | None:
+        return None if self._apart else self._group
 
     @property
     def peak_memory(self) -> int:
@@ -167,46 +212,96 @@ class Runtime:
         """The precision context for calls of the networks."""
         return self.fabric.autocast()
 
-    def map(self, fn: Callable[[list[int]], tuple[Tensor, ...]], n: int, *, guided: bool = False) -> tuple[Tensor, ...]:
+    def map(
+        self,
+        fn: Callable[[Chunk], Rows],
+        n: int,
+        rows: Sequence[Sequence[int]],
+        *,
+        micro_batch: int | None = None,
+    ) -> Rows:
         """Rows `fn([0, ..., n - 1])`, computed in chunks on whichever rank, in order, on every rank.
 
-        The chunks depend on `n` and the micro-batch alone, so that any number of ranks has the same bits.
+        The chunks depend on `n` and the micro-batch alone, so that any number of ranks has the same bits. Where one does not
+        fit a device's memory it is computed in halves, which changes nothing but rounding.
 
         Args:
-            fn: takes window numbers; returns tensors of one dtype with a row for each of them. It may be called more than
-                once with the same numbers, must not call `map`, and must treat its rows one by one.
+            fn: takes window numbers; returns tensors of the canvas's dtype with a row for each of them. It may be called more
+                than once with the same numbers, must not call `map`, and must treat its rows one by one.
             n: how many rows there are, 1 or more.
-            guided: whether `fn` goes back through the denoiser: the micro-batch is then that for guided windows.
+            rows: the shape of a row of each tensor.
+            micro_batch: how many numbers at most `fn` takes at once; the runtime's unless given.
+
+        Raises:
+            RankError: another rank failed, ended or did not come in time.
+            OutOfMemoryError: a single window does not fit.
         """
-        plan = chunks(n, (guided and self.guided_micro_batch) or self.micro_batch)
-        if self.world_size == 1:
-            return _joined([fn(chunk) for chunk in plan])
-        # A rank without a chunk repeats the first: the others are busy for that long anyway, and it learns the rows' shape.
-        mine = plan[self.rank :: self.world_size]
-        rows = _joined([fn(chunk) for chunk in mine or plan[:1]])
-        return self._gathered(rows, plan)
+        size = micro_batch or self.micro_batch
+        plan = chunks(n, size)
+        if (group := self._sharing) is None:
+            return joined([self._pieces.rows(fn, chunk, size) for chunk in plan])
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        status = Status.STOP if self._asked else Status.FINE
+        found, heard = group.rows(
+            lambda chunk: self._pieces.rows(fn, chunk, size), deal(plan, self.world_size), rows, like, status
+        )
+        self._agreed |= heard is Status.STOP
+        return found
 
-    def _gathered(self, rows: tuple[Tensor, ...], plan: Sequence[list[int]]) -> tuple[Tensor, ...]:
-        """All rows, in order, by one collective: rows of all outputs side by side, shares padded to the largest."""
-        shares = [[i for chunk in plan[rank :: self.world_size] for i in chunk] for rank in range(self.world_size)]
-        widest = max(map(len, shares))
-        flat = torch.cat([part.flatten(1) for part in rows], dim=1)
-        share = flat.new_zeros((widest, flat.shape[1]))
-        own = len(shares[self.rank])
-        share[:own] = flat[:own]
-        everything = flat.new_empty((self.world_size * widest, flat.shape[1]))
-        dist.all_gather_into_tensor(everything, share)
-        where = {i: rank * widest + k for rank, numbers in enumerate(shares) for k, i in enumerate(numbers)}
-        order = torch.tensor([where[i] for i in range(len(where))], device=flat.device)
-        parts = everything[order].split([part[0].numel() for part in rows], dim=1)
-        return tuple(part.reshape(-1, *like.shape[1:]).contiguous() for part, like in zip(parts, rows, strict=True))
+    def first(self, work: Callable[[], Made]) -> Made:
+        """What `work` returns on the first rank, on every rank, or its error: for setting up and writing, not for steps."""
+        return self._sharing.first(work) if self._sharing else work()
 
+    def alike(self, recipe: Mapping[str, Any]) -> None:
+        """Raise a RankError on every rank unless all are about to make the same."""
+        if self._sharing:
+            heard = self._sharing.all(dict(recipe))
+            for rank, other in enumerate(heard):
+                if found := differences(heard[0], other):
+                    raise RankError(
+                        f"rank 0 and rank {rank} were not started alike: {'; '.join(found[:6])}: start all with the same "
+                        "command in the same environment"
+                    )
 
-def chunks(n: int, micro_batch: int) -> list[list[int]]:
-    """The numbers 0 to n - 1 in as few runs of at most `micro_batch` as there can be, of near-equal length."""
-    count = -(-n // micro_batch)
-    edges = [n * k // count for k in range(count + 1)]
-    return [list(range(a, b)) for a, b in pairwise(edges)]
+    def replicas(self, work: Callable[[int], Made], n: int) -> list[Made]:
+        """`[work(0), ..., work(n - 1)]` on every rank: whole panoramas, say.
+
+        With n of at least the number of ranks each is one rank's alone, as that needs no words between them; with fewer, all
+        ranks share each. What is shared and what is not never mix.
+
+        Raises:
+            RankError: another rank failed or ended. An error that several have is raised everywhere.
+        """
+        if (group := self._sharing) is None or n < self.world_size:
+            return [work(k) for k in range(n)]
+        own: list[Made] = []
+        error: Exception | None = None
+        self._apart = True
+        try:
+            own += [work(k) for k in range(self.rank, n, self.world_size)]
+        except Exception as found:  # the others must hear of it
+            error = found
+        finally:
+            self._apart = False
+        heard = group.gathered(own, error)
+        return [heard[k % self.world_size][k // self.world_size] for k in range(n)]
+
+    def advise(self, n: int) -> None:
+        """Say once of a canvas of n windows where ranks have nothing to do, or less than they could."""
+        size, ranks = self.micro_batch, self.world_size
+        if not self._sharing or self.rank != 0 or n in self._advised:
+            return
+        self._advised.add(n)
+        if (useful := len(chunks(n, size))) < ranks:
+            more = f"; with micro_batch 1 {min(n, ranks)} are" if min(n, ranks) > useful else ""
+            message = f"{ranks} devices share {n} windows in chunks of up to {size}: {useful} are of use{more}"
+            warnings.warn(message, ShardingWarning, stacklevel=2)
+        elif (best := better(n, size, ranks)) and busiest(n, best, ranks) < 0.9 * busiest(n, size, ranks):
+            message = (
+                f"of {n} windows the busiest of {ranks} devices computes {busiest(n, size, ranks)} a step; "
+                f"with micro_batch {best} it is {busiest(n, best, ranks)}"
+            )
+            warnings.warn(message, ShardingWarning, stacklevel=2)
 
 
 def _checkpoint(module: Any, on: bool) -> None:
@@ -236,7 +331,3 @@ def _repeated(module: nn.Module) -> list[nn.Module]:
 
 def _is_compiled(module: nn.Module) -> bool:
     return any(part._compiled_call_impl is not None for part in _repeated(module))
-
-
-def _joined(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return rows[0] if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*rows, strict=True))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,7 +14,8 @@ from torch import nn
 from panokit.backbones.diffusers.attention import attend, attends
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
-from panokit.denoiser import Model, Prompt, Regions, decode_canvas
+from panokit.decoding import decode
+from panokit.denoiser import Model, Prompt, Regions
 from panokit.errors import NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.grid import Grid
@@ -87,7 +89,11 @@ class Sampler:
         )
 
     def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Iterator[Run]:
-        """The run after each of its steps, with the arguments of a call; `break` ends it, without an `on_run_end`."""
+        """The run after each of its steps, with the arguments of a call; `break` ends it, without an `on_run_end`.
+
+        Raises:
+            KeyboardInterrupt: the runtime was asked to stop; the step is done, and callbacks know.
+        """
         yield from self._watched(self.begin(prompt, **settings))
 
     def _watched(self, run: Run) -> Iterator[Run]:
@@ -97,6 +103,8 @@ class Sampler:
             run.step()
             self._call("on_step_end", run)
             yield run
+            if self.runtime.stopping and not run.done:
+                raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps}")
         self._call("on_run_end", run)
 
     def _call(self, hook: Hook, run: Run) -> None:
@@ -120,8 +128,75 @@ class Sampler:
 
         Raises:
             SettingError: the size, the stride or the number of steps cannot work.
+            RankError: another rank was asked for something else, or has other versions.
         """
+        settings: Settings = {
+            "height": height,
+            "width": width,
+            "negative_prompt": negative_prompt,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "stride": stride,
+            "wrap": wrap,
+            "seed": seed,
+        }
         denoiser = self.model.denoiser
+        grid = self._checked(prompt, **settings)
+        recipe = self.recipe(prompt, **settings)
+        self.runtime.alike(recipe)
+        self.runtime.advise(len(grid))
+        with torch.no_grad(), self.runtime.autocast():
+            embeddings = denoiser.encode(prompt, negative_prompt, guidance_scale)
+        solver = self.scheduler.begin(steps, self.runtime.device, denoiser.training)
+        with self._cells_told():
+            return Run(
+                denoiser=denoiser,
+                codec=self.model.codec,
+                solver=solver,
+                fuser=self.fuser,
+                guidances=self.guidances,
+                runtime=self.runtime,
+                grid=grid,
+                embeddings=embeddings,
+                seed=seed,
+                recipe=recipe,
+            )
+
+    def check(self, prompt: Prompt, **settings: Unpack[Settings]) -> Grid:
+        """The windows of a call with these arguments, if it can work; nothing is computed.
+
+        Raises:
+            SettingError: it cannot.
+        """
+        grid = self._checked(prompt, **settings)
+        solver = self.scheduler.begin(settings.get("steps", 50), self.runtime.device, self.model.denoiser.training)
+        with self._cells_told():
+            for guidance in self.guidances:
+                guidance.begin(grid, solver.levels)
+        return grid
+
+    @contextmanager
+    def _cells_told(self) -> Iterator[None]:
+        """What guidances say of sizes, they say in cells: they know no pixels."""
+        try:
+            yield
+        except SettingError as error:
+            raise SettingError(f"{error} (a cell is {self.model.factor} x {self.model.factor} pixels)") from error
+
+    def _checked(
+        self,
+        prompt: Prompt,
+        *,
+        height: int,
+        width: int,
+        negative_prompt: str = "",
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        stride: int | None = None,
+        wrap: Wrap = False,
+        seed: int = 0,
+    ) -> Grid:
+        """The windows, if no value is wrong by itself."""
         if not isinstance(prompt, str | Regions) or not isinstance(negative_prompt, str):
             found = f"{type(prompt).__name__} and {type(negative_prompt).__name__}"
             raise SettingError(f"prompt and negative_prompt are {found}: they must be text, or the prompt Regions")
@@ -134,24 +209,7 @@ class Sampler:
             raise SettingError(f"steps is {steps}: at least 1 denoising step is needed")
         if not 0 <= seed < 1 << 64:
             raise SettingError(f"seed is {seed}: it must be from 0 to {(1 << 64) - 1}")
-        grid = self.grid(height, width, stride, wrap)
-        with torch.no_grad(), self.runtime.autocast():
-            embeddings = denoiser.encode(prompt, negative_prompt, guidance_scale)
-        solver = self.scheduler.begin(steps, self.runtime.device, denoiser.training)
-        try:
-            return Run(
-                denoiser=denoiser,
-                codec=self.model.codec,
-                solver=solver,
-                fuser=self.fuser,
-                guidances=self.guidances,
-                runtime=self.runtime,
-                grid=grid,
-                embeddings=embeddings,
-                seed=seed,
-            )
-        except SettingError as error:  # a guidance knows cells alone
-            raise SettingError(f"{error} (a cell is {self.model.factor} x {self.model.factor} pixels)") from error
+        return self.grid(height, width, stride, wrap)
 
     def grid(self, height: int, width: int, stride: int | None = None, wrap: Wrap = False) -> Grid:
         """Where the windows lie on a canvas of `height` x `width` pixels; the stride is half a window unless given.
@@ -234,36 +292,44 @@ class Sampler:
             return self._panorama(prompt, settings, progress)
         if not prompt:
             raise SettingError("the list of prompts is empty: give at least one")
-        return [self._panorama(one, settings, progress) for one in prompt]
+        prompts = list(prompt)
+        return self.runtime.replicas(lambda k: self._panorama(prompts[k], settings, progress), len(prompts))
 
     def _panorama(self, prompt: Prompt, settings: Settings, progress: bool) -> Panorama:
         run = self.begin(prompt, **settings)
         with steps_bar(run, shown=progress and self.runtime.rank == 0) as advance:
             for _ in self._watched(run):
                 advance()
-        return Panorama(run.canvas, to_image(self.decode(run)), self._recipe(prompt, settings))
+        return Panorama(run.canvas, to_image(self.decode(run)), run.recipe)
 
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:
-        """The picture of a run's canvas as it is, `3 H W` in about [0, 1].
+        """The picture of a run's canvas as it is, `3 H W` in about [0, 1]; large ones in tiles that the ranks share.
 
         Raises:
             NotFiniteError: the decoder returned NaN or infinity.
         """
         canvas = run.canvas.float()
-        picture = decode_canvas(self.model.codec, canvas, run.grid.wrap) if self.model.codec else canvas
+        picture = decode(self.model.codec, canvas, run.grid.wrap, self.runtime) if self.model.codec else canvas
         if not torch.isfinite(picture).all():
             raise NotFiniteError(
                 "the decoded picture holds NaN or infinity, so it would be black: try precision 32-true or bf16-mixed"
             )
         return picture
 
-    def _recipe(self, prompt: Prompt, settings: Settings) -> dict[str, Any]:
+    def recipe(self, prompt: Prompt, **settings: Unpack[Settings]) -> dict[str, Any]:
+        """What a panorama is made from, with the arguments of a call: all settings of all parts and versions, in plain data."""
         return {
             "panokit": version("panokit"),
             "torch": version("torch"),
             "diffusers": version("diffusers"),
             "prompt": prompt if isinstance(prompt, str) else asdict(prompt),
+            "negative_prompt": "",
+            "steps": 50,
+            "guidance_scale": 7.5,
+            "stride": None,
+            "wrap": False,
+            "seed": 0,
             **settings,
             "model": self.model.name,
             "scheduler": describe(self.scheduler),

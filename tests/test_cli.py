@@ -254,13 +254,13 @@ def test_prompts_and_seeds_make_pictures_with_names_of_their_own(
     (tmp_path / "made").mkdir()
     assert generate(folder, tmp_path / "made", *options) == 0
     names = sorted(path.name for path in (tmp_path / "made").iterdir())
-    assert [re.sub(r"-[0-9a-f]{6}", "", name) for name in names if name.endswith(".png")] == [
+    assert [re.sub(r"-[0-9a-f]{8}", "", name) for name in names if name.endswith(".png")] == [
         "a-city-by-night-1.png",
         "a-city-by-night-2.png",
         "a-lake-1.png",
         "a-lake-2.png",
     ]
-    assert len({re.search(r"[0-9a-f]{6}", name) for name in names}) == len(names) == 8
+    assert len({re.search(r"[0-9a-f]{8}", name) for name in names}) == len(names) == 8
     assert size(tmp_path / "sheet.png")[0] == 2048
     latents = load_file(tmp_path / "made" / next(name for name in names if name.endswith(".safetensors")))["latents"]
     assert latents.shape == (4, 12, 20)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from panokit import Model, Runtime, Sampler, SettingError
-from panokit.runtime import chunks
+from panokit.sharding import chunks
 from panokit.testing.toys import Pull, ToyDenoiser, toy_run
 
 
@@ -36,7 +36,7 @@ def test_map_returns_all_rows_in_order() -> None:
         i = torch.tensor(index)
         return i**2, i[:, None].float()
 
-    squares, numbers = Runtime(accelerator="cpu", micro_batch=3).map(square, 7)
+    squares, numbers = Runtime(accelerator="cpu", micro_batch=3).map(square, 7, [(), (1,)])
     assert squares.tolist() == [i**2 for i in range(7)]
     assert numbers.shape == (7, 1)
     assert [len(index) for index in seen] == [2, 2, 3]
@@ -108,16 +108,15 @@ def test_channels_last_changes_nothing_but_rounding(tiny: Model) -> None:
     torch.testing.assert_close(made[0].latents, made[1].latents, atol=1e-4, rtol=1e-4)
 
 
-def test_guided_windows_have_a_micro_batch_of_their_own() -> None:
-    runtime = Runtime(accelerator="cpu", micro_batch=6, guided_micro_batch=2)
+def test_a_map_may_have_a_micro_batch_of_its_own() -> None:
     sizes: list[int] = []
 
     def note(index: list[int]) -> tuple[Tensor]:
         sizes.append(len(index))
         return (torch.tensor(index),)
 
-    for guided in (False, True):
-        assert runtime.map(note, 6, guided=guided)[0].tolist() == list(range(6))
+    for micro_batch in (None, 2):
+        assert Runtime(accelerator="cpu", micro_batch=6).map(note, 6, [()], micro_batch=micro_batch)[0].tolist() == [*range(6)]
     assert sizes == [6, 2, 2, 2]
 
 

@@ -18,7 +18,7 @@ from panokit import (
     Sampler,
     SettingError,
 )
-from panokit.denoiser import decode_canvas
+from panokit.decoding import decode
 from panokit.errors import NotFiniteError, PluginNotFoundError
 from panokit.panorama import to_image
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
@@ -147,14 +147,14 @@ def test_a_wrapped_panorama_rolls_with_its_noise(tiny: Model, cpu: Runtime, wrap
     assert torch.allclose(plain.canvas.roll(shift, (1, 2)), rolled.canvas, atol=1e-4)
 
 
-def test_a_wrapped_picture_has_no_seam_where_it_closes(tiny: Model) -> None:
+def test_a_wrapped_picture_has_no_seam_where_it_closes(tiny: Model, cpu: Runtime) -> None:
     """Decoding commutes with rolling away from the join only if the decoder saw round it."""
     codec = tiny.codec
     assert codec is not None
     canvas = torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0))
 
     def difference(wrap: tuple[bool, bool]) -> float:
-        plain, rolled = (decode_canvas(codec, c, wrap) for c in (canvas, canvas.roll(12, -1)))
+        plain, rolled = (decode(codec, c, wrap, cpu) for c in (canvas, canvas.roll(12, -1)))
         seam = slice(0, 4)
         return float((plain.roll(24, -1) - rolled)[..., 24:].roll(0, -1)[..., seam].abs().max())
 

@@ -1,6 +1,6 @@
 """Virtual ranks: threads in the place of processes, so that many devices can be tested on none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -10,7 +10,8 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor
 
-from panokit.runtime import Runtime, chunks
+from panokit.runtime import Runtime
+from panokit.sharding import chunks, deal
 from panokit.testing.demands import ConformanceError
 
 Made = TypeVar("Made")
@@ -63,12 +64,21 @@ class Ranks:
                 self._left += 1
                 self._turn.notify_all()
 
-    def _map(self, rank: int, calls: Iterator[int], fn: Callable[[list[int]], Rows], n: int, *, guided: bool = False) -> Rows:
+    def _map(
+        self,
+        rank: int,
+        calls: Iterator[int],
+        fn: Callable[[list[int]], Rows],
+        n: int,
+        rows: Sequence[Sequence[int]],
+        *,
+        micro_batch: int | None = None,
+    ) -> Rows:
         """`Runtime.map`, with this rank's chunks computed here and the others' taken from where they put them."""
-        call, plan = next(calls), chunks(n, self._micro_batch)
-        everything = [(call, k) for k in range(len(plan))]
+        call, plan = next(calls), chunks(n, micro_batch or self._micro_batch)
+        everything = [(call, chunk[0]) for chunk in plan]
         if self._lengths.setdefault(call, n) == n:
-            self._rows |= {(call, k): fn(plan[k]) for k in range(rank, len(plan), self._size)}
+            self._rows |= {(call, chunk[0]): fn(chunk) for chunk in deal(plan, self._size)[rank]}
             self._turn.notify_all()
             self._turn.wait_for(lambda: self._left > 0 or self._rows.keys() >= {*everything})
         if not self._rows.keys() >= {*everything} or self._lengths[call] != n:

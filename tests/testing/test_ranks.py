@@ -20,8 +20,8 @@ def test_every_rank_gets_all_rows_in_order_and_computes_its_own(size: int, n: in
         return i**2, i[:, None].double()
 
     def twice(runtime: Runtime) -> tuple[Tensor, Tensor]:
-        runtime.map(square, n)
-        squares, numbers = runtime.map(square, n)
+        runtime.map(square, n, [(), (1,)])
+        squares, numbers = runtime.map(square, n, [(), (1,)])
         return squares, numbers
 
     for squares, numbers in Ranks(size, micro_batch=2).run(twice):
@@ -38,7 +38,7 @@ def test_ranks_have_the_chunks_of_processes() -> None:
         seen.append(index)
         return (torch.tensor(index),)
 
-    Ranks(2, micro_batch=3).run(lambda runtime: runtime.map(note, 7))
+    Ranks(2, micro_batch=3).run(lambda runtime: runtime.map(note, 7, [()]))
     assert sorted(seen) == [[0, 1], [2, 3], [4, 5, 6]]
 
 
@@ -49,7 +49,7 @@ def test_a_rank_that_fails_is_heard_over_those_that_wait_for_it() -> None:
                 raise ZeroDivisionError("window 3")
             return (torch.tensor(index),)
 
-        runtime.map(rows, 4)
+        runtime.map(rows, 4, [()])
 
     with pytest.raises(ZeroDivisionError, match="window 3"):
         Ranks(2, micro_batch=2).run(work)
@@ -61,7 +61,7 @@ def test_ranks_that_ask_for_other_maps_do_not_wait_for_each_other(lengths: tuple
 
     def work(runtime: Runtime) -> None:
         if n := next(asked):
-            runtime.map(lambda index: (torch.tensor(index),), n)
+            runtime.map(lambda index: (torch.tensor(index),), n, [()])
 
     with pytest.raises(ConformanceError, match=r"waits for windows .* call step.estimate alike on every rank"):
         Ranks(2, micro_batch=2).run(work)

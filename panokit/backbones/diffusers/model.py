@@ -21,9 +21,6 @@ from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
 from panokit.grid import Grid
 from panokit.scheduler import Level, Prediction, Training
 
-TILE_ABOVE = 128 * 256
-"""Cells of a canvas above which it is decoded in tiles: 1024 x 2048 pixels at factor 8, some gigabytes in one piece."""
-
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -122,10 +119,10 @@ class UNetDenoiser(Denoiser):
 
 @final
 class VAECodec(Codec):
-    """diffusers' `AutoencoderKL`; canvases of more than `tile_above` cells are decoded in its overlapping tiles."""
+    """diffusers' `AutoencoderKL`."""
 
-    def __init__(self, vae: AutoencoderKL, tile_above: int = TILE_ABOVE) -> None:
-        self.vae, self.tile_above = vae, tile_above
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def modules(self) -> Iterable[nn.Module]:
@@ -136,7 +133,6 @@ class VAECodec(Codec):
         return latents.to(images.dtype) * self.vae.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
-        self.vae.use_tiling = latents.shape[-2] * latents.shape[-1] > self.tile_above
         images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
         return images.to(latents.dtype) / 2 + 0.5
 

@@ -1,0 +1,162 @@
+"""Runs that can be killed: all that the rest of a run depends on, in a file.
+
+A checkpoint is a safetensors file: the tensors of `Run.state`, and in its metadata everything else as JSON, with the recipe. It
+is written aside and renamed, and the one before is kept, so that there is a whole one at any moment.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from panokit.errors import FallbackWarning, SettingError
+from panokit.panorama import written_aside
+from panokit.recipe import differences
+from panokit.run import Run
+
+_MINUTE = 60.0
+
+
+@final
+class Checkpoint:
+    """A callback that writes a run to a file while it is made, and takes it up again where it was.
+
+    The resumed picture is that of the unbroken run, bit for bit, on any number of devices. The first rank writes and reads.
+
+    Args:
+        path: the file; beside it `PATH.before` keeps the one before.
+        every: after how many steps, 1 or more; None: about once a minute, and not before the run has taken one. It is written,
+            too, when the run is asked to stop.
+        resume: the checkpoint that a run starts from, the same file or another; if there is none, from the beginning.
+
+    Raises:
+        SettingError: `every` is below 1.
+    """
+
+    def __init__(self, path: str | Path, every: int | None = None, resume: str | Path | None = None) -> None:
+        if every is not None and every < 1:
+            raise SettingError(f"every is {every}: a checkpoint comes after 1 step or more, or with None once a minute")
+        self.path, self.every, self.resume = Path(path), every, resume
+        self._last = 0.0
+
+    def on_run_start(self, run: Run) -> None:
+        """Take the run up again.
+
+        Raises:
+            SettingError: the checkpoint is of another recipe, or neither it nor the one before can be read.
+        """
+        self._last = time.monotonic()
+        if self.resume:
+            path = Path(self.resume)
+            if state := run.runtime.first(lambda: _found(path, run.recipe)):
+                run.restore(state)
+
+    def on_step_end(self, run: Run) -> None:
+        """Write it, where it is due."""
+        if run.done or not run.runtime.writes:
+            return
+        due = time.monotonic() - self._last >= _MINUTE if self.every is None else run.level.step % self.every == 0
+        if due or run.runtime.stopping:
+            self.write(run)
+            self._last = time.monotonic()
+
+    def write(self, run: Run) -> None:
+        """Write it now.
+
+        Raises:
+            OutputError: the place cannot be written to.
+        """
+        tensors: dict[str, Tensor] = {}
+        said = {"recipe": dict(run.recipe), "state": _plain(run.state(), tensors)}
+        with written_aside(self.path) as aside:
+            aside.write_bytes(save(tensors, {"panokit": json.dumps(said)}))
+            if self.path.exists():
+                self.path.replace(_before(self.path))
+
+    def clear(self) -> None:
+        """Delete what has served its purpose."""
+        self.path.unlink(missing_ok=True)
+        _before(self.path).unlink(missing_ok=True)
+
+
+def _before(path: Path) -> Path:
+    """The checkpoint before the last."""
+    return path.with_name(f"{path.name}.before")
+
+
+def _found(last: Path, recipe: Mapping[str, Any]) -> Any:
+    """The state to go on with: of the last checkpoint, or of the one before where that one is damaged; None without any."""
+    damaged = ""
+    for path in (last, _before(last)):
+        if not path.exists():
+            continue
+        try:
+            said, state = read(path)
+        except SettingError as error:
+            damaged = damaged or str(error)
+            continue
+        if found := differences(json.loads(json.dumps(recipe)), said):
+            raise SettingError(
+                f"the checkpoint {path} is of another panorama: what is asked for and what was written differ, "
+                f"{'; '.join(found[:6])}; ask for the same, or delete it"
+            )
+        if damaged:
+            warnings.warn(f"{damaged}; the one before it is used", FallbackWarning, stacklevel=2)
+        return state
+    if damaged:
+        raise SettingError(f"{damaged}; delete it to start from the beginning")
+    return None
+
+
+def read(path: Path) -> tuple[dict[str, Any], Any]:
+    """The recipe and the state in a checkpoint.
+
+    Raises:
+        SettingError: it is none, or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            said = json.loads((file.metadata() or {})["panokit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+        return said["recipe"], _whole(said["state"], tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
+        raise SettingError(f"the checkpoint {path} is damaged, or none: {' '.join(str(cause).split())}") from cause
+
+
+def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Nested data as JSON takes it, with tensors put aside, each under a number."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"items": [[_plain(key, tensors), _plain(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_plain(item, tensors) for item in value]}
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    raise SettingError(
+        f"a {type(value).__name__} cannot be kept in a checkpoint: a plugin's memory must hold tensors, numbers, text, and "
+        "lists and dicts of them"
+    )
+
+
+def _whole(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_plain`."""
+    match value:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"items": items}:
+            return {_whole(key, tensors): _whole(item, tensors) for key, item in items}
+        case {"list": items}:
+            return [_whole(item, tensors) for item in items]
+        case {"tuple": items}:
+            return tuple(_whole(item, tensors) for item in items)
+        case _:
+            return value

@@ -1,0 +1,124 @@
+"""Noticing at once that another rank has ended.
+
+What waits for another process waits long: gloo until its connection closes, NCCL until a watchdog's timeout. So each rank keeps
+a connection to the first one on which nothing is ever said. When it closes, whoever was at the other end has ended, however it
+ended, and the first rank tells the others who it was.
+"""
+
+import os
+import secrets
+import selectors
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+from typing import final
+
+from panokit.errors import RankError
+
+GRACE = 0.8
+"""Seconds that a rank which waits for one that has ended has to say so itself."""
+
+_RANK = struct.Struct("!i")
+
+
+@final
+class Lifeline:
+    """The connections of one rank, and a thread that listens on them.
+
+    Args:
+        rank: this one.
+        size: how many there are.
+        tell: takes what rank 0 says and returns it on every rank.
+        patience: seconds to wait for the others to connect.
+    """
+
+    def __init__(self, rank: int, size: int, tell: Callable[[object], tuple[str, int, bytes]], patience: float) -> None:
+        self._rank, self.lost = rank, -1
+        self._free, self._known = Event(), Event()
+        self._free.set()
+        self._ends: dict[int, socket.socket] = {}
+        if rank == 0:
+            with socket.create_server(("", 0)) as server:
+                server.settimeout(patience)
+                token = secrets.token_bytes(16)
+                tell((os.environ.get("MASTER_ADDR") or socket.gethostname(), server.getsockname()[1], token))
+                while len(self._ends) < size - 1:
+                    self._accept(server, token)
+        else:
+            address, port, token = tell(None)
+            end = socket.create_connection((address, port), timeout=patience)
+            end.sendall(token + _RANK.pack(rank))
+            end.settimeout(None)
+            self._ends[0] = end
+        Thread(target=self._listen, daemon=True, name="panokit-lifeline").start()
+
+    def _accept(self, server: socket.socket, token: bytes) -> None:
+        """One more rank; or not, if it does not know the token."""
+        end, _ = server.accept()
+        end.settimeout(server.gettimeout())
+        said = _received(end, len(token) + _RANK.size)
+        if said[: len(token)] == token:
+            self._ends[_RANK.unpack(said[len(token) :])[0]] = end
+        else:
+            end.close()
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """While this rank waits for the others: should one end, so does the waiting.
+
+        Raises:
+            RankError: one has ended, or did not come within the group's timeout.
+        """
+        self.check()
+        self._free.clear()
+        try:
+            yield
+        except RuntimeError as cause:
+            if isinstance(cause, RankError):
+                raise
+            self._known.wait(GRACE / 2)  # the thread may be about to learn who it was
+            self.check()
+            raise RankError(f"the other ranks could not be reached: {' '.join(str(cause).split())}") from cause
+        finally:
+            self._free.set()
+
+    def check(self) -> None:
+        """Raise a RankError if another rank has ended."""
+        if self._known.is_set():
+            raise RankError(_told(self.lost))
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for rank, end in self._ends.items():
+                end.setblocking(True)
+                selector.register(end, selectors.EVENT_READ, rank)
+            ready = [key for key, _ in selector.select()]
+        said = _received(ready[0].fileobj, _RANK.size)  # type: ignore[arg-type]  # the sockets that were registered
+        self.lost = _RANK.unpack(said)[0] if said else ready[0].data
+        for rank, end in self._ends.items():
+            if self._rank == 0 and rank != self.lost:
+                with suppress(OSError):
+                    end.sendall(_RANK.pack(self.lost))
+        self._known.set()
+        if not self._free.wait(GRACE):  # in a kernel, or in a collective that does not notice
+            print("panokit:", _told(self.lost), file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _told(rank: int) -> str:
+    return (
+        f"rank {rank} has ended, and its windows are missing: look at what it said last; from a checkpoint, --resume goes on "
+        "where this was"
+    )
+
+
+def _received(end: socket.socket, length: int) -> bytes:
+    """So many bytes, or none if the other side has ended."""
+    said = b""
+    with suppress(OSError):
+        while len(said) < length and (more := end.recv(length - len(said))):
+            said += more
+    return said if len(said) == length else b""

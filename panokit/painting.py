@@ -1,0 +1,250 @@
+"""From jobs to files: pictures with names, checkpoints while they are made, a word on each, and what to do when one fails."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from signal import SIGINT, SIGTERM, signal
+from typing import Any, final
+
+from PIL.Image import Image
+
+from panokit import recipe
+from panokit.callbacks import Preview
+from panokit.checkpoint import Checkpoint
+from panokit.errors import OutputError, PanokitError, RankError, SettingError
+from panokit.jobs import Worker, name_of
+from panokit.panorama import Panorama, check_output, contact_sheet, written_aside
+
+
+@final
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go, and what else is written.
+
+    Attributes:
+        out: a picture, or a folder where pictures are named after their jobs; this one unless given.
+        sheet: a contact sheet.
+        latents: whether the latents go beside each picture.
+        preview: a picture to write again after each step.
+        quiet: whether to show no progress.
+        resume: a checkpoint to go on from.
+        checkpoint_every: steps from one checkpoint to the next; once a minute unless given, and never with 0.
+    """
+
+    out: str | None = None
+    sheet: str | None = None
+    latents: bool = False
+    preview: str | None = None
+    quiet: bool = False
+    resume: str | None = None
+    checkpoint_every: int | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where pictures are named after their jobs, if they are."""
+        return Path(self.out or ".") if self.out is None or self.out.endswith("/") or Path(self.out).is_dir() else None
+
+    def check(self, count: int) -> None:
+        """Raise a PanokitError if so many pictures cannot be written so."""
+        if self.folder is None and count > 1:
+            raise SettingError(
+                f"{count} pictures do not go into one file {self.out}: name a folder, {Path(self.out or '.').parent}/"
+            )
+        if self.resume and count > 1:
+            raise SettingError(f"a checkpoint is of one picture, not of {count}: --jobs takes up all of them by itself")
+        if self.resume and not Path(self.resume).is_file():
+            raise SettingError(f"there is no checkpoint {self.resume}: start without it")
+        if self.checkpoint_every is not None and self.checkpoint_every < 0:
+            raise SettingError(f"checkpoint_every is {self.checkpoint_every}: it must be a number of steps, or 0 for never")
+        for target in (self._picture, self.sheet, self.preview):
+            if target:
+                check_output(target)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise an OutputError if the formats do not hold such a picture."""
+        for target in (self._picture, self.preview):
+            if target:
+                check_output(target, size)
+
+    @property
+    def _picture(self) -> str:
+        return str(self.folder / "picture.png") if self.folder else str(self.out)
+
+    def path(self, made_from: Mapping[str, Any]) -> Path:
+        """The file of a picture."""
+        return self.folder / f"{name_of(made_from)}.png" if self.folder else Path(str(self.out))
+
+
+def paint(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> None:
+    """Make a picture of each job, and write it.
+
+    Raises:
+        PanokitError: a job asks for something that cannot be, or a picture cannot be written.
+    """
+    painter = _Painter(jobs, worker, output)
+    with _stopping(worker, output):
+        made = worker.runtime.replicas(painter.one, len(jobs))
+    if output.sheet:
+        sheet = Path(output.sheet)
+        worker.runtime.first(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama]))
+        _say(worker, f"{sheet}: {len(made)} pictures")
+
+
+def paint_all(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> int:
+    """The same for many: what is there is left, and a job that fails is written down and does not keep the others.
+
+    Returns:
+        How many failed.
+    """
+    painter = _Painter(jobs, worker, output)
+    with _stopping(worker, output):
+        ends = worker.runtime.replicas(painter.attempt, len(jobs))
+    counts = {end: ends.count(end) for end in ("made", "there already", "failed")}
+    _say(worker, ", ".join(f"{count} {end}" for end, count in counts.items()))
+    return counts["failed"]
+
+
+def check(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output, names: Sequence[str] | None = None) -> list[Path]:
+    """The files that jobs end in.
+
+    Args:
+        jobs: what to make.
+        worker: who makes it.
+        output: where it goes.
+        names: what to call each job in an error; nothing unless given.
+
+    Raises:
+        PanokitError: jobs that cannot be, by name; or that are the same.
+    """
+    wrong: list[str] = []
+    paths: dict[Path, str] = {}
+    for k, job in enumerate(jobs):
+        try:
+            sampler, prompt, settings = worker.prepared(job)
+            grid = sampler.check(prompt, **settings)
+            output.check_size((settings["width"], settings["height"]))
+            if not worker.trusted:
+                recipe.check_work(len(grid) * settings.get("steps", 50))
+            path = output.path(sampler.recipe(prompt, **settings))
+            if names and path in paths:
+                raise SettingError(f"it is the same job as {paths[path]}: keep one of them")
+            paths[path] = names[k] if names else ""
+        except PanokitError as error:
+            if not names:
+                raise
+            wrong.append(f"{names[k]}: {error}")
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise SettingError("; ".join(wrong[:5]) + more)
+    return [*paths]
+
+
+@final
+class _Painter:
+    """Makes one job's picture, on whichever ranks."""
+
+    def __init__(self, jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> None:
+        self._jobs, self._worker, self._output = jobs, worker, output
+        self._start, self._done = time.monotonic(), 0
+
+    def one(self, k: int) -> Panorama | None:
+        """Make it and write it; what a contact sheet needs of it, if there is to be one."""
+        sampler, prompt, settings = self._worker.prepared(self._jobs[k])
+        return self._made(k, self._output.path(sampler.recipe(prompt, **settings)), resume=self._output.resume)
+
+    def attempt(self, k: int) -> str:
+        """Make it and write it, unless it is there; how that ended."""
+        runtime = self._worker.runtime
+        sampler, prompt, settings = self._worker.prepared(self._jobs[k])
+        path = self._output.path(sampler.recipe(prompt, **settings))
+        note = path.with_suffix(".error.txt")
+        if runtime.first(path.exists):
+            return "there already"
+        try:
+            self._made(k, path, resume=str(_checkpoint(path)))
+        except (RankError, OutputError):  # no other job would fare better
+            raise
+        except Exception as error:  # whatever a plugin does
+            what = f"{type(error).__name__}: {error}"
+            runtime.first(lambda: _write_note(note, what))
+            self._tell(f"{path}: failed, {' '.join(what.split())}")
+            return "failed"
+        runtime.first(lambda: note.unlink(missing_ok=True))
+        return "made"
+
+    def _made(self, k: int, path: Path, resume: str | None) -> Panorama | None:
+        worker, output = self._worker, self._output
+        again = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+        kept = None
+        callbacks: list[object] = [Preview(output.preview)] if output.preview else []
+        if output.checkpoint_every != 0:
+            kept = Checkpoint(_checkpoint(path), output.checkpoint_every, resume or (_checkpoint(path) if again else None))
+            callbacks.append(kept)
+        panorama = worker.make(self._jobs[k], callbacks=callbacks, progress=not output.quiet)
+        worker.runtime.first(lambda: self._write(panorama, path))
+        if kept:
+            worker.runtime.first(kept.clear)
+        self._tell(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
+        return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
+
+    def _write(self, panorama: Panorama, path: Path) -> None:
+        panorama.save(path)
+        if self._output.latents:
+            panorama.save_latents(path.with_suffix(".safetensors"))
+
+    def _tell(self, what: str) -> None:
+        """A line; with many jobs, how far they are and how long they will take."""
+        self._done += 1
+        runtime = self._worker.runtime
+        shared = len(self._jobs) < runtime.world_size
+        own = len(self._jobs) if shared else len(range(runtime.rank, len(self._jobs), runtime.world_size))
+        left = (time.monotonic() - self._start) / self._done * (own - self._done)
+        many = f" ({self._done} of {own}{f', {left / 60:.0f} min left' * (left >= 60)})" if own > 1 else ""
+        _say(self._worker, what + many)
+
+
+def _checkpoint(path: Path) -> Path:
+    return path.with_suffix(".checkpoint")
+
+
+def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> None:
+    with written_aside(path) as aside:
+        contact_sheet(panoramas).save(aside)
+
+
+def _write_note(path: Path, what: str) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(what + "\n", encoding="utf-8")
+
+
+def _thumbnail(image: Image) -> Image:
+    """As much of a picture as a contact sheet needs."""
+    small = image.copy()
+    small.thumbnail((2048, 2048))
+    return small
+
+
+def _say(worker: Worker, what: str) -> None:
+    if worker.runtime.writes:
+        print(what, flush=True)
+
+
+@contextmanager
+def _stopping(worker: Worker, output: Output) -> Iterator[None]:
+    """Where checkpoints were asked for, the first signal asks the run to write one and end; the next ends it at once."""
+
+    def stop(number: int, frame: object) -> None:
+        worker.runtime.stop()
+        for each, handler in before.items():
+            signal(each, handler)
+
+    asked = bool(output.checkpoint_every)
+    before = {each: signal(each, stop) for each in (SIGINT, SIGTERM)} if asked else {}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal(each, handler)

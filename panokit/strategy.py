@@ -1,0 +1,46 @@
+"""Fabric's processes, in a group that panokit opens."""
+
+import os
+from datetime import timedelta
+from typing import final
+
+import torch.distributed as dist
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+
+@final
+class WindowStrategy(DDPStrategy):
+    """As `ddp` starts processes; but those wait for each other no longer than `timeout`, and may be started again.
+
+    A launcher that starts processes again keeps its key-value store, and what ranks of the last attempt wrote there leads those
+    of the next one astray: each attempt has a prefix of its own.
+
+    Args:
+        timeout: how long a rank waits for another.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(timeout=timeout)
+        self._patience = timeout
+
+    def setup_environment(self) -> None:
+        """Open the group, so that Fabric finds one."""
+        environment = self.cluster_environment
+        if environment is not None and not dist.is_initialized():
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+            rank = self.node_rank * self.num_processes + self.local_rank
+            size = self.num_nodes * self.num_processes
+            store, rank, size = next(rendezvous("env://", rank, size, timeout=self._patience))
+            store.set_timeout(self._patience)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            dist.init_process_group(
+                "nccl" if self.root_device.type == "cuda" else "gloo",
+                store=PrefixStore(f"panokit/{attempt}", store),
+                rank=rank,
+                world_size=size,
+                timeout=self._patience,
+                device_id=self.root_device if self.root_device.type == "cuda" else None,
+            )
+        super().setup_environment()
