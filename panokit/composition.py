@@ -199,11 +199,11 @@ def _name(cls: type) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as plain data; what is none, a function say, as its repr, for people to read."""
+    """A setting as plain data; what is none, a function say, as its repr without an address: for people, and for comparison."""
     if isinstance(value, Fuser | Guidance | Scheduler):
         return describe(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+    return value if isinstance(value, bool | int | float | str | None) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))

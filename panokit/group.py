@@ -68,7 +68,7 @@ class Group:
             for chunk in shares[self.rank]:
                 self._lifeline.check()
                 try:
-                    flat = torch.cat([part.flatten(1) for part in compute(chunk)], dim=1)
+                    flat = torch.cat([part.reshape(len(chunk), -1) for part in compute(chunk)], dim=1)
                     sent[at : at + flat.numel()] = flat.flatten()
                 except Exception as error:  # whatever it is, the others must hear of it
                     failure, status = (error, chunk), Status.FAILED

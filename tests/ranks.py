@@ -1,11 +1,21 @@
 """What ranks do in the tests of sharding: each function runs in every process, started by `panokit.testing.processes`."""
 
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from panokit import DiffusersScheduler, Guidance, Runtime, Sampler
+from panokit.checkpoint import Checkpoint
+from panokit.cli import main
+from panokit.decoding import decode
+from panokit.errors import OutputError, PanokitError, SettingError
+from panokit.run import Run
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDGuidance
 from panokit_multidiffusion import MultiDiffusion
@@ -45,3 +55,152 @@ def latents(path: str, cases: list[tuple[str, str, str]]) -> None:
             pass
         made.append(run.canvas)
     torch.save(made, f"{path}.{shared.rank}")
+
+
+def outcome(work: Callable[[], Any]) -> int:
+    """Print what came of it, for the test to read."""
+    try:
+        print("done", work(), flush=True)
+    except PanokitError as error:
+        print(type(error).__name__, error, flush=True)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print("KeyboardInterrupt", interrupt, flush=True)
+        return 130
+    return 0
+
+
+def mapped(kind: str, timeout: float = 60.0) -> int:
+    """A map of 8 windows in which rank 1 does something out of turn, and another after it."""
+    shared = runtime(timeout=timeout)
+    shared.launch()
+
+    def fn(index: list[int]) -> tuple[Tensor]:
+        if shared.rank == 1 and 2 in index:
+            if kind == "raises":
+                raise ZeroDivisionError("no light")
+            if kind == "refuses":
+                raise SettingError("weight is -1")
+            if kind == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "hangs":
+                time.sleep(600)
+        if shared.rank != 1 and kind == "dies while others compute":
+            time.sleep(600)
+        if shared.rank == 1 and kind == "dies while others compute":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (torch.tensor(index, dtype=torch.float32),)
+
+    status = outcome(lambda: shared.map(fn, 8, [()])[0].tolist())
+    if kind in ("raises", "refuses"):  # the group has lived
+        outcome(lambda: shared.map(lambda index: (torch.tensor(index, dtype=torch.float32),), 3, [()])[0].tolist())
+    return status
+
+
+def different() -> int:
+    """Ranks that are about to make different pictures."""
+    shared = runtime()
+    sampler = Sampler(tiny_model(), runtime=shared)
+    return outcome(lambda: sampler.begin("a lake", height=16, width=32, steps=2 + shared.rank, seed=shared.rank))
+
+
+def written() -> int:
+    """What the first rank alone does, and fails at."""
+    shared = runtime()
+    shared.launch()
+    outcome(lambda: shared.first(lambda: shared.rank))
+
+    def full() -> None:
+        raise OutputError("cannot write a.png: No space left on device")
+
+    return outcome(lambda: shared.first(full))
+
+
+def replicas(path: str, prompts: list[str]) -> None:
+    """Several prompts, as each rank has their panoramas."""
+    shared = runtime()
+    made = Sampler(tiny_model(), runtime=shared)(prompts, height=16, width=32, steps=2)
+    torch.save([panorama.latents for panorama in made], f"{path}.{shared.rank}")
+
+
+def failing_replica() -> int:
+    """Of three pieces of work on two ranks the second fails."""
+    shared = runtime()
+    shared.launch()
+
+    def work(k: int) -> int:
+        if k == 1:
+            raise SettingError("the second cannot be")
+        return k
+
+    return outcome(lambda: shared.replicas(work, 3))
+
+
+def decoded(path: str, wrap: bool) -> None:
+    """A canvas that is decoded in tiles."""
+    shared = runtime()
+    shared.launch()
+    codec = tiny_model().codec
+    canvas = torch.randn(4, 96, 400, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.save(decode(codec, canvas, (False, wrap), shared), f"{path}.{shared.rank}")
+
+
+def stopped(folder: str) -> int:
+    """A run of which rank 1 is asked to stop after its second step."""
+    shared = runtime()
+
+    class Asks:
+        def on_step_end(self, run: Run) -> None:
+            if shared.rank == shared.world_size - 1 and run.level.step == 2:
+                shared.stop()
+
+    return run_to_end(shared, folder, [Asks()], every=1000)
+
+
+def killed(folder: str, rank: int, step: int, every: int, resume: bool) -> int:
+    """A run of which one rank kills itself in a step; -1 for none."""
+    shared = runtime()
+
+    class Dies:
+        def on_step_end(self, run: Run) -> None:
+            if shared.rank == rank and run.level.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return run_to_end(shared, folder, [Dies()], every=every, resume=resume)
+
+
+def run_to_end(shared: Runtime, folder: str, callbacks: list[object], every: int, resume: bool = False) -> int:
+    path = f"{folder}/run.checkpoint"
+    sampler = Sampler(
+        tiny_model(),
+        scheduler=DiffusersScheduler("dpm++_2m_sde"),
+        guidances=[MSDGuidance.projected(levels=2)],
+        runtime=shared,
+        callbacks=[Checkpoint(path, every, resume=path if resume else None), *callbacks],
+    )
+    steps: list[int] = []
+
+    def run() -> str:
+        for run in sampler.stream("a lake", height=32, width=48, steps=6, seed=1):
+            steps.append(run.level.step)
+        torch.save(run.canvas, f"{folder}/latents.{shared.rank}")
+        return f"from step {steps[0]}"
+
+    return outcome(run)
+
+
+def told(kind: str) -> int:
+    """What is said of how windows and ranks go together."""
+    warnings.simplefilter("always")
+    shared = Runtime(accelerator="cpu", micro_batch=8 if kind == "few" else 5)
+    width = 32 if kind == "few" else 96
+    sampler = Sampler(tiny_model(), runtime=shared)
+    for _ in range(2):
+        sampler.begin("a lake", height=16, width=width, steps=2)
+    return 0
+
+
+def command(words: list[str]) -> int:
+    """The command line."""
+    return main(words)

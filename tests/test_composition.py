@@ -128,3 +128,9 @@ def test_a_prompt_is_a_text_or_boxes_with_texts() -> None:
 def test_a_prompt_that_is_neither_is_told_the_form(data: object) -> None:
     with pytest.raises(SettingError, match="give a text, or"):
         prompt_from(data)
+
+
+def test_settings_that_are_no_data_are_described_alike_in_every_process() -> None:
+    described = describe(SyncDiffusion(metric=lambda a, b: (a - b).flatten(1).sum(1)))
+    assert described["metric"].startswith("<function ")
+    assert " at 0x" not in described["metric"]

@@ -52,23 +52,14 @@ class Processes:
             "TORCHELASTIC_RUN_ID": "test",
             **(environment or {}),
         }
-        self.ranks = [
-            context.Process(
-                target=_run,
-                args=(
-                    str(script),
-                    function,
-                    args,
-                    folder / f"{rank}.txt",
-                    {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                ),
-            )
-            for rank in range(size)
-        ]
-        for rank in self.ranks:
-            rank.start()
+        self.ranks = []
+        for rank in range(size):
+            own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            work = (str(script), function, args, folder / f"{rank}.txt", own)
+            self.ranks.append(context.Process(target=_run, args=work, daemon=True))
+            self.ranks[rank].start()
 
-    def wait(self, timeout: float = 120.0) -> list[int | None]:
+    def wait(self, timeout: float = 60.0) -> list[int | None]:
         """The exit statuses, when all have ended; minus the signal's number where one was killed.
 
         Raises:

@@ -1,0 +1,167 @@
+"""Ranks that are processes: the same bits on any number of them, and what all of them hear of one that fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from panokit.testing.processes import Processes
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+Run = Callable[..., Processes]
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Run:
+    """Start so many ranks on a function of `ranks.py`."""
+    return lambda size, function, *args, **more: Processes(size, SCRIPT, function, args, tmp_path, **more)
+
+
+def tensors(path: Path, size: int) -> list[Any]:
+    return [torch.load(f"{path}.{rank}", weights_only=True) for rank in range(size)]
+
+
+CASES = [
+    ("none", "ddpm", "x"),
+    ("none", "dpm++_2m", ""),
+    ("msd", "ddim", ""),
+    ("paper", "euler_a", ""),
+    ("sync", "ddim", ""),
+    ("both", "ddim", "x"),
+    ("msd3", "ddim", "xy"),
+]
+
+
+def test_the_same_bits_on_any_number_of_ranks(ranks: Run, tmp_path: Path) -> None:
+    """All methods, deterministic and stochastic schedulers, canvases that wrap; on every rank, and as in one process."""
+    made = {}
+    for size in (1, 2, 3, 4):
+        assert ranks(size, "latents", str(tmp_path / f"{size}"), CASES).wait() == [0] * size
+        made[size] = tensors(tmp_path / f"{size}", size)
+    for size, found in made.items():
+        for rank, canvases in enumerate(found):
+            for case, canvas, expected in zip(CASES, canvases, made[1][0], strict=True):
+                assert torch.equal(canvas, expected), (size, rank, case)
+    assert len({float(canvas.std()) for canvas in made[1][0]}) == len(CASES)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_large_canvas_is_decoded_in_tiles_that_the_ranks_share(ranks: Run, tmp_path: Path, wrap: bool) -> None:
+    made = {}
+    for size in (1, 3):
+        assert ranks(size, "decoded", str(tmp_path / f"{size}"), wrap).wait() == [0] * size
+        made[size] = tensors(tmp_path / f"{size}", size)
+    assert made[1][0].shape == (3, 192, 800)
+    assert all(torch.equal(picture, made[1][0]) for picture in made[3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("raises", "RankError ZeroDivisionError: no light (rank 1, windows 2 to 3)"),
+        ("refuses", "SettingError weight is -1 (rank 1, windows 2 to 3)"),
+    ],
+)
+def test_what_one_rank_raises_all_raise_and_live(ranks: Run, kind: str, message: str) -> None:
+    started = ranks(3, "mapped", kind)
+    assert started.wait() == [1, 1, 1]
+    assert [said.splitlines() for said in started.said()] == [[message, "done [0.0, 1.0, 2.0]"]] * 3
+
+
+@pytest.mark.parametrize("kind", ["dies", "dies while others compute"])
+def test_when_a_rank_dies_the_others_end_at_once(ranks: Run, kind: str) -> None:
+    started = ranks(3, "mapped", kind)
+    started.ranks[1].join()
+    for rank in (0, 2):
+        started.ranks[rank].join(timeout=2.0)  # a second, and a slow machine
+    assert started.wait(timeout=0.1) == [1, -9, 1]
+    for rank in (0, 2):
+        assert "rank 1 has ended, and its windows are missing" in started.said()[rank]
+
+
+def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_ends(ranks: Run) -> None:
+    started = ranks(2, "mapped", "hangs", 3.0)
+    assert started.wait() == [1, 1]
+    assert "RankError the other ranks could not be reached" in started.said()[0]
+    assert "Timed out" in started.said()[0]
+    assert "rank 0 has ended" in started.said()[1]
+
+
+def test_ranks_that_are_about_to_make_different_pictures_say_so(ranks: Run) -> None:
+    started = ranks(2, "different")
+    assert started.wait() == [1, 1]
+    expected = "RankError rank 0 and rank 1 were not started alike: steps is 2 and 3; seed is 0 and 1: "
+    assert all(said.startswith(expected) for said in started.said())
+
+
+def test_what_the_first_rank_does_alone_all_hear_of(ranks: Run) -> None:
+    started = ranks(2, "written")
+    assert started.wait() == [1, 1]
+    expected = ["done 0", "OutputError cannot write a.png: No space left on device"]
+    assert [said.splitlines() for said in started.said()] == [expected] * 2
+
+
+def test_with_as_many_prompts_as_ranks_each_rank_makes_its_own(ranks: Run, tmp_path: Path) -> None:
+    prompts = ["a lake", "a city", "a beach"]
+    made = {}
+    for size in (1, 2, 4):  # 4 ranks share each
+        assert ranks(size, "replicas", str(tmp_path / f"{size}"), prompts).wait() == [0] * size
+        made[size] = tensors(tmp_path / f"{size}", size)
+    for size, found in made.items():
+        for latents in found:
+            assert all(torch.equal(a, b) for a, b in zip(latents, made[1][0], strict=True)), size
+
+
+def test_a_replica_that_fails_fails_everywhere(ranks: Run) -> None:
+    started = ranks(2, "failing_replica")
+    assert started.wait() == [1, 1]
+    assert started.said() == ["SettingError the second cannot be (rank 1)\n", "SettingError the second cannot be\n"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("few", "2 devices share 3 windows in chunks of up to 8: 1 are of use; with micro_batch 1 2 are"),
+        ("uneven", "of 11 windows the busiest of 2 devices computes 7 a step; with micro_batch 3 it is 6"),
+    ],
+)
+def test_devices_with_too_little_to_do_are_told_once(ranks: Run, kind: str, message: str) -> None:
+    started = ranks(2, "told", kind)
+    assert started.wait() == [0, 0]
+    first, second = started.said()
+    assert first.count(message) == 1
+    assert "devices" not in second
+
+
+def test_one_that_is_asked_to_stop_stops_all_after_the_step_with_a_checkpoint(ranks: Run, tmp_path: Path) -> None:
+    started = ranks(2, "stopped", str(tmp_path))
+    assert started.wait() == [130, 130]
+    (said,) = {*started.said()}
+    assert said == "KeyboardInterrupt stopped after step 3 of 6\n"
+    again = ranks(1, "killed", str(tmp_path), -1, -1, 1000, True)
+    assert again.wait() == [0]
+    assert again.said() == ["done from step 4\n"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert Processes(1, SCRIPT, "killed", (str(folder), -1, -1, 1000, False), folder).wait() == [0]
+    return tensors(folder / "latents", 1)[0]
+
+
+@pytest.mark.parametrize(("rank", "step", "every", "size"), [(1, 3, 1, 2), (0, 4, 2, 3), (1, 5, 1, 1)])
+def test_a_run_that_lost_a_rank_goes_on_to_the_same_bits(
+    ranks: Run, tmp_path: Path, unbroken: torch.Tensor, rank: int, step: int, every: int, size: int
+) -> None:
+    """On as many ranks or another number of them; all but the step of the last checkpoint is kept."""
+    broken = ranks(2, "killed", str(tmp_path), rank, step, every, False)
+    statuses = broken.wait()
+    assert statuses[rank] == -9
+    assert statuses[1 - rank] == 1
+    again = ranks(size, "killed", str(tmp_path), -1, -1, 1000, True)
+    assert again.wait() == [0] * size
+    assert [said.splitlines()[-1] for said in again.said()] == [f"done from step {step // every * every + 1}"] * size
+    assert all(torch.equal(latents, unbroken) for latents in tensors(tmp_path / "latents", size))
