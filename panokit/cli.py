@@ -30,6 +30,7 @@ from panokit.errors import (
     RankError,
     SettingError,
     ShardingWarning,
+    TerminatedError,
 )
 from panokit.options import no_option, objection
 from panokit.registry import Kind
@@ -82,10 +83,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except PanokitError as error:
         return _complain(error, 2)
-    except _TerminatedError:
-        return _complain("terminated", 143)
     except KeyboardInterrupt as interrupt:
-        return _complain(f"interrupted{': ' * bool(str(interrupt))}{interrupt}", 130)
+        what, status = ("terminated", 143) if isinstance(interrupt, TerminatedError) else ("interrupted", 130)
+        return _complain(": ".join(filter(None, (what, str(interrupt)))), status)
     except BrokenPipeError:  # `panokit plugins | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -288,14 +288,10 @@ def _objection(message: str, command: str) -> str:
     return objection(message, _COMMANDS.get(command, main))
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, as an exception, so that no half file is left."""
-
-
 @contextmanager
 def _terminated() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
-        raise _TerminatedError
+        raise TerminatedError
 
     before = signal(SIGTERM, stop) if current_thread() is main_thread() else None
     try:

@@ -89,6 +89,10 @@ class Group:
         parts = ordered.split(widths, dim=1)
         return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), max(heard)
 
+    def check(self) -> None:
+        """Raise a RankError if another rank has ended: what is begun together ends together."""
+        self._lifeline.check()
+
     def first(self, work: Callable[[], Made]) -> Made:
         """What `work` returns on the first rank, on every rank; or what it raises there.
 

@@ -43,7 +43,8 @@ def objection(message: str, function: Callable[..., Any], dashes: str = "--") ->
 def no_option(name: str, names: Collection[str], dashes: str = "--") -> str:
     """What to say of an option that there is not."""
     close = get_close_matches(name.lstrip("-"), [*names, *(["config"] if dashes else [])], n=1)
-    hint = f"did you mean {dashes}{close[0]}?" if close else f"there are {', '.join(sorted(names))}"
+    others = "see --help" if dashes else f"there are {', '.join(sorted(names))}"
+    hint = f"did you mean {dashes}{close[0]}?" if close else others
     return f"there is no option {name}: {hint}"
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
+from threading import current_thread, main_thread
 from typing import Any, final
 
 from PIL.Image import Image
@@ -14,7 +15,7 @@ from PIL.Image import Image
 from panokit import recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
-from panokit.errors import OutputError, PanokitError, RankError, SettingError
+from panokit.errors import OutputError, PanokitError, RankError, SettingError, TerminatedError
 from panokit.jobs import Worker, name_of
 from panokit.panorama import Panorama, check_output, contact_sheet, written_aside
 
@@ -183,7 +184,12 @@ class _Painter:
         if output.checkpoint_every != 0:
             kept = Checkpoint(_checkpoint(path), output.checkpoint_every, resume or (_checkpoint(path) if again else None))
             callbacks.append(kept)
-        panorama = worker.make(self._jobs[k], callbacks=callbacks, progress=not output.quiet)
+        try:
+            panorama = worker.make(self._jobs[k], callbacks=callbacks, progress=not output.quiet)
+        except KeyboardInterrupt as interrupt:
+            if kept and kept.path.exists():
+                raise type(interrupt)(f"{interrupt or 'stopped'}; --resume {kept.path} goes on from its checkpoint") from None
+            raise
         worker.runtime.first(lambda: self._write(panorama, path))
         if kept:
             worker.runtime.first(kept.clear)
@@ -235,16 +241,22 @@ def _say(worker: Worker, what: str) -> None:
 @contextmanager
 def _stopping(worker: Worker, output: Output) -> Iterator[None]:
     """Where checkpoints were asked for, the first signal asks the run to write one and end; the next ends it at once."""
+    heard: list[int] = []
 
     def stop(number: int, frame: object) -> None:
+        heard.append(number)
         worker.runtime.stop()
         for each, handler in before.items():
             signal(each, handler)
 
-    asked = bool(output.checkpoint_every)
-    before = {each: signal(each, stop) for each in (SIGINT, SIGTERM)} if asked else {}
+    listens = bool(output.checkpoint_every) and current_thread() is main_thread()
+    before = {each: signal(each, stop) for each in (SIGINT, SIGTERM)} if listens else {}
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        if SIGTERM in heard:
+            raise TerminatedError(*interrupt.args) from None
+        raise
     finally:
         for each, handler in before.items():
             signal(each, handler)

@@ -238,6 +238,8 @@ class Runtime:
         """
         size = micro_batch or self.micro_batch
         plan = chunks(n, size)
+        if self._group:
+            self._group.check()
         if (group := self._sharing) is None:
             return joined([self._pieces.rows(fn, chunk, size) for chunk in plan])
         like = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -292,14 +294,17 @@ class Runtime:
         if not self._sharing or self.rank != 0 or n in self._advised:
             return
         self._advised.add(n)
-        if (useful := len(chunks(n, size))) < ranks:
-            more = f"; with micro_batch 1 {min(n, ranks)} are" if min(n, ranks) > useful else ""
-            message = f"{ranks} devices share {n} windows in chunks of up to {size}: {useful} are of use{more}"
+        useful, best = min(len(chunks(n, size)), ranks), better(n, size, ranks)
+        busy = busiest(n, size, ranks)
+        if useful < ranks:
+            message = f"{n} windows in chunks of up to {size} are work for {useful} of {ranks} devices"
+            if best:
+                message += f"; with micro_batch {best} for {min(len(chunks(n, best)), ranks)}"
             warnings.warn(message, ShardingWarning, stacklevel=2)
-        elif (best := better(n, size, ranks)) and busiest(n, best, ranks) < 0.9 * busiest(n, size, ranks):
+        elif best and busiest(n, best, ranks) < 0.9 * busy:
             message = (
-                f"of {n} windows the busiest of {ranks} devices computes {busiest(n, size, ranks)} a step; "
-                f"with micro_batch {best} it is {busiest(n, best, ranks)}"
+                f"of {n} windows the busiest of {ranks} devices computes {busy} a step; with micro_batch {best} it is "
+                f"{busiest(n, best, ranks)}"
             )
             warnings.warn(message, ShardingWarning, stacklevel=2)
 

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,4 +205,51 @@ def told(kind: str) -> int:
 
 def command(words: list[str]) -> int:
     """The command line."""
+    sys.path[:0] = filter(None, [os.environ.get("PYTHONPATH")])
     return main(words)
+
+
+def command_that_dies(words: list[str], step: int) -> int:
+    """The same; the last rank is killed in a step."""
+    return struck(words, step, signal.SIGKILL)
+
+
+def command_that_is_terminated(words: list[str], step: int) -> int:
+    """The same; the last rank is asked to end."""
+    return struck(words, step, signal.SIGTERM)
+
+
+def struck(words: list[str], step: int, what: signal.Signals) -> int:
+    proceed = Run.step
+
+    def strikes(run: Run) -> None:
+        proceed(run)
+        if run.level.step == step and run.runtime.rank == run.runtime.world_size - 1:
+            os.kill(os.getpid(), what)
+
+    Run.step = strikes  # type: ignore[method-assign]  # in this process alone
+    return main(words)
+
+
+def killed_in_write(folder: str, point: str, step: int) -> int:
+    """A run whose first rank is killed while it writes a step's checkpoint: half of it, all of it, or between renamings."""
+    shared = runtime()
+    calls = {"write": 0, "replace": 0}
+    write, replace = Path.write_bytes, Path.replace
+
+    def writes(path: Path, data: bytes) -> int:
+        calls["write"] += 1
+        if calls["write"] == step and point == "half":
+            write(path, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, data)
+
+    def replaces(path: Path, target: Path) -> Path:
+        calls["replace"] += 1
+        fatal = {"whole": 2 * step - 2, "between": 2 * step - 1}.get(point)  # the first checkpoint is renamed once
+        if calls["replace"] == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    Path.write_bytes, Path.replace = writes, replaces  # type: ignore[assignment, method-assign]  # in this process alone
+    return run_to_end(shared, folder, [], every=1)

@@ -1,11 +1,14 @@
 """Ranks that are processes: the same bits on any number of them, and what all of them hear of one that fails."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from panokit.testing.processes import Processes
 
@@ -123,7 +126,7 @@ def test_a_replica_that_fails_fails_everywhere(ranks: Run) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("few", "2 devices share 3 windows in chunks of up to 8: 1 are of use; with micro_batch 1 2 are"),
+        ("few", "3 windows in chunks of up to 8 are work for 1 of 2 devices; with micro_batch 2 for 2"),
         ("uneven", "of 11 windows the busiest of 2 devices computes 7 a step; with micro_batch 3 it is 6"),
     ],
 )
@@ -165,3 +168,74 @@ def test_a_run_that_lost_a_rank_goes_on_to_the_same_bits(
     assert again.wait() == [0] * size
     assert [said.splitlines()[-1] for said in again.said()] == [f"done from step {step // every * every + 1}"] * size
     assert all(torch.equal(latents, unbroken) for latents in tensors(tmp_path / "latents", size))
+
+
+@pytest.mark.parametrize(("point", "step", "size"), [("half", 3, 2), ("whole", 2, 1), ("between", 4, 2)])
+def test_what_is_killed_while_it_writes_a_checkpoint_loses_that_step_alone(
+    ranks: Run, tmp_path: Path, unbroken: torch.Tensor, point: str, step: int, size: int
+) -> None:
+    broken = ranks(2, "killed_in_write", str(tmp_path), point, step)
+    assert broken.wait()[0] == -9
+    again = ranks(size, "killed", str(tmp_path), -1, -1, 1000, True)
+    assert again.wait() == [0] * size
+    assert [said.splitlines()[-1] for said in again.said()] == [f"done from step {step}"] * size
+    assert all(torch.equal(latents, unbroken) for latents in tensors(tmp_path / "latents", size))
+
+
+def test_a_restarting_launcher_goes_on_where_it_was(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    """Its store lives on, with what the last attempt left in it; the command is the same, and needs no --resume."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    words = ["generate", "a lake", "--model", str(folder), "--height", "24", "--width", "40", "--steps", "6"]
+    words += ["--checkpoint_every", "1", "--out"]
+    whole = ranks(1, "command", [*words, str(tmp_path / "whole.png")])
+    assert whole.wait() == [0]
+    path = str(tmp_path / "a.png")
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    broken = ranks(2, "command_that_dies", [*words, path], 3, environment=agent, port=store.port)
+    assert broken.wait() == [1, -9]
+    assert (tmp_path / "a.checkpoint").exists()
+    agent["TORCHELASTIC_RESTART_COUNT"] = "1"
+    again = ranks(2, "command", [*words, path], environment=agent, port=store.port)
+    assert again.wait() == [0, 0]
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert sorted(each.name for each in tmp_path.iterdir() if each.suffix != ".txt") == ["a.png", "whole.png"]
+
+
+def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_to_go_on_from(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    words = ["generate", "a lake", "--model", str(folder), "--height", "24", "--width", "40", "--steps", "6"]
+    words += ["--checkpoint_every", "1000", "--out"]
+    path, kept = tmp_path / "a.png", tmp_path / "a.checkpoint"
+    ended = ranks(2, "command_that_is_terminated", [*words, str(path)], 3)
+    assert ended.wait() == [130, 143]  # the one that heard the signal, and the one that heard of it
+    assert ended.said()[0].splitlines()[-1] == (
+        f"panokit: interrupted: stopped after step 4 of 6; --resume {kept} goes on from its checkpoint"
+    )
+    assert not path.exists()
+    assert ranks(1, "command", [*words, str(path), "--resume", str(kept)]).wait() == [0]
+    assert ranks(1, "command", [*words, str(tmp_path / "whole.png")]).wait() == [0]
+    assert path.read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert not kept.exists()
+
+
+def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    jobs = [{"prompt": f"lake {k}", "seed": k} for k in range(3)]
+    jobs.append({"prompt": "a lake", "fuser": {"plugin": f"{SCRIPT.stem}_fuser:Fails"}})
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    (tmp_path / f"{SCRIPT.stem}_fuser.py").write_text(
+        "from dataclasses import dataclass\nfrom panokit import Fuser\n\n@dataclass(frozen=True)\nclass Fails(Fuser):\n"
+        "    def fuse(self, windows, grid):\n        raise ZeroDivisionError('no weights')\n"
+    )
+    (tmp_path / "made").mkdir()
+    words = ["generate", "--jobs", str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "24"]
+    words += ["--steps", "2", "--out", str(tmp_path / "made")]
+    started = ranks(2, "command", words, environment={"PYTHONPATH": str(tmp_path)})
+    assert started.wait() == [1, 1]
+    first, second = started.said()
+    assert first.splitlines()[-1] == "3 made, 0 there already, 1 failed"
+    assert "lake-1-" in second
+    assert "failed, ZeroDivisionError: no weights" in second
+    names = sorted(re.sub(r"[0-9a-f]{8}", "*", path.name) for path in (tmp_path / "made").iterdir())
+    assert names == ["a-lake-0-*.error.txt", "lake-0-0-*.png", "lake-1-1-*.png", "lake-2-2-*.png"]
+    again = ranks(1, "command", words, environment={"PYTHONPATH": str(tmp_path)})
+    assert again.wait() == [1]
+    assert again.said()[0].splitlines()[-1] == "0 made, 3 there already, 1 failed"
