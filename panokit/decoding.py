@@ -1,14 +1,10 @@
 """From a whole canvas to its picture: in one piece, or in tiles that the ranks share."""
 
-from dataclasses import dataclass
-from typing import final
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.denoiser import Codec
-from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
 
@@ -36,7 +32,7 @@ def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...],
     (tiles,) = runtime.map(
         lambda index: (codec.decode(grid.crop(canvas, index)),), len(grid), [(3, *pixels.window)], micro_batch=1
     )
-    return _Feathered(OVERLAP * codec.factor).fuse(tiles, pixels)
+    return _faded(tiles, pixels, OVERLAP * codec.factor)
 
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
@@ -49,23 +45,24 @@ def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-@final
-@dataclass(frozen=True)
-class _Feathered(WeightedFuser):
-    """Tiles that fade towards their borders, where a decoder has seen zeros in the place of what lies beyond.
+def _faded(tiles: Tensor, grid: Grid, fade: int) -> Tensor:
+    """The mean of the tiles, which fade over `fade` pixels towards every edge that is not the canvas's own.
 
-    Over `fade` pixels from an edge the weight rises from next to nothing to 1; but the outer sixth of them counts for nothing
-    wherever another tile has more to say.
+    Beyond such an edge the decoder has seen zeros in the place of what is there: the outer sixth of the fade counts for next to
+    nothing.
     """
-
-    fade: int
-
-    def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
-        weight = torch.ones(grid.window)
-        for axis, (cells, size) in enumerate(zip(grid.window, grid.size, strict=True)):
-            if cells == size and not grid.wrap[axis]:
-                continue  # no other tile is there to take over
-            inwards = torch.minimum(torch.arange(cells), torch.arange(cells).flip(0)) + 0.5
-            rise = ((inwards / self.fade - 1 / 6) * 1.5).clamp(1e-6, 1)
-            weight = weight * rise.view(-1, *(1,) * (len(grid.window) - axis - 1))
-        return weight
+    total = tiles.new_zeros((*tiles.shape[1:-2], *grid.size))
+    norm = tiles.new_zeros(grid.size)
+    for i, tile in enumerate(tiles):
+        weight = tiles.new_ones(grid.window)
+        for axis, (origin, window, size) in enumerate(zip(grid.origins[i], grid.window, grid.size, strict=True)):
+            rise = ((torch.arange(window, device=tiles.device) + 0.5) / fade - 1 / 6).mul(1.5).clamp(1e-6, 1)
+            shape = (-1, 1) if axis == 0 else (1, -1)
+            if origin > 0 or grid.wrap[axis]:
+                weight = weight * rise.view(shape)
+            if origin + window < size or grid.wrap[axis]:
+                weight = weight * rise.flip(0).view(shape)
+        for at, of in grid.pieces(i):
+            total[at] += (tile * weight)[of]
+            norm[at] += weight[of]
+    return total / norm

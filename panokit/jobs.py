@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from panokit.composition import Plugin, build, prompt_from
@@ -53,7 +53,7 @@ class Worker:
         self._samplers: dict[str, Sampler] = {}
         self._parts: dict[str, Any] = {}
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
         """The batch, columns by name, with the columns `png`, the pictures' files, and `error`, empty where all went well.
 
         One job that fails does not fail the others.

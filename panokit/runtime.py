@@ -113,6 +113,8 @@ class Runtime:
         if not dist.is_initialized():
             try:
                 self.fabric.launch()
+            except ValueError as cause:  # a launcher has started another number of processes
+                raise SettingError(f"the devices cannot be used: {' '.join(str(cause).split())}") from cause
             except TypeError as cause:  # of a strategy that forks or spawns, which is Fabric's choice in a notebook
                 raise SettingError(NOTEBOOK.format(self.world_size)) from cause
             atexit.register(end, getattr(self.fabric.strategy.launcher, "procs", []))
@@ -150,8 +152,8 @@ class Runtime:
 
     @property
     def stopping(self) -> bool:
-        """Whether the run is to end after this step: a rank was asked to, and all know."""
-        return self._agreed if self._sharing else self._asked
+        """Whether the run is to end after this step: a rank was asked to before its windows were done, and all know."""
+        return self._agreed
 
     def stop(self) -> None:
         """Ask all ranks to end their run after this step; a signal handler may."""
@@ -241,6 +243,7 @@ class Runtime:
         if self._group:
             self._group.check()
         if (group := self._sharing) is None:
+            self._agreed |= self._asked
             return joined([self._pieces.rows(fn, chunk, size) for chunk in plan])
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         status = Status.STOP if self._asked else Status.FINE

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Guidance, Runtime, Sampler
+from panokit import DiffusersScheduler, Guidance, Runtime, Sampler, group
 from panokit.checkpoint import Checkpoint
 from panokit.cli import main
 from panokit.decoding import decode
@@ -253,3 +253,36 @@ def killed_in_write(folder: str, point: str, step: int) -> int:
 
     Path.write_bytes, Path.replace = writes, replaces  # type: ignore[assignment, method-assign]  # in this process alone
     return run_to_end(shared, folder, [], every=1)
+
+
+def collectives(path: str, name: str, steps: int) -> None:
+    """How many collectives a run takes, and how many bytes of them this rank receives."""
+    shared = runtime()
+    sampler = Sampler(tiny_model(), guidances=guidances(name), runtime=shared)
+    run = sampler.begin("a lake", height=32, width=64, steps=steps)
+    taken: list[int] = []
+    gather = group._all_gather
+
+    def counted(received: Tensor, sent: Tensor) -> None:
+        taken.append(received.numel() * received.element_size())
+        gather(received, sent)
+
+    group._all_gather = counted
+    told: list[list[int]] = []
+    while not run.done:
+        run.step()
+        told.append(taken[:])
+        taken.clear()
+    torch.save(told, f"{path}.{shared.rank}")
+
+
+def timed(path: str, steps: int) -> None:
+    """The CPU time of a run of 28 windows."""
+    shared = runtime()
+    sampler = Sampler("landscapes", runtime=shared)
+    run = sampler.begin("a lake", height=128, width=128 + 27 * 16, stride=16, steps=steps)
+    run.step()
+    start = time.process_time()
+    while not run.done:
+        run.step()
+    torch.save(time.process_time() - start, f"{path}.{shared.rank}")

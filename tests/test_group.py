@@ -1,7 +1,10 @@
 """Ranks that are processes: the same bits on any number of them, and what all of them hear of one that fails."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+from panokit.sharding import busiest
 from panokit.testing.processes import Processes
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -239,3 +243,29 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
     again = ranks(1, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert again.wait() == [1]
     assert again.said()[0].splitlines()[-1] == "0 made, 3 there already, 1 failed"
+
+
+@pytest.mark.parametrize(("name", "rows"), [("none", [(21, 256)]), ("msd", [(3, 256), (21, 2 * 256 + 3)])])
+def test_a_step_takes_one_collective_and_one_more_for_a_coarse_canvas(
+    ranks: Run, tmp_path: Path, name: str, rows: list[tuple[int, int]]
+) -> None:
+    """And no more bytes than the closed form: on each rank the longest share's rows and a number, from every rank."""
+    size, steps = 2, 4
+    assert ranks(size, "collectives", str(tmp_path / "told"), name, steps).wait() == [0] * size
+    expected = [4 * size * (width * busiest(n, 2, size) + 1) for n, width in rows]
+    guided = steps // 2 if name == "msd" else steps  # the second half is not guided
+    plain = [4 * size * (256 * busiest(21, 2, size) + 1)]
+    for told in tensors(tmp_path / "told", size):
+        assert told == [expected] * guided + [plain] * (steps - guided)
+
+
+def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    """Processes of its own, one of which speaks; the picture of one process."""
+    words = ["generate", "a lake", "--model", str(folder), "--height", "26", "--width", "58", "--steps", "3", "--wrap", "x"]
+    words += ["--micro_batch", "2", "--scheduler", "ddpm", "--out"]
+    command = [sys.executable, "-m", "panokit", *words, "two.png", "--devices", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "two.png: 58 x 26 pixels\n", "")
+    assert ranks(1, "command", [*words, str(tmp_path / "one.png")]).wait() == [0]
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

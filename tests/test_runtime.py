@@ -1,6 +1,5 @@
 """The one collective: chunks fixed by count and micro-batch, rows in order, same bits for any number of ranks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,23 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from hypothesis import given
-from hypothesis import strategies as st
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from panokit import Model, Runtime, Sampler, SettingError
-from panokit.sharding import chunks
 from panokit.testing.toys import Pull, ToyDenoiser, toy_run
-
-
-@given(st.integers(1, 600), st.integers(1, 16))
-def test_chunks_deal_every_number_once_in_order_in_near_equal_runs(n: int, micro_batch: int) -> None:
-    plan = chunks(n, micro_batch)
-    assert [i for chunk in plan for i in chunk] == list(range(n))
-    lengths = [len(chunk) for chunk in plan]
-    assert max(lengths) <= micro_batch
-    assert max(lengths) - min(lengths) <= 1
-    assert len(plan) == -(-n // micro_batch)
 
 
 def test_map_returns_all_rows_in_order() -> None:
@@ -128,17 +115,68 @@ def test_guided_runs_use_it_where_they_go_back_through_the_denoiser(jacobian: An
     assert max(denoiser.forwards) == expected
 
 
-def test_the_same_bits_on_one_and_two_ranks(tmp_path: Path) -> None:
-    """Real processes over gloo: 21 windows in chunks of 2, a stochastic scheduler, a wrapped canvas."""
-    latents = []
+def test_devices_that_are_not_there_are_told() -> None:
+    with pytest.raises(SettingError, match=r"2 devices \(cuda\) on 1 machines cannot be used"):
+        Runtime(accelerator="cuda", devices=2)
+    with pytest.raises(SettingError, match=r"\(light\) on 1 machines cannot be used"):
+        Runtime(accelerator="light")
+
+
+def test_a_notebook_is_told_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(SettingError, match=r"cannot be started from a notebook.*panokit generate --devices N"):
+        Runtime(accelerator="cpu", devices=2)
+    assert Runtime(accelerator="cpu").world_size == 1
+
+
+def test_a_fabric_that_would_fork_is_told_too() -> None:
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn")
+    with pytest.raises(SettingError, match="cannot be started from a notebook, nor by spawning"):
+        Runtime(fabric=fabric).launch()
+
+
+def test_the_processes_of_a_launcher_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("GROUP_RANK", "1")
+    runtime = Runtime(accelerator="cpu")
+    assert (runtime.world_size, runtime.rank) == (6, 4)
+    with pytest.raises(SettingError, match=r"the devices cannot be used: .*devices=2"):
+        Runtime(accelerator="cpu", devices=2).launch()
+
+
+def test_those_of_slurm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_NAME": "panorama"}.items():
+        monkeypatch.setenv(name, value)
+    runtime = Runtime(accelerator="cpu")
+    assert (runtime.world_size, runtime.rank) == (4, 3)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_is_a_time(timeout: float) -> None:
+    with pytest.raises(SettingError, match="a number of seconds above 0"):
+        Runtime(accelerator="cpu", timeout=timeout)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: checks that networks and rows are on it")
+def test_on_cuda_networks_and_rows_are_there() -> None:
+    runtime = Runtime(accelerator="cuda")
+    module = nn.Linear(2, 2)
+    runtime.place(module)
+    (rows,) = runtime.map(lambda index: (module(torch.ones(len(index), 2, device=runtime.device)),), 5, [(2,)])
+    assert module.weight.device.type == rows.device.type == "cuda"
+    assert runtime.peak_memory > 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: the collective over NCCL")
+def test_the_same_bits_on_two_gpus(tmp_path: Path) -> None:
+    made = []
     for devices in (1, 2):
-        path = tmp_path / f"{devices}.pt"
-        script = Path(__file__).with_name("sharded_run.py")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(devices), str(path)], env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stderr
-        latents.append(torch.load(path, weights_only=True))
-    assert torch.equal(*latents)
-    assert latents[0].std() > 0.1
+        out = tmp_path / f"{devices}.png"
+        words = ["a lake", "--height", "128", "--width", "512", "--steps", "4", "--devices", str(devices), "--out", str(out)]
+        subprocess.run([sys.executable, "-m", "panokit", "generate", *words], check=True, timeout=240)
+        made.append(out.read_bytes())
+    assert made[0] == made[1]

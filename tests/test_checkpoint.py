@@ -1,0 +1,131 @@
+"""Checkpoints: what goes in comes out, another panorama is refused, and a damaged one falls back to the one before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panokit import DiffusersScheduler, Model, Runtime, Sampler, SettingError, checkpoint
+from panokit.checkpoint import Checkpoint, read
+from panokit.errors import FallbackWarning, OutputError
+from panokit.testing.toys import toy_run
+
+SIZE = {"height": 16, "width": 32, "steps": 4}
+
+
+def sampler(tiny: Model, *callbacks: object) -> Sampler:
+    runtime = Runtime(accelerator="cpu")
+    return Sampler(tiny, scheduler=DiffusersScheduler("euler_a"), runtime=runtime, callbacks=callbacks)
+
+
+def interrupted(tiny: Model, path: Path, after: int = 3, every: int = 1) -> None:
+    for run in sampler(tiny, Checkpoint(path, every)).stream("a lake", **SIZE):
+        if run.level.step == after:
+            break
+
+
+def test_a_resumed_run_makes_the_steps_that_are_left_and_the_same_picture(tiny: Model, tmp_path: Path) -> None:
+    interrupted(tiny, tmp_path / "a")
+    kept = Checkpoint(tmp_path / "a", resume=tmp_path / "a")
+    steps = [(run.level.step, run.canvas) for run in sampler(tiny, kept).stream("a lake", **SIZE)]
+    whole = sampler(tiny)("a lake", **SIZE)
+    assert [step for step, _ in steps] == [4]
+    assert torch.equal(steps[-1][1], whole.latents)
+    kept.clear()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_checkpoint_a_run_starts_at_the_beginning(tiny: Model, tmp_path: Path) -> None:
+    runs = sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE)
+    assert next(runs).level.step == 1
+
+
+@pytest.mark.parametrize(("changed", "message"), [({"steps": 5}, "steps is 5 and 4"), ({"seed": 3}, "seed is 3 and 0")])
+def test_a_checkpoint_of_another_panorama_is_refused_with_the_difference(
+    tiny: Model, tmp_path: Path, changed: dict[str, int], message: str
+) -> None:
+    interrupted(tiny, tmp_path / "a")
+    with pytest.raises(SettingError, match=f"is of another panorama: .*{message}; ask for the same, or delete it"):
+        next(sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **{**SIZE, **changed}))
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -10])
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny: Model, tmp_path: Path, length: int) -> None:
+    interrupted(tiny, tmp_path / "a")
+    whole = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(whole[:length])
+    runs = sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE)
+    with pytest.warns(FallbackWarning, match="is damaged, or none: .*; the one before it is used"):
+        assert next(runs).level.step == 3
+    (tmp_path / "a.before").write_bytes(b"")
+    with pytest.raises(SettingError, match="delete it to start from the beginning"):
+        next(sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE))
+
+
+def test_one_comes_once_a_minute_unless_told_otherwise(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    for run in sampler(tiny, Checkpoint(tmp_path / "a")).stream("a lake", **SIZE):
+        assert (tmp_path / "a").exists() == (run.level.step >= 3), run.level.step
+        now += 30.0
+
+
+def test_a_run_that_is_asked_to_stop_leaves_one(tiny: Model, tmp_path: Path) -> None:
+    made = sampler(tiny, Checkpoint(tmp_path / "a"))
+    runs = made.stream("a lake", **SIZE)
+    next(runs)
+    made.runtime.stop()
+    next(runs)  # the step after which it hears of it
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 2 of 4"):
+        next(runs)
+    assert read(tmp_path / "a")[1]["level"] == 2
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        Checkpoint(tmp_path / "nowhere" / "a").write(toy_run())
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_checkpoint_comes_after_a_step_or_more(every: int) -> None:
+    with pytest.raises(SettingError, match="after 1 step or more"):
+        Checkpoint("a", every)
+
+
+def test_a_memory_that_is_no_data_is_told(tmp_path: Path) -> None:
+    run = toy_run()
+    run.guided = [(object(), {"net": object()})]  # type: ignore[list-item]  # what a plugin might remember
+    with pytest.raises(SettingError, match="a object cannot be kept in a checkpoint"):
+        Checkpoint(tmp_path / "a").write(run)
+
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.builds(torch.arange, st.integers(0, 3))
+)
+data = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+)
+
+
+@given(data)
+@settings(max_examples=50)
+def test_any_nested_data_come_back(value: Any) -> None:
+    def same(one: Any, two: Any) -> bool:
+        if isinstance(one, torch.Tensor):
+            return torch.equal(one, two)
+        if isinstance(one, dict):
+            return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+        if isinstance(one, list):
+            return len(one) == len(two) and all(map(same, one, two))
+        return type(one) is type(two) and one == two
+
+    tensors: dict[str, torch.Tensor] = {}
+    assert same(value, checkpoint._whole(checkpoint._plain(value, tensors), tensors))
