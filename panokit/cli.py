@@ -12,8 +12,6 @@ from difflib import get_close_matches
 from functools import cache
 from inspect import signature
 from pathlib import Path
-from signal import SIGTERM, signal
-from threading import current_thread, main_thread
 from typing import Any, NamedTuple, TextIO
 
 import yaml
@@ -30,10 +28,10 @@ from panokit.errors import (
     RankError,
     SettingError,
     ShardingWarning,
-    TerminatedError,
 )
 from panokit.options import no_option, objection
 from panokit.registry import Kind
+from panokit.signals import TerminatedError, terminated
 
 _PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
 _SETTING = re.compile(rf"--({'|'.join(_PARTS)})\.(\w+(?:\.\w+)*)")
@@ -75,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 for what the user got wrong; 1 for anything else; 130 when interrupted.
     """
     try:
-        with _warnings_in_one_line(), _terminated():
+        with _warnings_in_one_line(), terminated():
             return _run(list(sys.argv[1:] if args is None else args))
     except ArgumentError as error:
         return _complain(error, 2)
@@ -286,19 +284,6 @@ def _objection(message: str, command: str) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_COMMANDS)}"
         return f"there is no command {found[1]!r}: {hint}"
     return objection(message, _COMMANDS.get(command, main))
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise TerminatedError
-
-    before = signal(SIGTERM, stop) if current_thread() is main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal(SIGTERM, before)
 
 
 @contextmanager

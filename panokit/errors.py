@@ -41,10 +41,6 @@ class OutOfMemoryError(PanokitError, RuntimeError):
     """One window does not fit the device's memory."""
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, as Ctrl-C is a KeyboardInterrupt: so that no half file is left."""
-
-
 class PromptWarning(UserWarning):
     """A prompt will not do what its author hopes."""
 

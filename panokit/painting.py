@@ -2,12 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from signal import SIGINT, SIGTERM, signal
-from threading import current_thread, main_thread
 from typing import Any, final
 
 from PIL.Image import Image
@@ -15,9 +13,10 @@ from PIL.Image import Image
 from panokit import recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
-from panokit.errors import OutputError, PanokitError, RankError, SettingError, TerminatedError
+from panokit.errors import OutputError, PanokitError, RankError, SettingError
 from panokit.jobs import Worker, name_of
 from panokit.panorama import Panorama, check_output, contact_sheet, written_aside
+from panokit.signals import asking
 
 
 @final
@@ -238,25 +237,6 @@ def _say(worker: Worker, what: str) -> None:
         print(what, flush=True)
 
 
-@contextmanager
-def _stopping(worker: Worker, output: Output) -> Iterator[None]:
-    """Where checkpoints were asked for, the first signal asks the run to write one and end; the next ends it at once."""
-    heard: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        heard.append(number)
-        worker.runtime.stop()
-        for each, handler in before.items():
-            signal(each, handler)
-
-    listens = bool(output.checkpoint_every) and current_thread() is main_thread()
-    before = {each: signal(each, stop) for each in (SIGINT, SIGTERM)} if listens else {}
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        if SIGTERM in heard:
-            raise TerminatedError(*interrupt.args) from None
-        raise
-    finally:
-        for each, handler in before.items():
-            signal(each, handler)
+def _stopping(worker: Worker, output: Output) -> AbstractContextManager[None]:
+    """Where checkpoints were asked for, the first signal asks all ranks to write one and end."""
+    return asking(worker.runtime.stop) if output.checkpoint_every else nullcontext()

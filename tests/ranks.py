@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Guidance, Runtime, Sampler, group
+from panokit import DiffusersScheduler, Guidance, Runtime, Sampler, decoding, group
 from panokit.checkpoint import Checkpoint
 from panokit.cli import main
-from panokit.decoding import decode
 from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.run import Run
 from panokit.testing.tiny import tiny_model
@@ -53,7 +52,7 @@ def latents(path: str, cases: list[tuple[str, str, str]]) -> None:
             runtime=shared,
         )
         size = {"height": 64, "width": 64} if name == "msd3" else {"height": 32, "width": 64}
-        for run in sampler.stream("a lake", **size, steps=3, seed=3, wrap=wrap or False):  # noqa: B007 - only the last counts
+        for run in sampler.stream("a lake", **size, steps=2, seed=3, wrap=wrap or False):  # noqa: B007 - only the last counts
             pass
         made.append(run.canvas)
     torch.save(made, f"{path}.{shared.rank}")
@@ -143,9 +142,10 @@ def decoded(path: str, wrap: bool) -> None:
     shared = runtime()
     shared.launch()
     codec = tiny_model().codec
-    canvas = torch.randn(4, 96, 400, generator=torch.Generator().manual_seed(0))
+    decoding.WHOLE, decoding.TILE, decoding.OVERLAP = 64, 16, 4  # in this process alone
+    canvas = torch.randn(4, 20, 60, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.save(decode(codec, canvas, (False, wrap), shared), f"{path}.{shared.rank}")
+        torch.save(decoding.decode(codec, canvas, (False, wrap), shared), f"{path}.{shared.rank}")
 
 
 def stopped(folder: str) -> int:

@@ -60,13 +60,10 @@ def test_every_option_is_the_argument_of_its_name(folder: Path, tmp_path: Path) 
         assert image.tobytes() == expected.image.tobytes()
 
 
-def test_a_command_of_its_own_says_what_it_wrote_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    """A process, since libraries write to the streams that they found when they were imported."""
-    small = ["--height", "16", "--width", "24", "--steps", "2", "--model", str(folder), "--out", "lake.png"]
-    command = [sys.executable, "-m", "panokit", "generate", "a lake", *small]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "lake.png: 24 x 16 pixels\n", "")
-    wrong = subprocess.run([*command, "--height", "tall"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+def test_a_mistake_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Libraries write to the streams that they found when they were imported."""
+    command = [sys.executable, "-m", "panokit", "generate", "a lake", "--height", "tall"]
+    wrong = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
 
 

@@ -32,10 +32,8 @@ def tensors(path: Path, size: int) -> list[Any]:
 
 CASES = [
     ("none", "ddpm", "x"),
-    ("none", "dpm++_2m", ""),
-    ("msd", "ddim", ""),
-    ("paper", "euler_a", ""),
-    ("sync", "ddim", ""),
+    ("paper", "dpm++_2m", ""),
+    ("sync", "euler_a", ""),
     ("both", "ddim", "x"),
     ("msd3", "ddim", "xy"),
 ]
@@ -60,7 +58,7 @@ def test_a_large_canvas_is_decoded_in_tiles_that_the_ranks_share(ranks: Run, tmp
     for size in (1, 3):
         assert ranks(size, "decoded", str(tmp_path / f"{size}"), wrap).wait() == [0] * size
         made[size] = tensors(tmp_path / f"{size}", size)
-    assert made[1][0].shape == (3, 192, 800)
+    assert made[1][0].shape == (3, 40, 120)
     assert all(torch.equal(picture, made[1][0]) for picture in made[3])
 
 
@@ -89,7 +87,7 @@ def test_when_a_rank_dies_the_others_end_at_once(ranks: Run, kind: str) -> None:
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_ends(ranks: Run) -> None:
-    started = ranks(2, "mapped", "hangs", 3.0)
+    started = ranks(2, "mapped", "hangs", 1.5)
     assert started.wait() == [1, 1]
     assert "RankError the other ranks could not be reached" in started.said()[0]
     assert "Timed out" in started.said()[0]
