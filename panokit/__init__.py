@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from panokit.backbones.diffusers.model import load_model as load_model
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler as DiffusersScheduler
+    from panokit.checkpoint import Checkpoint as Checkpoint
     from panokit.denoiser import Codec as Codec
     from panokit.denoiser import Denoiser as Denoiser
     from panokit.denoiser import Model as Model
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from panokit.scheduler import Training as Training
 
 _HOME = {
+    "checkpoint": ("Checkpoint",),
     "denoiser": ("Codec", "Denoiser", "Model", "Regions"),
     "errors": ("ContractError", "PanokitError", "SettingError"),
     "fuser": ("Fuser", "WeightedFuser"),

@@ -26,6 +26,7 @@ from panokit.errors import (
     PanokitError,
     PromptWarning,
     RankError,
+    RankFailedError,
     SettingError,
     ShardingWarning,
 )
@@ -77,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _run(list(sys.argv[1:] if args is None else args))
     except ArgumentError as error:
         return _complain(error, 2)
-    except (ContractError, NotFiniteError, OutOfMemoryError, RankError) as error:
+    except (ContractError, NotFiniteError, OutOfMemoryError, RankError, RankFailedError) as error:
         return _complain(error, 1)
     except PanokitError as error:
         return _complain(error, 2)

@@ -34,7 +34,11 @@ class NotFiniteError(PanokitError, ArithmeticError):
 
 
 class RankError(PanokitError, RuntimeError):
-    """Another process of the same run failed, ended, hangs, or was started with something else."""
+    """Another process of the same run ended, hangs, or was started with something else."""
+
+
+class RankFailedError(PanokitError, RuntimeError):
+    """What a plugin or a library raised on one rank, as all ranks raise it; the run is lost, and the ranks live."""
 
 
 class OutOfMemoryError(PanokitError, RuntimeError):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from panokit.errors import PanokitError, RankError
+from panokit.errors import PanokitError, RankFailedError
 from panokit.lifeline import Lifeline
 from panokit.pieces import Rows
 from panokit.sharding import Chunk
@@ -56,8 +56,8 @@ class Group:
         rank that fails sends zeros, so that all learn of it, and raise the same error.
 
         Raises:
-            RankError: a rank failed, ended or did not come.
-            PanokitError: likewise, of the kind that a rank failed with.
+            RankError: a rank ended or did not come.
+            PanokitError: what a rank raised; a RankFailedError for what is none of panokit's.
         """
         counts = [sum(map(len, share)) for share in shares]
         widths = [torch.Size(shape).numel() for shape in shapes]
@@ -152,7 +152,7 @@ class Group:
 
 
 def _portable(error: Exception, where: str = "") -> PanokitError:
-    """The same error, in a form that travels: one of panokit's own, or a RankError that names it."""
+    """The same error, in a form that travels: one of panokit's own, or a RankFailedError that names it."""
     if isinstance(error, PanokitError) and type(error).__module__ == PanokitError.__module__:
         return type(error)(f"{error}{where}")
-    return RankError(f"{type(error).__name__}: {error}{where}")
+    return RankFailedError(f"{type(error).__name__}: {error}{where}")

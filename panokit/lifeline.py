@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import final
 
-from panokit.errors import RankError
+from panokit.errors import PanokitError, RankError
 
 GRACE = 0.8
 """Seconds that a rank which waits for one that has ended has to say so itself."""
@@ -77,7 +77,7 @@ class Lifeline:
         try:
             yield
         except RuntimeError as cause:
-            if isinstance(cause, RankError):
+            if isinstance(cause, PanokitError):
                 raise
             self._known.wait(GRACE / 2)  # the thread may be about to learn who it was
             self.check()

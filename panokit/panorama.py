@@ -34,6 +34,10 @@ class Panorama:
     image: "Image"
     recipe: Mapping[str, Any]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It goes from process to process without its device."""
+        return Panorama, (self.latents.cpu(), self.image, self.recipe)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture; the ending names the format. It is written aside and renamed: never half a file.
 

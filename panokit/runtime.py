@@ -235,7 +235,8 @@ class Runtime:
             micro_batch: how many numbers at most `fn` takes at once; the runtime's unless given.
 
         Raises:
-            RankError: another rank failed, ended or did not come in time.
+            RankError: another rank ended or did not come in time.
+            PanokitError: what another rank raised.
             OutOfMemoryError: a single window does not fit.
         """
         size = micro_batch or self.micro_batch
@@ -275,7 +276,8 @@ class Runtime:
         ranks share each. What is shared and what is not never mix.
 
         Raises:
-            RankError: another rank failed or ended. An error that several have is raised everywhere.
+            RankError: another rank ended.
+            PanokitError: what another rank raised.
         """
         if (group := self._sharing) is None or n < self.world_size:
             return [work(k) for k in range(n)]

@@ -65,7 +65,7 @@ def test_a_large_canvas_is_decoded_in_tiles_that_the_ranks_share(ranks: Run, tmp
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("raises", "RankError ZeroDivisionError: no light (rank 1, windows 2 to 3)"),
+        ("raises", "RankFailedError ZeroDivisionError: no light (rank 1, windows 2 to 3)"),
         ("refuses", "SettingError weight is -1 (rank 1, windows 2 to 3)"),
     ],
 )
