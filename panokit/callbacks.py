@@ -39,7 +39,7 @@ def picture(run: Run) -> Image.Image | None:
 
 @final
 class Preview:
-    """Writes what the panorama will look like to a file while it is made.
+    """Writes what the panorama will look like to a file while it is made; of many ranks' panoramas, the first rank's.
 
     Args:
         path: the picture to write again and again; its ending names the format.

@@ -41,8 +41,6 @@ _ALONE = ("--help", "--print_config")
 _LARGEST = 1 << 20
 """Letters that a configuration may have."""
 _DEEPEST = 32
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Where launchers say which process of many this is."""
 
 
 class _PartSetting(NamedTuple):
@@ -73,6 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 for what the user got wrong; 1 for anything else; 130 when interrupted.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported: its warnings are for developers
     try:
         with _warnings_in_one_line(), terminated():
             return _run(list(sys.argv[1:] if args is None else args))
@@ -84,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except KeyboardInterrupt as interrupt:
         what, status = ("terminated", 143) if isinstance(interrupt, TerminatedError) else ("interrupted", 130)
-        return _complain(": ".join(filter(None, (what, str(interrupt)))), status)
+        return status if _rank() else _complain(": ".join(filter(None, (what, str(interrupt)))), status)
     except BrokenPipeError:  # `panokit plugins | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -299,7 +298,8 @@ def _warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: Any = None,
     ) -> None:
-        if issubclass(category, (PromptWarning, FallbackWarning, ShardingWarning)):
+        # The first rank of all meets the same prompts and fallbacks as the others, and not the same memory.
+        if issubclass(category, ShardingWarning) or (issubclass(category, (PromptWarning, FallbackWarning)) and not _rank()):
             _complain(f"warning: {message}", 0)
 
     before = warnings.showwarning
@@ -311,9 +311,15 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _complain(what: object, status: int) -> int:
-    """Say it in one line, on the first rank alone."""
-    if any(os.environ.get(name, "0") != "0" for name in _RANKS):
-        return status
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
-    print("panokit:", line, file=sys.stderr)
+    """Say it in one line; on other ranks than the first only what the first will not say."""
+    rank = _rank()
+    same = getattr(what, "told", False) or (status == 2 and os.environ.get("LOCAL_RANK", "0") != "0")
+    if not (rank and same):
+        line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
+        print(f"panokit: {f'rank {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
     return status
+
+
+def _rank() -> int:
+    """Which process of many this is, as its launcher says."""
+    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))

@@ -113,8 +113,7 @@ def generate(
     if jobs is not None:
         if texts or prompt or prompts:
             raise SettingError("--jobs says what to paint: leave out the prompts, or write them into it")
-        found = _jobs(jobs, {**composition, "seed": seed})
-        return _make_all(found, part, runtime, output)
+        return _make_all(jobs, {**composition, "seed": seed}, part, runtime, output)
     wanted: list[Any] = list(texts) or (prompt if isinstance(prompt, list) else [] if prompt is None else [prompt])
     wanted += _lines(prompts) if prompts else []
     if not wanted:
@@ -296,24 +295,26 @@ def _make(
     to = Output(**output)
     to.check(len(jobs))
     worker = _worker(runtime, trusted=trusted)
-    check(jobs, worker, to)
+    for job in jobs:
+        check(job, worker, to)
     paint(jobs, worker, to)
 
 
-def _make_all(jobs: Mapping[str, Mapping[str, Any]], part: str, runtime: Mapping[str, Any], output: Mapping[str, Any]) -> int:
-    """The same of a file of jobs, named by their lines; the exit status is 1 if one failed."""
+def _make_all(path: str, options: Mapping[str, Any], part: str, runtime: Mapping[str, Any], output: Mapping[str, Any]) -> int:
+    """The same of a file of jobs; the exit status is 1 if one failed."""
     from panokit.jobs import part_of
-    from panokit.painting import Output, check, paint_all
+    from panokit.painting import Output, check_all, paint_all
 
-    to = Output(**output)
+    to = Output(**output, jobs=True)
     if to.folder is None:
         raise SettingError(f"the pictures of jobs go into a folder, and {to.out} is none: --out FOLDER/")
     if to.sheet or to.resume:
         raise SettingError("jobs take themselves up where they were, and make no contact sheet: leave out --resume and --sheet")
+    jobs, wrong = _jobs(path, options)
     to.check(len(jobs))
     own = part_of([*jobs.values()], part)
     worker = _worker(runtime)
-    check([*jobs.values()], worker, to, [*jobs])
+    check_all(path, jobs, wrong, worker, to)
     return 1 if paint_all(own, worker, to) else 0
 
 
@@ -329,16 +330,15 @@ def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
     return Worker(runtime, trusted=trusted)
 
 
-def _jobs(path: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The jobs in a file, by their lines, with the options that they do not say."""
+def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """The jobs in a file, by their lines, with the options that they do not say; and what is wrong with the other lines."""
     from panokit.jobs import JOB
 
-    found: dict[str, dict[str, Any]] = {}
-    wrong: list[str] = []
-    for number, line in enumerate(_text(path, "jobs", "write one a line, as JSON").splitlines(), start=1):
+    found: dict[int, dict[str, Any]] = {}
+    wrong: dict[int, str] = {}
+    for number, line in enumerate(_text(path, "jobs", "give a file with a job a line, as JSON").splitlines(), start=1):
         if not line.strip():
             continue
-        name = f"{path} line {number}"
         try:
             said = json.loads(line)
             if not isinstance(said, dict):
@@ -348,21 +348,20 @@ def _jobs(path: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             settings = typed(generate, {**options, **said})
             if not isinstance(settings["prompt"], str | dict):
                 raise SettingError('it has no prompt: {"prompt": "a lake"}')
-            found[name] = {key: settings[key] for key in JOB}
+            found[number] = {key: settings[key] for key in JOB}
         except (ValueError, RecursionError) as error:  # of which a SettingError is one
-            wrong.append(f"{name}: {error}")
-    if wrong:
-        raise SettingError("; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
-    if not found:
+            wrong[number] = str(error)
+    if not found and not wrong:
         raise SettingError(f"{path} holds no job: write one a line, as JSON")
-    return found
+    return found, wrong
 
 
 def _text(path: str, what: str, form: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
-        raise SettingError(f"the {what} in {path} cannot be read ({cause}): {form}") from cause
+        why = getattr(cause, "strerror", None) or cause
+        raise SettingError(f"the {what} in {path} cannot be read ({why}): {form}") from cause
 
 
 def _lines(path: str) -> list[str]:

@@ -4,6 +4,9 @@
 class PanokitError(Exception):
     """Root of panokit's errors; its children also inherit the builtin that a caller would catch."""
 
+    told = False
+    """Whether the first rank raises it too, so that the others need not tell the user."""
+
 
 class SettingError(PanokitError, ValueError):
     """A value that the user gave cannot work: a size, a stride, a number of steps, a box outside the canvas."""

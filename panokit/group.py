@@ -1,16 +1,17 @@
 """The ranks of a run: one collective a step, and one mind about what went wrong."""
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, Never, TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from panokit.errors import PanokitError, RankFailedError
+from panokit.errors import PanokitError, RankError, RankFailedError
 from panokit.lifeline import Lifeline
 from panokit.pieces import Rows
 from panokit.sharding import Chunk
@@ -39,8 +40,10 @@ class Group:
 
     def __init__(self, patience: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._meetings = 0
-        self._lifeline = Lifeline(self.rank, self.size, self._told, patience)
+        self._patience, self._meetings, self._beaten = patience, 0, 0.0
+        self._store = distributed_c10d._get_default_store()
+        self._lifeline = Lifeline(self.rank, self.size, self._told, max(patience, 60.0))
+        atexit.register(self._close)
 
     def rows(
         self,
@@ -49,11 +52,12 @@ class Group:
         shapes: Sequence[Sequence[int]],
         like: Tensor,
         status: Status,
+        failed: Exception | None = None,
     ) -> tuple[Rows, Status]:
         """All rows, in order, each computed by the rank whose share it is in; and the gravest that a rank has to say.
 
         It is one collective: a rank sends the rows of all outputs side by side, padded to the longest share, and its status. A
-        rank that fails sends zeros, so that all learn of it, and raise the same error.
+        rank that fails, or has `failed` since the last time, sends zeros, so that all learn of it, and raise the same error.
 
         Raises:
             RankError: a rank ended or did not come.
@@ -62,25 +66,26 @@ class Group:
         counts = [sum(map(len, share)) for share in shares]
         widths = [torch.Size(shape).numel() for shape in shapes]
         sent = like.new_zeros(max(counts) * sum(widths) + 1)
-        failure: tuple[Exception, Chunk] | None = None
+        failure = _portable(failed, f" (rank {self.rank})") if failed else None
         with self._lifeline.needed():
             at = 0
-            for chunk in shares[self.rank]:
+            for chunk in shares[self.rank] if failure is None else ():
                 self._lifeline.check()
                 try:
                     flat = torch.cat([part.reshape(len(chunk), -1) for part in compute(chunk)], dim=1)
                     sent[at : at + flat.numel()] = flat.flatten()
                 except Exception as error:  # whatever it is, the others must hear of it
-                    failure, status = (error, chunk), Status.FAILED
+                    windows = f"window {chunk[0]}" if len(chunk) == 1 else f"windows {chunk[0]} to {chunk[-1]}"
+                    failure = _portable(error, f" (rank {self.rank}, {windows})")
                     sent.zero_()
                     break
                 at += flat.numel()
-            sent[-1] = status
+            sent[-1] = status if failure is None else Status.FAILED
             received = like.new_empty((self.size, sent.numel()))
             _all_gather(received.view(-1), sent)
             heard = [Status(round(each)) for each in received[:, -1].tolist()]
             if Status.FAILED in heard:
-                self._raise(heard.index(Status.FAILED), failure)
+                raise _everywhere(self._told(failure, heard.index(Status.FAILED)), failure)
         rows = received[:, :-1].view(self.size, max(counts), sum(widths))
         numbers = [[i for chunk in share for i in chunk] for share in shares]
         place = {i: (rank, k) for rank, share in enumerate(numbers) for k, i in enumerate(share)}
@@ -108,33 +113,63 @@ class Group:
         with self._lifeline.needed():
             result, told = self._told((result, error and _portable(error)))
         if told is not None:
-            raise error or told
+            raise _everywhere(told, error)
         return result
 
-    def all(self, said: Made) -> list[Made]:
-        """What each rank says, in order, on every rank."""
-        heard: list[Any] = [None] * self.size
-        with self._lifeline.needed():
-            dist.all_gather_object(heard, said)
-        return heard
-
-    def gathered(self, own: Made, error: Exception | None) -> list[Made]:
-        """What each rank has made for itself, in order, on every rank; they may take as long as they live.
+    def together(self, own: Made, error: Exception | None) -> list[Made]:
+        """What each rank says, in order, on every rank; or the first error that one has.
 
         Raises:
-            PanokitError: the first error that there is.
+            PanokitError: that error.
         """
-        self._meetings += 1
-        store, key = distributed_c10d._get_default_store(), f"panokit/meeting/{self._meetings}"
-        store.add(key, 1)
-        while store.add(key, 0) < self.size:  # no collective waits for longer than the group's timeout
-            self._lifeline.check()
-            time.sleep(0.05)
-        heard = self.all((own, error and _portable(error, f" (rank {self.rank})")))
+        heard: list[Any] = [None] * self.size
+        failure = error and _portable(error, f" (rank {self.rank})")
+        with self._lifeline.needed():
+            dist.all_gather_object(heard, (own, failure))
         for _, told in heard:
             if told is not None:
-                raise error or told
-        return [made for made, _ in heard]
+                raise _everywhere(told, failure)
+        return [said for said, _ in heard]
+
+    def beat(self) -> None:
+        """Let those that may wait for it know, about once a second, that this rank makes progress by itself."""
+        if time.monotonic() - self._beaten >= 1:
+            self._beaten = time.monotonic()
+            self._store.add(f"panokit/beat/{self.rank}", 1)
+
+    def meet(self) -> None:
+        """Wait for all ranks, however long it takes, as long as they beat.
+
+        Raises:
+            RankError: one has ended, or has not made any progress for as long as ranks have patience.
+        """
+        self._meetings += 1
+        key = f"panokit/meeting/{self._meetings}"
+        self._store.add(f"{key}/{self.rank}", 1)
+        away, beats, since = [*range(self.size)], [-1], time.monotonic()
+        while away := [rank for rank in away if not self._store.check([f"{key}/{rank}"])]:
+            self._lifeline.check()
+            found = [self._store.add(f"panokit/beat/{rank}", 0) for rank in away]
+            if found != beats:
+                beats, since = found, time.monotonic()
+            elif time.monotonic() - since > self._patience:
+                raise RankError(f"rank {away[0]} has made no progress for {self._patience:g} s, the timeout: it hangs")
+            time.sleep(0.05)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a rank has told that it was asked to stop."""
+        return self._lifeline.stopping
+
+    def stop(self) -> None:
+        """Tell all ranks that this one was asked to stop."""
+        self._lifeline.stop()
+
+    def _close(self) -> None:
+        """End in good order, so that no thread of the group outlives the interpreter."""
+        self._lifeline.close()
+        if self._lifeline.lost < 0 and dist.is_initialized():
+            dist.destroy_process_group()
 
     def _told(self, said: Any, rank: int = 0) -> Any:
         """What one rank says, on every rank."""
@@ -142,17 +177,21 @@ class Group:
         dist.broadcast_object_list(box, src=rank)
         return box[0]
 
-    def _raise(self, rank: int, failure: tuple[Exception, Chunk] | None) -> Never:
-        """Raise what a rank failed with, on every rank in the same words."""
-        if rank == self.rank and failure is not None:
-            error, chunk = failure
-            windows = f"window {chunk[0]}" if len(chunk) == 1 else f"windows {chunk[0]} to {chunk[-1]}"
-            raise self._told(_portable(error, f" (rank {rank}, {windows})"), rank) from error
-        raise self._told(None, rank)
+
+def _everywhere(told: PanokitError, own: Exception | None) -> PanokitError:
+    """The error that all ranks raise, and the first one tells the user; on the rank where it arose, with its cause."""
+    told.told = True
+    if own is not None and str(own) in str(told):
+        told.__cause__ = own.__cause__ or own
+    return told
 
 
 def _portable(error: Exception, where: str = "") -> PanokitError:
     """The same error, in a form that travels: one of panokit's own, or a RankFailedError that names it."""
     if isinstance(error, PanokitError) and type(error).__module__ == PanokitError.__module__:
-        return type(error)(f"{error}{where}")
-    return RankFailedError(f"{type(error).__name__}: {error}{where}")
+        portable: PanokitError = error if error.told else type(error)(f"{error}{where}")
+    else:
+        portable = RankFailedError(f"{type(error).__name__}: {error}{where}")
+    if portable is not error:
+        portable.__cause__ = error
+    return portable

@@ -1,10 +1,14 @@
 """Starting processes: Fabric as panokit needs it, under a launcher or without one."""
 
+import atexit
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from panokit.errors import SettingError
@@ -12,6 +16,12 @@ from panokit.settings import Precision
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+_GRACE = 3.0
+"""Seconds that processes have to end by themselves."""
+
+_PARENT = "PANOKIT_PARENT"
+"""Where a process finds the number of the one that started it."""
 
 NOTEBOOK = (
     "{} devices need a process each, and those cannot be started from a notebook, nor by spawning or forking: write a script, "
@@ -61,9 +71,64 @@ def _launched() -> tuple[int, int] | None:
     return None
 
 
-def end(children: Sequence[Any]) -> None:
+def start(strategy: Any) -> Event:
+    """Start the other processes of this machine, unless a launcher has, and see to it that they end with this one.
+
+    Each is given the command that this one was given, and learns its rank from the environment, as Fabric's own are. Fabric
+    would kill this process without a word when one of them ends; here that is told.
+
+    Returns:
+        What to set when all have met: from then on they hear of each other by themselves.
+    """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+    from panokit.strategy import WindowStrategy
+
+    met = Event()
+    environment: Any = getattr(strategy, "cluster_environment", None)
+    if not isinstance(strategy, WindowStrategy) or not isinstance(environment, LightningEnvironment):
+        return met
+    if _PARENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        Thread(target=_watch_parent, args=(int(os.environ[_PARENT]), met), daemon=True, name="panokit-start").start()
+    if environment.creates_processes_externally:
+        return met
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
+    os.environ[_PARENT] = str(os.getpid())
+    spec = sys.modules["__main__"].__spec__
+    command = [sys.executable, *(["-m", spec.name] if spec else [os.path.abspath(sys.argv[0])]), *sys.argv[1:]]
+    children = [
+        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, strategy.num_processes)
+    ]
+    atexit.register(_end, children)
+    Thread(target=_watch, args=(children, met), daemon=True, name="panokit-start").start()
+    return met
+
+
+def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:
+    """End this process if another one ends before they have met: it would wait for long."""
+    while not met.wait(0.2):
+        for rank, child in enumerate(children, start=1):
+            # If it is what all ranks find, this one says so in a moment, and better.
+            if child.poll() is not None and not met.wait(_GRACE):
+                what = f"panokit: rank {rank} has ended, with status {child.returncode}, at the start"
+                print(what, file=sys.stderr, flush=True)
+                for each in children:
+                    each.kill()
+                os._exit(1)
+
+
+def _watch_parent(parent: int, met: Event) -> None:
+    """End this process if the one that started it ends before they have met."""
+    while not met.wait(0.2):
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
     """Let the processes that this one has started end, and see to it that they do."""
+    last = time.monotonic() + _GRACE
     for child in children:
-        with suppress(Exception):  # it takes too long, or has ended
-            child.wait(timeout=2)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=max(0.0, last - time.monotonic()))
         child.kill()

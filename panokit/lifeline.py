@@ -21,7 +21,9 @@ from panokit.errors import PanokitError, RankError
 GRACE = 0.8
 """Seconds that a rank which waits for one that has ended has to say so itself."""
 
-_RANK = struct.Struct("!i")
+_WORD = struct.Struct("!i")
+_STOP, _LEFT = -1, -2
+"""What is said in the place of the number of a rank that has ended: one was asked to stop; the first has said why it ends."""
 
 
 @final
@@ -37,6 +39,7 @@ class Lifeline:
 
     def __init__(self, rank: int, size: int, tell: Callable[[object], tuple[str, int, bytes]], patience: float) -> None:
         self._rank, self.lost = rank, -1
+        self.stopping = self._told = False
         self._free, self._known = Event(), Event()
         self._free.set()
         self._ends: dict[int, socket.socket] = {}
@@ -50,7 +53,7 @@ class Lifeline:
         else:
             address, port, token = tell(None)
             end = socket.create_connection((address, port), timeout=patience)
-            end.sendall(token + _RANK.pack(rank))
+            end.sendall(token + _WORD.pack(rank))
             end.settimeout(None)
             self._ends[0] = end
         Thread(target=self._listen, daemon=True, name="panokit-lifeline").start()
@@ -59,9 +62,9 @@ class Lifeline:
         """One more rank; or not, if it does not know the token."""
         end, _ = server.accept()
         end.settimeout(server.gettimeout())
-        said = _received(end, len(token) + _RANK.size)
+        said = _received(end, len(token) + _WORD.size)
         if said[: len(token)] == token:
-            self._ends[_RANK.unpack(said[len(token) :])[0]] = end
+            self._ends[_WORD.unpack(said[len(token) :])[0]] = end
         else:
             end.close()
 
@@ -81,38 +84,65 @@ class Lifeline:
                 raise
             self._known.wait(GRACE / 2)  # the thread may be about to learn who it was
             self.check()
-            raise RankError(f"the other ranks could not be reached: {' '.join(str(cause).split())}") from cause
+            why = str(cause).partition("\n")[0][:200]
+            raise RankError(f"the other ranks could not be reached: {why}") from cause
         finally:
             self._free.set()
 
     def check(self) -> None:
         """Raise a RankError if another rank has ended."""
         if self._known.is_set():
-            raise RankError(_told(self.lost))
+            error = RankError(_told(self.lost))
+            error.told = self._told
+            raise error
+
+    def stop(self) -> None:
+        """Tell all ranks that this one was asked to stop."""
+        self._say(_STOP)
+
+    def close(self) -> None:
+        """Let the others know that this rank ends, and has said what there was to say."""
+        if self._rank == 0:
+            self._say(_LEFT)
+        for end in self._ends.values():
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _say(self, word: int, but: int = -1) -> None:
+        """Say it to the first rank; the first rank says it to all but one."""
+        for rank, end in self._ends.items():
+            if rank != but:
+                with suppress(OSError):  # of a rank that has ended, too
+                    end.sendall(_WORD.pack(word))
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
             for rank, end in self._ends.items():
                 end.setblocking(True)
                 selector.register(end, selectors.EVENT_READ, rank)
-            ready = [key for key, _ in selector.select()]
-        said = _received(ready[0].fileobj, _RANK.size)  # type: ignore[arg-type]  # the sockets that were registered
-        self.lost = _RANK.unpack(said)[0] if said else ready[0].data
-        for rank, end in self._ends.items():
-            if self._rank == 0 and rank != self.lost:
-                with suppress(OSError):
-                    end.sendall(_RANK.pack(self.lost))
+            while self.lost < 0:
+                for key, _ in selector.select():
+                    self._hear(key.data)
         self._known.set()
         if not self._free.wait(GRACE):  # in a kernel, or in a collective that does not notice
-            print("panokit:", _told(self.lost), file=sys.stderr, flush=True)
+            if not (self._rank and self._told):
+                print("panokit:", _told(self.lost), file=sys.stderr, flush=True)
             os._exit(1)
+
+    def _hear(self, rank: int) -> None:
+        """What comes from a rank: a word, or its end."""
+        said = _received(self._ends[rank], _WORD.size)
+        (word,) = _WORD.unpack(said) if said else (rank,)
+        if self._rank == 0:
+            self._say(word, but=rank)
+        if word == _STOP:
+            self.stopping = True
+        elif self.lost < 0:
+            self.lost, self._told = max(word, 0), word != 0  # of any other rank the first one tells
 
 
 def _told(rank: int) -> str:
-    return (
-        f"rank {rank} has ended, and its windows are missing: look at what it said last; from a checkpoint, --resume goes on "
-        "where this was"
-    )
+    return f"rank {rank} has ended, and its windows are missing: look at what it said last"
 
 
 def _received(end: socket.socket, length: int) -> bytes:

@@ -51,7 +51,7 @@ def no_option(name: str, names: Collection[str], dashes: str = "--") -> str:
 def _words(hint: Any) -> str:
     """What a value must be, from its type."""
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "", dict: "a mapping"}
-    kinds[list] = "a list"
+    kinds[list] = "a list, [...]"
     options = [
         kinds.get(get_origin(each) or each, " or ".join(map(str, get_args(each))))
         for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,))

@@ -32,6 +32,7 @@ class Output:
         quiet: whether to show no progress.
         resume: a checkpoint to go on from.
         checkpoint_every: steps from one checkpoint to the next; once a minute unless given, and never with 0.
+        jobs: whether the same command, given again, leaves what is there and goes on with the rest.
     """
 
     out: str | None = None
@@ -41,6 +42,7 @@ class Output:
     quiet: bool = False
     resume: str | None = None
     checkpoint_every: int | None = None
+    jobs: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -55,8 +57,6 @@ class Output:
             )
         if self.resume and count > 1:
             raise SettingError(f"a checkpoint is of one picture, not of {count}: --jobs takes up all of them by itself")
-        if self.resume and not Path(self.resume).is_file():
-            raise SettingError(f"there is no checkpoint {self.resume}: start without it")
         if self.checkpoint_every is not None and self.checkpoint_every < 0:
             raise SettingError(f"checkpoint_every is {self.checkpoint_every}: it must be a number of steps, or 0 for never")
         for target in (self._picture, self.sheet, self.preview):
@@ -107,39 +107,42 @@ def paint_all(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output)
     return counts["failed"]
 
 
-def check(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output, names: Sequence[str] | None = None) -> list[Path]:
-    """The files that jobs end in.
-
-    Args:
-        jobs: what to make.
-        worker: who makes it.
-        output: where it goes.
-        names: what to call each job in an error; nothing unless given.
+def check(job: Mapping[str, Any], worker: Worker, output: Output) -> Path:
+    """The file that a job ends in.
 
     Raises:
-        PanokitError: jobs that cannot be, by name; or that are the same.
+        PanokitError: the job cannot be.
     """
-    wrong: list[str] = []
-    paths: dict[Path, str] = {}
-    for k, job in enumerate(jobs):
+    sampler, prompt, settings = worker.prepared(job)
+    grid = sampler.check(prompt, **settings)
+    output.check_size((settings["width"], settings["height"]))
+    if not worker.trusted:
+        recipe.check_work(len(grid) * settings.get("steps", 50))
+    return output.path(sampler.recipe(prompt, **settings))
+
+
+def check_all(
+    path: str, jobs: Mapping[int, Mapping[str, Any]], wrong: Mapping[int, str], worker: Worker, output: Output
+) -> None:
+    """Raise a SettingError if jobs cannot be, or are the same; with those that are known to be wrong, by their lines."""
+    found = dict(wrong)
+    lines: dict[Path, int] = {}
+    for line, job in jobs.items():
         try:
-            sampler, prompt, settings = worker.prepared(job)
-            grid = sampler.check(prompt, **settings)
-            output.check_size((settings["width"], settings["height"]))
-            if not worker.trusted:
-                recipe.check_work(len(grid) * settings.get("steps", 50))
-            path = output.path(sampler.recipe(prompt, **settings))
-            if names and path in paths:
-                raise SettingError(f"it is the same job as {paths[path]}: keep one of them")
-            paths[path] = names[k] if names else ""
+            target = check(job, worker, output)
         except PanokitError as error:
-            if not names:
-                raise
-            wrong.append(f"{names[k]}: {error}")
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise SettingError("; ".join(wrong[:5]) + more)
-    return [*paths]
+            found[line] = str(error)
+            continue
+        if target in lines:
+            found[line] = f"it is the same job as line {lines[target]}: keep one of them"
+        lines.setdefault(target, line)
+    if found:
+        told = "; ".join(f"line {line}: {found[line]}" for line in sorted(found)[:5])
+        raise SettingError(f"{path}, {told}" + (f"; and {len(found) - 5} more" if len(found) > 5 else ""))
+
+
+_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+"""Where launchers say how often they have started the same again."""
 
 
 @final
@@ -153,7 +156,8 @@ class _Painter:
     def one(self, k: int) -> Panorama | None:
         """Make it and write it; what a contact sheet needs of it, if there is to be one."""
         sampler, prompt, settings = self._worker.prepared(self._jobs[k])
-        return self._made(k, self._output.path(sampler.recipe(prompt, **settings)), resume=self._output.resume)
+        again = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
+        return self._made(k, self._output.path(sampler.recipe(prompt, **settings)), again)
 
     def attempt(self, k: int) -> str:
         """Make it and write it, unless it is there; how that ended."""
@@ -164,7 +168,7 @@ class _Painter:
         if runtime.first(path.exists):
             return "there already"
         try:
-            self._made(k, path, resume=str(_checkpoint(path)))
+            self._made(k, path, again=True)
         except (RankError, OutputError):  # no other job would fare better
             raise
         except Exception as error:  # whatever a plugin does
@@ -175,23 +179,20 @@ class _Painter:
         runtime.first(lambda: note.unlink(missing_ok=True))
         return "made"
 
-    def _made(self, k: int, path: Path, resume: str | None) -> Panorama | None:
+    def _made(self, k: int, path: Path, again: bool) -> Panorama | None:
         worker, output = self._worker, self._output
-        again = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-        kept = None
-        callbacks: list[object] = [Preview(output.preview)] if output.preview else []
-        if output.checkpoint_every != 0:
-            kept = Checkpoint(_checkpoint(path), output.checkpoint_every, resume or (_checkpoint(path) if again else None))
-            callbacks.append(kept)
+        kept = Checkpoint(path.with_name(f"{path.name}.checkpoint"), output.checkpoint_every, output.resume, again)
+        callbacks: list[object] = [kept, *([Preview(output.preview)] if output.preview else [])]
         try:
             panorama = worker.make(self._jobs[k], callbacks=callbacks, progress=not output.quiet)
-        except KeyboardInterrupt as interrupt:
-            if kept and kept.path.exists():
-                raise type(interrupt)(f"{interrupt or 'stopped'}; --resume {kept.path} goes on from its checkpoint") from None
-            raise
+        except (KeyboardInterrupt, RankError) as error:
+            if not (kept.useful and worker.runtime.writes):
+                raise
+            how = "the same command goes on" if output.jobs else f"--resume {kept.path} goes on"
+            ended = type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint")
+            raise ended from error
         worker.runtime.first(lambda: self._write(panorama, path))
-        if kept:
-            worker.runtime.first(kept.clear)
+        worker.runtime.first(kept.clear)
         self._tell(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
 
@@ -209,10 +210,6 @@ class _Painter:
         left = (time.monotonic() - self._start) / self._done * (own - self._done)
         many = f" ({self._done} of {own}{f', {left / 60:.0f} min left' * (left >= 60)})" if own > 1 else ""
         _say(self._worker, what + many)
-
-
-def _checkpoint(path: Path) -> Path:
-    return path.with_suffix(".checkpoint")
 
 
 def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> None:

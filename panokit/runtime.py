@@ -1,6 +1,5 @@
 """Where things run: devices, precision, and the one collective, on Lightning Fabric."""
 
-import atexit
 import math
 import sys
 import warnings
@@ -14,7 +13,7 @@ from torch import nn
 
 from panokit.errors import RankError, SettingError, ShardingWarning
 from panokit.group import Group, Status
-from panokit.launch import NOTEBOOK, end, fabric_for
+from panokit.launch import NOTEBOOK, fabric_for, start
 from panokit.offload import HOST, Turns, release, waits
 from panokit.pieces import Pieces, Rows, joined
 from panokit.recipe import differences
@@ -96,6 +95,7 @@ class Runtime:
         self._turns = Turns(self.device) if offload and self.device != HOST else None
         self._group: Group | None = None
         self._apart = self._asked = self._agreed = False
+        self._owed: Exception | None = None
         self._pieces = Pieces(self.device)
         self._advised: set[int] = set()
 
@@ -112,13 +112,15 @@ class Runtime:
             return
         if not dist.is_initialized():
             try:
+                met = start(self.fabric.strategy)
                 self.fabric.launch()
             except ValueError as cause:  # a launcher has started another number of processes
                 raise SettingError(f"the devices cannot be used: {' '.join(str(cause).split())}") from cause
             except TypeError as cause:  # of a strategy that forks or spawns, which is Fabric's choice in a notebook
                 raise SettingError(NOTEBOOK.format(self.world_size)) from cause
-            atexit.register(end, getattr(self.fabric.strategy.launcher, "procs", []))
-        self._group = Group(self.timeout)
+            self._group = Group(self.timeout)
+            met.set()
+        self._group = self._group or Group(self.timeout)
 
     @property
     def device(self) -> torch.device:
@@ -241,15 +243,20 @@ class Runtime:
         """
         size = micro_batch or self.micro_batch
         plan = chunks(n, size)
-        if self._group:
+        if self._apart and self._group:
             self._group.check()
+            self._group.beat()
+            if self._asked and not self._group.stopping:
+                self._group.stop()
+            self._asked |= self._group.stopping
         if (group := self._sharing) is None:
             self._agreed |= self._asked
             return joined([self._pieces.rows(fn, chunk, size) for chunk in plan])
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         status = Status.STOP if self._asked else Status.FINE
+        owed, self._owed = self._owed, None
         found, heard = group.rows(
-            lambda chunk: self._pieces.rows(fn, chunk, size), deal(plan, self.world_size), rows, like, status
+            lambda chunk: self._pieces.rows(fn, chunk, size), deal(plan, self.world_size), rows, like, status, owed
         )
         self._agreed |= heard is Status.STOP
         return found
@@ -258,16 +265,42 @@ class Runtime:
         """What `work` returns on the first rank, on every rank, or its error: for setting up and writing, not for steps."""
         return self._sharing.first(work) if self._sharing else work()
 
+    def owe(self, error: Exception) -> None:
+        """Raise an error that this rank alone may have, on all ranks: where windows are shared, when they next meet."""
+        if not self._sharing or getattr(error, "told", False):
+            raise error
+        self._owed = self._owed or error
+
+    def together(self, work: Callable[[], Made]) -> Made:
+        """What `work` returns here, after it has been done on every rank; the error of any is raised on all.
+
+        Raises:
+            PanokitError: what a rank raised, or owes.
+        """
+        if not (group := self._sharing):
+            return work()
+        made: Any = None
+        error: Exception | None = None
+        try:
+            made = work()
+        except Exception as found:  # the others must hear of it
+            error = found
+        owed, self._owed = self._owed, None
+        group.together(None, owed or error)
+        return made
+
     def alike(self, recipe: Mapping[str, Any]) -> None:
         """Raise a RankError on every rank unless all are about to make the same."""
         if self._sharing:
-            heard = self._sharing.all(dict(recipe))
+            heard = self._sharing.together(dict(recipe), None)
             for rank, other in enumerate(heard):
                 if found := differences(heard[0], other):
-                    raise RankError(
+                    error = RankError(
                         f"rank 0 and rank {rank} were not started alike: {'; '.join(found[:6])}: start all with the same "
                         "command in the same environment"
                     )
+                    error.told = True
+                    raise error
 
     def replicas(self, work: Callable[[int], Made], n: int) -> list[Made]:
         """`[work(0), ..., work(n - 1)]` on every rank: whole panoramas, say.
@@ -288,9 +321,14 @@ class Runtime:
             own += [work(k) for k in range(self.rank, n, self.world_size)]
         except Exception as found:  # the others must hear of it
             error = found
+        except KeyboardInterrupt:
+            if self._agreed:  # the others are asked to stop too, and finish their steps
+                group.meet()
+            raise
         finally:
             self._apart = False
-        heard = group.gathered(own, error)
+        group.meet()
+        heard = group.together(own, error)
         return [heard[k % self.world_size][k // self.world_size] for k in range(n)]
 
     def advise(self, n: int) -> None:

@@ -105,11 +105,14 @@ class Sampler:
             yield run
             if self.runtime.stopping and not run.done:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps}")
-        self._call("on_run_end", run)
+        self.runtime.together(lambda: self._call("on_run_end", run))
 
     def _call(self, hook: Hook, run: Run) -> None:
-        call(self.callbacks, hook, run)
-        self.runtime.fabric.call(hook, run=run)
+        try:
+            call(self.callbacks, hook, run)
+            self.runtime.fabric.call(hook, run=run)
+        except Exception as error:  # of one rank alone, it may be
+            self.runtime.owe(error)
 
     def begin(
         self,
@@ -300,7 +303,7 @@ class Sampler:
         with steps_bar(run, shown=progress and self.runtime.rank == 0) as advance:
             for _ in self._watched(run):
                 advance()
-        return Panorama(run.canvas, to_image(self.decode(run)), run.recipe)
+        return self.runtime.together(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
 
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:

@@ -9,6 +9,11 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from panokit.errors import RankError
+
+_START = timedelta(seconds=300)
+"""How long processes may take to start: they import much, and not all at once."""
+
 
 @final
 class WindowStrategy(DDPStrategy):
@@ -32,8 +37,12 @@ class WindowStrategy(DDPStrategy):
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
             rank = self.node_rank * self.num_processes + self.local_rank
             size = self.num_nodes * self.num_processes
-            store, rank, size = next(rendezvous("env://", rank, size, timeout=self._patience))
-            store.set_timeout(self._patience)
+            try:
+                store, rank, size = next(rendezvous("env://", rank, size, timeout=_START))
+            except (RuntimeError, ValueError) as cause:
+                why = str(cause).partition("\n")[0][:200]
+                raise RankError(f"rank {rank} of {size} could not meet the others: {why}") from cause
+            store.set_timeout(max(self._patience, _START))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
                 "nccl" if self.root_device.type == "cuda" else "gloo",

@@ -137,6 +137,32 @@ def failing_replica() -> int:
     return outcome(lambda: shared.replicas(work, 3))
 
 
+def hanging_replica() -> int:
+    """Of two pieces of work on two ranks the second is never done."""
+    shared = runtime(timeout=1.5)
+    shared.launch()
+    return outcome(lambda: shared.replicas(lambda k: time.sleep(600 * k), 2))
+
+
+def owing(when: str) -> int:
+    """A callback of rank 1 alone raises after the first step, or at the end."""
+    shared = runtime()
+
+    class Fails:
+        def on_step_end(self, run: Run) -> None:
+            if shared.rank == 1 and when == "step" and run.level.step == 1:
+                raise OutputError("cannot write a.png: No space left on device")
+
+        def on_run_end(self) -> None:
+            if shared.rank == 1 and when == "end":
+                raise ZeroDivisionError("no steps")
+
+    sampler = Sampler(tiny_model(), runtime=shared, callbacks=[Fails()])
+    status = outcome(lambda: sampler("a lake", height=16, width=32, steps=2))
+    outcome(lambda: Sampler(tiny_model(), runtime=shared)("a lake", height=16, width=32, steps=2).image.size)
+    return status
+
+
 def decoded(path: str, wrap: bool) -> None:
     """A canvas that is decoded in tiles."""
     shared = runtime()

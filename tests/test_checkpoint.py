@@ -38,9 +38,9 @@ def test_a_resumed_run_makes_the_steps_that_are_left_and_the_same_picture(tiny: 
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_checkpoint_a_run_starts_at_the_beginning(tiny: Model, tmp_path: Path) -> None:
-    runs = sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE)
-    assert next(runs).level.step == 1
+def test_a_checkpoint_that_is_not_there_is_told(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"there is no checkpoint .*: give a checkpoint of this panorama, or start without"):
+        next(sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE))
 
 
 @pytest.mark.parametrize(("changed", "message"), [({"steps": 5}, "steps is 5 and 4"), ({"seed": 3}, "seed is 3 and 0")])
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_panorama_is_refused_with_the_difference(
     tiny: Model, tmp_path: Path, changed: dict[str, int], message: str
 ) -> None:
     interrupted(tiny, tmp_path / "a")
-    with pytest.raises(SettingError, match=f"is of another panorama: .*{message}; ask for the same, or delete it"):
+    with pytest.raises(SettingError, match=f"is of another panorama: .*{message}: give a checkpoint of this panorama"):
         next(sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **{**SIZE, **changed}))
 
 
@@ -58,10 +58,10 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny: Model, tmp_pa
     whole = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(whole[:length])
     runs = sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE)
-    with pytest.warns(FallbackWarning, match="is damaged, or none: .*; the one before it is used"):
+    with pytest.warns(FallbackWarning, match="is damaged, or is none .*; the one before it is used"):
         assert next(runs).level.step == 3
     (tmp_path / "a.before").write_bytes(b"")
-    with pytest.raises(SettingError, match="delete it to start from the beginning"):
+    with pytest.raises(SettingError, match=r"is damaged, or is none .*: give a checkpoint"):
         next(sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE))
 
 
@@ -89,16 +89,57 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "nowhere" / "a").write(toy_run())
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_a_checkpoint_comes_after_a_step_or_more(every: int) -> None:
-    with pytest.raises(SettingError, match="after 1 step or more"):
-        Checkpoint("a", every)
+def test_a_checkpoint_comes_after_some_steps() -> None:
+    with pytest.raises(SettingError, match="every is -1: it must be a number of steps, 0 for never"):
+        Checkpoint("a", -1)
+
+
+def test_one_that_is_never_written_is_for_going_on_alone(tiny: Model, tmp_path: Path) -> None:
+    interrupted(tiny, tmp_path / "a")
+    made = sampler(tiny, Checkpoint(tmp_path / "b", 0, resume=tmp_path / "a"))
+    made.runtime.stop()
+    runs = made.stream("a lake", **SIZE)
+    assert next(runs).level.step == 4
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("what", ["another", "damaged", "nothing"])
+def test_a_program_that_starts_itself_again_begins_afresh_where_it_cannot_go_on(tiny: Model, tmp_path: Path, what: str) -> None:
+    if what == "another":
+        interrupted(tiny, tmp_path / "a", after=2)
+    elif what == "damaged":
+        (tmp_path / "a").write_bytes(b"half")
+    runs = sampler(tiny, Checkpoint(tmp_path / "a", 1, again=True)).stream("a city", **SIZE)
+    if what == "nothing":
+        assert next(runs).level.step == 1
+        return
+    with pytest.warns(FallbackWarning, match="is of another panorama|is damaged, or is none.*it is left aside"):
+        assert next(runs).level.step == 1
+
+
+def test_it_goes_on_from_its_own_and_not_from_where_it_was_first_taken_up(tiny: Model, tmp_path: Path) -> None:
+    interrupted(tiny, tmp_path / "first", after=1)
+    interrupted(tiny, tmp_path / "own", after=3)
+    kept = Checkpoint(tmp_path / "own", 1, resume=tmp_path / "first", again=True)
+    assert next(sampler(tiny, kept).stream("a lake", **SIZE)).level.step == 4
+    kept = Checkpoint(tmp_path / "other", 1, resume=tmp_path / "first", again=True)
+    assert next(sampler(tiny, kept).stream("a lake", **SIZE)).level.step == 2
+
+
+def test_a_damaged_one_does_not_take_the_place_of_the_one_before(tiny: Model, tmp_path: Path) -> None:
+    interrupted(tiny, tmp_path / "a", after=2)
+    (tmp_path / "a").write_bytes(b"half")
+    before = (tmp_path / "a.before").read_bytes()
+    with pytest.warns(FallbackWarning):
+        next(sampler(tiny, Checkpoint(tmp_path / "a", 1, resume=tmp_path / "a")).stream("a lake", **SIZE))
+    assert (tmp_path / "a.before").read_bytes() == before
+    assert read(tmp_path / "a")[1]["level"] == 2
 
 
 def test_a_memory_that_is_no_data_is_told(tmp_path: Path) -> None:
     run = toy_run()
     run.guided = [(object(), {"net": object()})]  # type: ignore[list-item]  # what a plugin might remember
-    with pytest.raises(SettingError, match="a object cannot be kept in a checkpoint"):
+    with pytest.raises(SettingError, match="what is a object cannot be kept in a checkpoint"):
         Checkpoint(tmp_path / "a").write(run)
 
 
