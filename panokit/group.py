@@ -146,9 +146,14 @@ class Group:
         self._meetings += 1
         key = f"panokit/meeting/{self._meetings}"
         self._store.add(f"{key}/{self.rank}", 1)
-        away, beats, since = [*range(self.size)], [-1], time.monotonic()
-        while away := [rank for rank in away if not self._store.check([f"{key}/{rank}"])]:
-            self._lifeline.check()
+        beats, since = [-1], time.monotonic()
+        while True:
+            gone = self._lifeline.lost >= 0  # before looking: who has come and gone has come
+            away = [rank for rank in range(self.size) if not self._store.check([f"{key}/{rank}"])]
+            if not away:
+                return
+            if gone:
+                self._lifeline.check()
             found = [self._store.add(f"panokit/beat/{rank}", 0) for rank in away]
             if found != beats:
                 beats, since = found, time.monotonic()

@@ -324,11 +324,14 @@ class Runtime:
         except KeyboardInterrupt:
             if self._agreed:  # the others are asked to stop too, and finish their steps
                 group.meet()
+                group.together(None, None)
             raise
         finally:
             self._apart = False
         group.meet()
         heard = group.together(own, error)
+        if None in heard:
+            raise KeyboardInterrupt("another rank was asked to stop")
         return [heard[k % self.world_size][k // self.world_size] for k in range(n)]
 
     def advise(self, n: int) -> None:
