@@ -401,10 +401,10 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("options", "checks"),
     [
-        (["multidiffusion"], 9),
-        (["plain"], 9),
-        (["outside_fuser:Plain"], 9),
-        (["ddim", "--kind", "fusers"], 9),
+        (["multidiffusion"], 10),
+        (["plain"], 10),
+        (["outside_fuser:Plain"], 10),
+        (["ddim", "--kind", "fusers"], 10),
         (["ddim", "--kind", "schedulers"], 8),
         (["panokit.testing.toys:Pull"], 11),
         (["panokit.testing.worlds:Gaussian"], 6),
@@ -467,7 +467,7 @@ def test_check_of_a_plugin_that_breaks_a_rule_says_what_to_do_and_has_status_1(
     assert problem.startswith("failed: Plain.weight goes from 0.0 to 0.0")
     assert problem.endswith("clamp it to a small floor")
     assert last.startswith("outside_fuser:broken: ")
-    assert last.endswith(" of 9 checks failed")
+    assert last.endswith(" of 10 checks failed")
 
 
 @pytest.mark.parametrize(

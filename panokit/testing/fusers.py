@@ -7,8 +7,11 @@ from torch import Tensor
 
 from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Grid
+from panokit.runtime import Runtime
 from panokit.testing.demands import contents, demand, distance, unchanged
+from panokit.testing.ranks import Ranks
 from panokit.testing.settings import pickles_and_reprs
+from panokit.testing.toys import toy_run
 
 Make = Callable[[], Fuser]
 
@@ -33,6 +36,7 @@ def checks(fuser: Fuser) -> tuple[Callable[[Make], None], ...]:
         keeps_dtype_and_device,
         half_precision_is_added_in_float32,
         leaves_windows_alone,
+        same_for_any_number_of_ranks,
         pickles_and_reprs,
     )
 
@@ -149,6 +153,25 @@ def leaves_windows_alone(make: Make) -> None:
     before = contents(windows)
     fuser.fuse(windows, grid)
     demand(unchanged(before, windows), f"{type(fuser).__name__}.fuse wrote to its windows: work on a copy")
+
+
+def same_for_any_number_of_ranks(make: Make) -> None:
+    """On one, two and three ranks a run has the same bits, on every rank."""
+
+    def canvas(runtime: Runtime) -> Tensor:
+        run = toy_run(fuser=make(), runtime=runtime)
+        while not run.done:
+            run.step()
+        return run.canvas
+
+    (expected,) = Ranks(1, 2).run(canvas)
+    for size in (2, 3):
+        for rank, found in enumerate(Ranks(size, 2).run(canvas)):
+            demand(
+                torch.equal(found, expected),
+                f"rank {rank} of {size} has another canvas than a single rank: `fuse` is called on every rank with the same "
+                "windows, and must return the same; it has no noise, and remembers nothing",
+            )
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.denoiser import Codec, Denoiser, Prompt
-from panokit.fuser import WeightedFuser
+from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
 from panokit.run import Run
@@ -196,6 +196,7 @@ def toy_run(
     denoiser: Denoiser | None = None,
     codec: Codec | None = None,
     scheduler: Scheduler | None = None,
+    fuser: Fuser | None = None,
     guidances: Sequence[Guidance] = (),
     stride: int = 2,
     wrap: bool = False,
@@ -213,7 +214,7 @@ def toy_run(
         denoiser=denoiser,
         codec=codec,
         solver=(scheduler or ToyScheduler()).begin(steps, runtime.device, denoiser.training),
-        fuser=Mean(),
+        fuser=fuser or Mean(),
         guidances=guidances,
         runtime=runtime,
         grid=Grid(size, denoiser.window, (stride,) * axes, (wrap,) * axes),

@@ -147,6 +147,15 @@ class WritesToWindows(Own):
 
 
 @dataclass(frozen=True)
+class Dithers(Own):
+    """By as much as no other check looks at, with noise that every rank draws for itself."""
+
+    def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        canvas = super().fuse(windows, grid)
+        return canvas * (1 + 8 * torch.finfo(canvas.dtype).eps * float(torch.rand(())))
+
+
+@dataclass(frozen=True)
 class HoldsAFunction(Own):
     by: Callable[[float], float] = field(default=lambda x: 2 * x)
 
@@ -168,6 +177,7 @@ class HoldsAFunction(Own):
         (ToFloat32, fusers.keeps_dtype_and_device, "made torch.float32 .* of windows of torch.float64.*windows.new_zeros"),
         (AddsInHalf, fusers.half_precision_is_added_in_float32, "in torch.float16 is off .*convert windows and weights to"),
         (WritesToWindows, fusers.leaves_windows_alone, "fuse wrote to its windows: work on a copy"),
+        (Dithers, fusers.same_for_any_number_of_ranks, "rank 0 of 2 has another canvas .*it has no noise"),
         (HoldsAFunction, fusers.pickles_and_reprs, "cannot be pickled.*top level instead of lambdas"),
     ],
     ids=lambda value: getattr(value, "__name__", "says"),
