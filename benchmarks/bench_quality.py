@@ -24,13 +24,12 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from numpy.typing import NDArray
 from PIL import Image
 
-from panokit import Grid, Sampler
+from panokit import Sampler
+from panokit.study.measures import Pixels, crops, grain, seam
 from panokit_landscapes import PATH
 from panokit_landscapes.captions import PROMPTS
 from panokit_landscapes.data import to_tensor
@@ -40,29 +39,7 @@ from panokit_msd import MSDGuidance
 from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
-Pixels = NDArray[np.uint8]
 NAMES = {"MSDGuidance": MSDGuidance, "SyncDiffusion": SyncDiffusion}
-
-
-def seam(pixels: Pixels, grid: Grid, factor: int) -> float:
-    """The mean absolute difference of neighbouring pixels across window borders, over that of all other neighbours.
-
-    The mean over the axes that have borders: up and down, a landscape's gradients differ from those sideways.
-    """
-    ratios = []
-    for axis in range(2):
-        steps = np.abs(np.diff(pixels.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))
-        edges = {edge for origin in grid.origins for edge in (origin[axis], origin[axis] + grid.window[axis])}
-        borders = [edge * factor - 1 for edge in edges if 0 < edge < grid.size[axis]]
-        if borders:
-            ratios.append(float(steps[borders].mean() / np.delete(steps, borders).mean()))
-    return mean(ratios)
-
-
-def grain(pixels: Pixels) -> float:
-    """The mean square of the second differences of brightness along both axes: the power of the finest detail."""
-    grey = pixels.astype(np.float32).mean(-1)
-    return mean(float(np.square(np.diff(grey, 2, axis)).mean()) for axis in range(2))
 
 
 def saturation(pixels: Pixels) -> float:
@@ -70,32 +47,11 @@ def saturation(pixels: Pixels) -> float:
     return float((pixels.max(-1).astype(np.float32) - pixels.min(-1)).mean())
 
 
-def crops(pixels: Pixels) -> list[Pixels]:
-    """Full-height squares, side by side, at the model's 128 pixels."""
-    side = pixels.shape[0]
-    squares = [pixels[:, left : left + side] for left in range(0, pixels.shape[1] - side + 1, side)]
-    return [np.asarray(Image.fromarray(square).resize((128, 128), Image.Resampling.LANCZOS)) for square in squares]
-
-
-def test_a_step_at_every_border_is_a_seam_and_a_ramp_is_none() -> None:
-    grid = Grid((4, 16), (4, 4), (4, 4), (False, False))
-    x = np.arange(32)
-    ramp, stairs = (np.broadcast_to(row.astype(np.uint8)[None, :, None], (8, 32, 3)) for row in (x * 4, x * 4 + x // 8 * 40))
-    assert seam(ramp, grid, 2) == pytest.approx(1, abs=0.01)
-    assert seam(stairs, grid, 2) == pytest.approx(11, abs=0.01)
-
-
-def test_grain_is_in_detail_and_not_in_a_ramp() -> None:
-    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3))
-    noise = np.random.default_rng(0).integers(0, 9, (64, 64, 3), dtype=np.uint8)
-    assert grain(ramp) == 0
-    assert grain(noise) > 1
-    assert saturation(ramp) == 0
-
-
-def test_crops_are_full_height_squares_side_by_side() -> None:
-    found = crops(np.zeros((256, 1024, 3), np.uint8))
-    assert [square.shape for square in found] == [(128, 128, 3)] * 4
+def test_saturation_is_how_far_the_channels_are_apart() -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    picture[..., 0] = 100
+    assert saturation(picture) == 100
+    assert saturation(np.full((4, 4, 3), 100, np.uint8)) == 0
 
 
 def references(out: Path, count: int) -> Pixels:
@@ -136,7 +92,7 @@ def study(composition: str, args: Any, model: Any) -> dict[str, Any]:
                 seconds.append(time.process_time() - start)
             pictures.append(np.asarray(Image.open(path)))
     own = references(args.out, args.references)
-    cut = np.stack([crop for pixels in pictures for crop in crops(pixels)])
+    cut = np.stack([crop for pixels in pictures for crop in crops(pixels, (128, 128))])
     torch.manual_seed(0)
     distance, deviation = kid(to_tensor(cut), to_tensor(own))
     truth = true_grain(height)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from inspect import signature
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import yaml
@@ -30,7 +29,7 @@ from panokit.errors import (
     SettingError,
     ShardingWarning,
 )
-from panokit.options import no_option, objection
+from panokit.options import assign, configuration, no_option, objection, plain
 from panokit.registry import Kind
 from panokit.signals import TerminatedError, terminated
 
@@ -38,9 +37,6 @@ _PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "schedul
 _SETTING = re.compile(rf"--({'|'.join(_PARTS)})\.(\w+(?:\.\w+)*)")
 _ALONE = ("--help", "--print_config")
 """Options without a value."""
-_LARGEST = 1 << 20
-"""Letters that a configuration may have."""
-_DEEPEST = 32
 
 
 class _PartSetting(NamedTuple):
@@ -98,7 +94,7 @@ def _run(args: list[str]) -> int:
             commands.explain(_PARTS[setting.part], setting.value)
             return 0
     # Configurations go first, wherever they stand: what is said on the command line itself has the last word.
-    configs = [f"--config={json.dumps(_configuration(path), default=str)}" for path in words.configs]
+    configs = [f"--config={json.dumps(configuration(path), default=str)}" for path in words.configs]
     texts = ["--", *words.texts] if words.texts else []
     try:
         given = _parser(words.command).parse_args([words.command, *configs, *words.options, *texts])
@@ -119,7 +115,7 @@ def _run(args: list[str]) -> int:
             if which < 0:
                 raise SettingError(f"--{path} has no guidance to set it of: add one before it, --guidances+=NAME")
             path = f"guidances.{which}.{setting.key}"
-        commands.assign(options, path, commands.plain(setting.value))
+        assign(options, path, plain(setting.value))
     return _generate(options)
 
 
@@ -154,6 +150,12 @@ def _rerun_parser(function: Callable[..., Any]) -> ArgumentParser:
     return parser
 
 
+def _evaluate_parser(function: Callable[..., Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
+    parser.add_function_arguments(function)
+    return parser
+
+
 def _plugins_parser(function: Callable[..., Any]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
     parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class; all of them unless given.")
@@ -165,6 +167,7 @@ _PARSERS: dict[str, Callable[[Callable[..., Any]], ArgumentParser]] = {
     "generate": _generate_parser,
     "rerun": _rerun_parser,
     "plugins": _plugins_parser,
+    "evaluate": _evaluate_parser,
 }
 
 
@@ -192,6 +195,7 @@ def _parser(command: str) -> ArgumentParser:
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
     "rerun": commands.rerun,
+    "evaluate": commands.evaluate,
     "plugins": commands.plugins,
     "check": commands.check,
 }
@@ -229,7 +233,7 @@ def _sorted(args: Sequence[str]) -> _Words:
             value = left.popleft()
         if match := _SETTING.fullmatch(name):
             words.settings.append(_PartSetting(match[1], match[2], value, words.added))
-        elif name == "--config":
+        elif name == "--config" and command != "evaluate":  # whose study it is
             words.configs.append(value)
         elif name == "--prompt" and command == "generate" and not value.lstrip().startswith(("{", "[")):
             words.texts.append(value)
@@ -240,41 +244,6 @@ def _sorted(args: Sequence[str]) -> _Words:
                 raise SettingError(f"{name}={value} adds several at once: add them one by one, --guidances+=NAME")
             words = words._replace(added=words.added + 1)
     return words
-
-
-def _configuration(path: str) -> dict[str, Any]:
-    """What a configuration says: a mapping, of plain YAML that stays as large as it looks; read once, so it may be a pipe."""
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            text = file.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise SettingError(f"the configuration {path} is longer than {_LARGEST} letters: that is none of panokit's")
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise SettingError(f"the configuration {path} repeats itself by aliases (*name): write out what they stand for")
-            if depth > _DEEPEST:
-                raise SettingError(f"the configuration {path} is nested more than {_DEEPEST} deep: that is none of panokit's")
-        found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as cause:
-        reason = getattr(cause, "strerror", None) or cause
-        raise SettingError(f"the configuration {path} cannot be read: {reason}") from cause
-    except yaml.YAMLError as cause:
-        where = (
-            f" in line {cause.problem_mark.line + 1}" if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark else ""
-        )
-        what = getattr(cause, "problem", None) or str(cause)
-        raise SettingError(f"the configuration {path} is not plain YAML{where}: {what}") from cause
-    except ValueError as cause:
-        if isinstance(cause, SettingError):
-            raise
-        raise SettingError(f"the configuration {path} has a value that YAML cannot read: {cause}") from cause
-    if not isinstance(found, dict):
-        raise SettingError(f"the configuration {path} is a {type(found).__name__}: it must map options to values, steps: 25")
-    if "config" in found:
-        raise SettingError(f"the configuration {path} names another one: give both on the command line, --config A --config B")
-    return found
 
 
 def _objection(message: str, command: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from panokit import registry
 from panokit.errors import ContractError, FallbackWarning, PluginNotFoundError, SettingError
-from panokit.options import no_option, typed
+from panokit.options import assign, configuration, no_option, plain, typed
 from panokit.registry import Kind
 from panokit.settings import NUMERICS, Attention, Precision, Wrap
 
@@ -180,6 +180,52 @@ def rerun(
             warnings.warn(message, FallbackWarning, stacklevel=2)
 
 
+def evaluate(
+    config: str,
+    *,
+    out: str = "results",
+    model: str | None = None,
+    sweep: str | None = None,
+    panoramas: int | None = None,
+    references: int | None = None,
+    quick: bool = False,
+    devices: int | Literal["auto"] = 1,
+    precision: Precision = "32-true",
+    micro_batch: int = 8,
+) -> None:
+    """Compare methods on the same prompts and seeds: distances to the model's own pictures, agreement with prompts, layout.
+
+    Args:
+        config: A YAML file that says what to compare, such as configs/paper_landscapes.yaml.
+        out: The folder of the study. What is there is not made again: the same command goes on where it was stopped.
+        model: Another model than the study's.
+        sweep: Values of one setting of the study's last method, guidances.weight=0,1,10, in the place of its methods.
+        panoramas: Of each prompt and method, in the place of the study's number.
+        references: Pictures of each prompt that the model makes at its own size, likewise.
+        quick: A tiny version of all of it.
+        devices: How many devices to use.
+        precision: Of the networks.
+        micro_batch: Windows that go through the model at once.
+    """
+    from panokit.panorama import written_aside
+    from panokit.study.conduct import conduct
+    from panokit.study.plan import Study
+    from panokit.study.report import markdown
+
+    given = {"model": model, "panoramas": panoramas, "references": references}
+    study = Study.of({**configuration(config), **{key: value for key, value in given.items() if value is not None}})
+    study = study.swept(sweep) if sweep else study
+    study = study.quick() if quick else study
+    _hush()
+    numbers = conduct(study, Path(out), {"devices": devices, "precision": precision, "micro_batch": micro_batch})
+    if numbers is None:
+        return
+    report = markdown(numbers)
+    with written_aside(Path(out) / "report.md") as aside:
+        aside.write_text(report, encoding="utf-8")
+    print(report)
+
+
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
     """List the installed plugins, or what there is to set in one.
 
@@ -260,32 +306,6 @@ def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **parts}
 
 
-def assign(data: Any, path: str, value: Any) -> None:
-    """Set one thing in plain data by its path: `seed`, `fuser.spread`, `guidances.weight` (of the last), `guidances.0.weight`.
-
-    Raises:
-        SettingError: the path leads nowhere.
-    """
-    step, _, rest = path.partition(".")
-    key: Any = step
-    if isinstance(data, list):
-        key, rest = (int(step), rest) if step.isdecimal() else (-1, path)
-    try:
-        if not rest:
-            data[key] = value
-            return
-        if isinstance(data, dict) and "plugin" in data:
-            data.setdefault(key, {})
-        child = data[key]
-    except (LookupError, TypeError) as cause:
-        raise SettingError(
-            f"there is no {step!r} to set to {value!r}: name a guidance first, or an option that there is"
-        ) from cause
-    if isinstance(child, str):  # a plugin, by its name alone
-        child = data[key] = {"plugin": child}
-    assign(child, rest, value)
-
-
 def _make(
     jobs: Sequence[Mapping[str, Any]], runtime: Mapping[str, Any], output: Mapping[str, Any], *, trusted: bool = True
 ) -> None:
@@ -320,14 +340,21 @@ def _make_all(path: str, options: Mapping[str, Any], part: str, runtime: Mapping
 
 def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
     """Who makes them, without a word from libraries."""
-    import diffusers.utils
-    import lightning.fabric  # noqa: F401 - it sets the level of its logger
-
     from panokit.jobs import Worker
 
+    _hush()
+    return Worker(runtime, trusted=trusted)
+
+
+def _hush() -> None:
+    """Let libraries say nothing that is not for users."""
+    import diffusers.utils
+    import lightning.fabric  # noqa: F401 - it sets the level of its logger
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()  # hints for developers
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a banner for each rank
-    return Worker(runtime, trusted=trusted)
 
 
 def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
@@ -390,16 +417,6 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not sign or not re.fullmatch(r"\w+(\.\w+)*", path):
         raise SettingError(f"--set came as {text!r}: it must be NAME=VALUE, such as guidances.weight=0")
     return path, plain(value)
-
-
-def plain(text: str) -> Any:
-    """A value as YAML reads it: a number, a truth, a list, or text."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # of a date that there is none
-        return text
 
 
 def _default(name: str, kind: Kind | None) -> Callable[[], Any]:

@@ -9,7 +9,9 @@ from PIL import Image
 from panokit import recipe
 from panokit.cli import main
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+STUDY = FOLDER / "paper_landscapes.yaml"
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {STUDY})
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -25,3 +27,13 @@ def test_a_configuration_makes_a_panorama(folder: Path, tmp_path: Path, config: 
     assert len(made["guidances"]) == len(asked.get("guidances", []))
     for found, wanted in zip(made["guidances"], asked.get("guidances", []), strict=True):
         assert wanted.items() - {("plugin", wanted["plugin"])} <= {(k, v) for k, v in found.items() if not isinstance(v, list)}
+
+
+def test_the_papers_study_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--config", str(STUDY), "--quick", "--panoramas", "1", "--out", str(tmp_path / "results")]
+    assert main(words) == 0
+    report = capsys.readouterr().out
+    for method in ("MultiDiffusion", "SyncDiffusion", "MSD"):
+        assert f"| {method} | " in report
+    for measure in ("KID, EfficientNet-Lite0", "FID, world's CLIP", "similarity, world's CLIP", "stacked horizons", "seam"):
+        assert measure in report

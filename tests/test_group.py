@@ -299,3 +299,16 @@ def test_a_signal_to_one_rank_asks_all_that_work_by_themselves(folder: Path, tmp
     assert ended.said()[0].endswith("the same command goes on from its checkpoint\n")
     kept = sorted(re.sub(r"[0-9a-f]{8}", "*", path.name) for path in (tmp_path / "made").iterdir())
     assert kept == ["lake-0-0-*.png.checkpoint", "lake-1-0-*.png.checkpoint"]
+
+
+def test_a_study_is_made_by_all_ranks_and_told_by_one(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    study = f"model: {folder}\nheight: 16\nwidth: 32\nsteps: 2\npanoramas: 2\nreferences: 4\nprompts: [a lake]\n"
+    study += "methods: {MultiDiffusion: {guidances: []}}\nfeatures: {colours: 'panokit.testing.toys:Colours'}\n"
+    (tmp_path / "study.yaml").write_text(study)
+    words = ["evaluate", "--config", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "results")]
+    started = ranks(2, "command", words)
+    assert started.wait() == [0, 0]
+    first, second = started.said()
+    assert "| MultiDiffusion | " in first
+    assert "MultiDiffusion |" not in second
+    assert len([*(tmp_path / "results").rglob("*.png")]) == 6

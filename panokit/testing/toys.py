@@ -221,3 +221,14 @@ def toy_run(
         embeddings=denoiser.encode(prompt, "", 1.0),
         seed=seed,
     )
+
+
+@final
+class Colours(nn.Module):
+    """Features of uint8 pictures `n 3 H W` that anybody can check: their mean colours, in [0, 1]."""
+
+    num_features = 3
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """The means, `n 3`."""
+        return pictures.float().mean((2, 3)) / 255

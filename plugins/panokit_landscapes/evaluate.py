@@ -70,6 +70,33 @@ class EfficientNetFeatures(nn.Module):
         return torch.as_tensor(self.net.forward_head(self.net.forward_features(x), pre_logits=True))
 
 
+class TowerFeatures(nn.Module):
+    """Features (n, d) of uint8 pictures (n, 3, H, W), by the image tower of the CLIP model that was trained on the world."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = CLIPModel.from_pretrained(JUDGE, local_files_only=True, dtype=torch.float32).eval()
+        self.num_features = int(self.model.config.projection_dim)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        found = self.model.get_image_features(pictures.float() / 127.5 - 1).pooler_output
+        return F.normalize(torch.as_tensor(found), dim=-1) * self.num_features**0.5  # so that KID's kernel sees cosines
+
+
+class Similarity:
+    """How well pictures go with a prompt: 100 times the cosine of the world's own CLIP model."""
+
+    def __init__(self) -> None:
+        self.tower = TowerFeatures()
+        self.tokenizer = CLIPTokenizer.from_pretrained(JUDGE, local_files_only=True)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, prompt: str) -> Tensor:
+        """A number for each of the uint8 pictures (n, 3, 128, 128)."""
+        text = self.tower.model.get_text_features(tokenize(self.tokenizer, [prompt])).pooler_output
+        return 100 * F.normalize(self.tower(pictures), dim=-1) @ F.normalize(torch.as_tensor(text), dim=-1)[0]
+
+
 def kid(pictures: Tensor, true: Tensor) -> tuple[float, float]:
     """Kernel distance of two sets of pictures in [-1, 1] by EfficientNet-Lite0 features: mean, deviation over subsets."""
     size = min(len(pictures), len(true)) // 2

@@ -1,0 +1,1 @@
+"""Studies: methods compared on the same prompts and seeds, measured, and reported."""

@@ -1,0 +1,123 @@
+"""What a study compares, as plain data: methods, prompts, seeds, and what they are measured by."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
+from typing import Any, final
+
+from panokit.errors import SettingError
+from panokit.options import assign, no_option, plain
+
+Job = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Study:
+    """Every method makes a panorama of each prompt with each seed, and all are measured alike.
+
+    Attributes:
+        prompts: what to paint.
+        methods: by name what each is composed of: `guidances`, `fuser`, `scheduler`. Others are compared with the first.
+        model: whose panoramas they are.
+        height: of panoramas, in pixels.
+        width: likewise.
+        steps: denoising steps.
+        stride: pixels from one window to the next; half a window unless given.
+        guidance_scale: of classifier-free guidance.
+        panoramas: of each prompt and method, with seeds from 0.
+        references: pictures of each prompt that the model makes at its own size, with seeds from 0.
+        features: by name the networks whose features pictures are compared in: `module:Class`, modules that take uint8 pictures
+            `n 3 H W` and have `num_features`.
+        similarity: by name what scores pictures against prompts, `module:Class`.
+        layout: what counts horizons and lights, `module:Class`.
+
+    Raises:
+        SettingError: there is nothing to compare, or too little to measure.
+    """
+
+    prompts: Sequence[str]
+    methods: Mapping[str, Mapping[str, Any]]
+    model: str = "landscapes"
+    height: int = 256
+    width: int = 1024
+    steps: int = 50
+    stride: int | None = None
+    guidance_scale: float = 7.5
+    panoramas: int = 4
+    references: int = 32
+    features: Mapping[str, str] = field(default_factory=dict)
+    similarity: Mapping[str, str] = field(default_factory=dict)
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "methods"):
+            if not getattr(self, name):
+                raise SettingError(f"the study has no {name}: there is nothing to compare")
+        for name, least in (("panoramas", 1), ("references", 1), ("steps", 1)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Study":
+        """The study that a configuration describes.
+
+        Raises:
+            SettingError: it has something that studies do not have, or lacks what they need.
+        """
+        names = [each.name for each in fields(cls)]
+        if unknown := sorted(data.keys() - {*names}):
+            raise SettingError(no_option(unknown[0], names, ""))
+        if missing := [name for name in ("prompts", "methods") if name not in data]:
+            raise SettingError(f"the study does not say its {' and '.join(missing)}")
+        return cls(**data)
+
+    def as_data(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+    def quick(self) -> "Study":
+        """A tiny version of all of it: two prompts, two panoramas of two windows' width, four steps."""
+        return replace(
+            self,
+            prompts=self.prompts[:2],
+            panoramas=min(self.panoramas, 2),
+            references=min(self.references, 4),
+            width=min(self.width, 2 * self.height),
+            steps=min(self.steps, 4),
+        )
+
+    def swept(self, sweep: str) -> "Study":
+        """A method for each value of a setting, `guidances.weight=0,1,10`, of the last method.
+
+        Raises:
+            SettingError: there is no such setting.
+        """
+        path, sign, values = sweep.partition("=")
+        if not sign or not values:
+            raise SettingError(f"sweep is {sweep!r}: it must be SETTING=VALUE,VALUE, such as guidances.weight=0,1,10")
+        name, base = list(self.methods.items())[-1]
+        methods: dict[str, Mapping[str, Any]] = {}
+        for value in values.split(","):
+            method = deepcopy(dict(base))
+            assign(method, path, plain(value))
+            methods[f"{name}, {path.rpartition('.')[2]} {value}"] = method
+        return replace(self, methods=methods)
+
+    def pairs(self) -> list[tuple[str, int]]:
+        """The prompts and seeds of every method, in the same order."""
+        return list(product(self.prompts, range(self.panoramas)))
+
+    def jobs(self, method: str) -> list[Job]:
+        """The panoramas of a method, in the order of `pairs`."""
+        common = {key: getattr(self, key) for key in ("model", "height", "width", "steps", "stride", "guidance_scale")}
+        return [{**common, **self.methods[method], "prompt": prompt, "seed": seed} for prompt, seed in self.pairs()]
+
+    def reference_jobs(self, window: tuple[int, int]) -> list[Job]:
+        """The model's own pictures, of `window` pixels, height and width."""
+        common = {key: getattr(self, key) for key in ("model", "steps", "guidance_scale")}
+        size = {"height": window[0], "width": window[1]}
+        return [
+            {**common, **size, "prompt": prompt, "seed": seed} for prompt, seed in product(self.prompts, range(self.references))
+        ]

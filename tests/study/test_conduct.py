@@ -1,0 +1,90 @@
+"""Studies from their plan to their report, on a model in miniature."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from panokit.cli import main
+
+STUDY: dict[str, Any] = {
+    "prompts": ["a lake", "a city"],
+    "methods": {"MultiDiffusion": {"guidances": []}, "MSD": {"guidances": [{"plugin": "msd", "levels": 2}]}},
+    "height": 32,
+    "width": 64,
+    "steps": 2,
+    "panoramas": 2,
+    "references": 4,
+    "features": {"colours": "panokit.testing.toys:Colours"},
+}
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "model": str(folder)}, sort_keys=False))
+    return path
+
+
+def evaluate(config: Path, *options: str) -> int:
+    return main(["evaluate", "--config", str(config), "--out", str(config.parent / "results"), *options])
+
+
+def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(config) == 0
+    results = config.parent / "results"
+    assert len([*(results / "panoramas" / "multidiffusion").glob("*.png")]) == 4
+    assert len([*(results / "references").glob("*.png")]) == 8
+    numbers = json.loads((results / "numbers.json").read_text())
+    assert numbers["methods"]["MSD"]["n"] == 4
+    assert numbers["methods"]["MSD"]["crops"] == 8
+    assert {"KID, colours", "seam", "grain"} <= numbers["differences"]["MSD"].keys()
+    report = capsys.readouterr().out
+    assert report.rstrip().endswith((results / "report.md").read_text().rstrip())
+    assert "| MSD | " in report
+
+
+def test_a_finished_study_reports_without_making_anything(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(config) == 0
+    first = (config.parent / "results" / "report.md").read_text()
+    times = {path: path.stat().st_mtime_ns for path in (config.parent / "results").rglob("*.png")}
+    capsys.readouterr()
+    assert evaluate(config) == 0
+    assert (config.parent / "results" / "report.md").read_text() == first
+    assert capsys.readouterr().out.startswith("# ")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert evaluate(config, "--panoramas", "3") == 0  # more of the same is the same study
+    assert len([*(config.parent / "results" / "panoramas" / "msd").glob("*.png")]) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "guidances.wieght=1,2"], "did you mean 'weight'"),
+        (["--sweep", "fuser=1"], "a fuser came as 1"),
+        (["--panoramas", "0"], "panoramas is 0"),
+        (["--config", "nowhere.yaml"], "the configuration nowhere.yaml cannot be read"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_status_2(
+    config: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert evaluate(config, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_of_another_study_is_not_mixed_up(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(config, "--quick") == 0
+    config.write_text(config.read_text().replace("steps: 2", "steps: 3"))
+    capsys.readouterr()
+    assert evaluate(config, "--quick") == 2
+    assert "holds the results of another study: here and there steps is 3 and 2" in capsys.readouterr().err
+
+
+def test_too_few_pictures_for_a_measure_are_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(config, "--references", "1") == 2
+    assert "KID needs 4 pictures or more of each kind: there are 8 and 2" in capsys.readouterr().err

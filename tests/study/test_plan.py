@@ -1,0 +1,67 @@
+"""Studies as plain data."""
+
+from typing import Any
+
+import pytest
+
+from panokit import SettingError
+from panokit.study.plan import Study
+
+DATA: dict[str, Any] = {
+    "prompts": ["a lake", "a city", "a beach"],
+    "methods": {"MultiDiffusion": {"guidances": []}, "MSD": {"guidances": [{"plugin": "msd", "until": 0.5}]}},
+    "panoramas": 3,
+}
+
+
+def test_every_method_makes_the_same_prompts_and_seeds() -> None:
+    study = Study.of(DATA)
+    assert study.pairs() == [(prompt, seed) for prompt in DATA["prompts"] for seed in range(3)]
+    one, two = (study.jobs(method) for method in study.methods)
+    assert [(job["prompt"], job["seed"]) for job in one] == study.pairs()
+    assert [{**job, "guidances": 0} for job in one] == [{**job, "guidances": 0} for job in two]
+    assert two[0]["guidances"] == [{"plugin": "msd", "until": 0.5}]
+
+
+def test_references_are_the_models_own_pictures_at_its_own_size() -> None:
+    jobs = Study.of({**DATA, "references": 2}).reference_jobs((128, 64))
+    assert len(jobs) == 6
+    assert {(job["height"], job["width"]) for job in jobs} == {(128, 64)}
+    assert not any("guidances" in job for job in jobs)
+
+
+def test_a_sweep_is_a_method_for_each_value() -> None:
+    study = Study.of(DATA).swept("guidances.weight=0,2.5,10")
+    assert list(study.methods) == ["MSD, weight 0", "MSD, weight 2.5", "MSD, weight 10"]
+    assert study.methods["MSD, weight 2.5"] == {"guidances": [{"plugin": "msd", "until": 0.5, "weight": 2.5}]}
+    assert DATA["methods"]["MSD"] == {"guidances": [{"plugin": "msd", "until": 0.5}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": []}, "the study has no prompts"),
+        ({"methods": {}}, "the study has no methods"),
+        ({"panoramas": 0}, "panoramas is 0: it must be 1 or more"),
+        ({"promts": ["a lake"]}, "there is no option promts: did you mean prompts?"),
+    ],
+)
+def test_what_is_no_study_is_told(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Study.of({**DATA, **change})
+
+
+def test_a_study_without_what_it_needs_is_told() -> None:
+    with pytest.raises(SettingError, match="does not say its prompts and methods"):
+        Study.of({"height": 256})
+
+
+@pytest.mark.parametrize("sweep", ["guidances.weight", "guidances.weight=", "="])
+def test_what_is_no_sweep_is_told(sweep: str) -> None:
+    with pytest.raises(SettingError):
+        Study.of(DATA).swept(sweep)
+
+
+def test_a_quick_study_is_small() -> None:
+    quick = Study.of(DATA).quick()
+    assert (len(quick.prompts), quick.panoramas, quick.references, quick.width, quick.steps) == (2, 2, 4, 512, 4)
