@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -207,7 +208,9 @@ def evaluate(
         precision: Of the networks.
         micro_batch: Windows that go through the model at once.
     """
-    from panokit.panorama import written_aside
+    for needed in ("torchmetrics", "matplotlib"):
+        if not find_spec(needed):
+            raise SettingError(f'{needed} is not installed, which panokit evaluate needs: pip install "panokit[eval]"')
     from panokit.study.conduct import conduct
     from panokit.study.plan import Study
     from panokit.study.report import markdown
@@ -220,10 +223,8 @@ def evaluate(
     numbers = conduct(study, Path(out), {"devices": devices, "precision": precision, "micro_batch": micro_batch})
     if numbers is None:
         return
-    report = markdown(numbers)
-    with written_aside(Path(out) / "report.md") as aside:
-        aside.write_text(report, encoding="utf-8")
-    print(report)
+    print(markdown(numbers))
+    print(f"{Path(out) / 'report.html'}: the same, with figures and pictures")
 
 
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:

@@ -16,15 +16,17 @@ from panokit.jobs import Worker
 from panokit.painting import Output, check, paint_all
 from panokit.panorama import written_aside
 from panokit.recipe import differences
-from panokit.study.measures import Features, apart, crops, fid, grain, kid, made, means, pixels, seam
+from panokit.study.measures import Features, apart, crops, fid, grain, kid, made, over, pixels, seam
+from panokit.study.page import page
 from panokit.study.plan import Job, Study
+from panokit.study.report import markdown
 from panokit.study.statistics import paired
 
 Numbers = dict[str, Any]
 
 
 def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | None:
-    """Make what is missing of a study's pictures, measure them, and keep the numbers in `out/numbers.json`.
+    """Make what is missing of a study's pictures, measure them, and write `numbers.json`, `report.md` and `report.html`.
 
     All ranks make pictures; the first one measures them, and the others have none of the numbers.
 
@@ -51,7 +53,10 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     numbers: Numbers = {
         "study": study.as_data(),
         "versions": {name: version(name) for name in ("panokit", "torch", "diffusers", "torchmetrics")},
-        "methods": {method: {"n": len(found), "means": means(found)} for method, found in rows.items()},
+        "methods": {
+            method: {"n": len(found), "means": over(found, np.mean), "deviations": over(found, np.std)}
+            for method, found in rows.items()
+        },
         "differences": {},
     }
     base = next(iter(study.methods))
@@ -63,6 +68,8 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     for name, source in study.features.items():
         _distances(name, Features(source, out / "features" / _slug(name)), panoramas, references, (high, wide), numbers)
     _write(out / "numbers.json", json.dumps(numbers, indent=1))
+    _write(out / "report.md", markdown(numbers))
+    _write(out / "report.html", page(numbers, panoramas, study.pairs()))
     return numbers
 
 
@@ -75,7 +82,7 @@ def _hold(study: Study, out: Path) -> None:
         _write(kept, json.dumps(mine, indent=1))
         return
     # More of the same, and other measures of it, are the same study.
-    free = ("panoramas", "references", "features", "similarity", "layout", "methods")
+    free = ("panoramas", "references", "features", "similarity", "layout", "methods", "sweep")
     theirs = json.loads(kept.read_text(encoding="utf-8"))
     one, two = ({key: value for key, value in each.items() if key not in free} for each in (mine, theirs))
     if found := differences(one, two):

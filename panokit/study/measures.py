@@ -5,7 +5,7 @@ features of whatever networks the study names. Features are kept in files beside
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -191,6 +191,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
 
 
-def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each number over panoramas."""
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+def over(rows: Sequence[Mapping[str, float]], of: Callable[[list[float]], Any]) -> dict[str, float]:
+    """The mean, or whatever it is `of`, of each number over panoramas."""
+    return {name: float(of([row[name] for row in rows])) for name in rows[0]}

@@ -32,6 +32,7 @@ class Study:
             `n 3 H W` and have `num_features`.
         similarity: by name what scores pictures against prompts, `module:Class`.
         layout: what counts horizons and lights, `module:Class`.
+        sweep: the setting and the values that the methods are made of, if they are.
 
     Raises:
         SettingError: there is nothing to compare, or too little to measure.
@@ -50,6 +51,7 @@ class Study:
     features: Mapping[str, str] = field(default_factory=dict)
     similarity: Mapping[str, str] = field(default_factory=dict)
     layout: str | None = None
+    sweep: str = ""
 
     def __post_init__(self) -> None:
         for name in ("prompts", "methods"):
@@ -103,7 +105,7 @@ class Study:
             method = deepcopy(dict(base))
             assign(method, path, plain(value))
             methods[f"{name}, {path.rpartition('.')[2]} {value}"] = method
-        return replace(self, methods=methods)
+        return replace(self, methods=methods, sweep=sweep)
 
     def pairs(self) -> list[tuple[str, int]]:
         """The prompts and seeds of every method, in the same order."""

@@ -1,6 +1,7 @@
 """Studies from their plan to their report, on a model in miniature."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,20 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     assert numbers["methods"]["MSD"]["crops"] == 8
     assert {"KID, colours", "seam", "grain"} <= numbers["differences"]["MSD"].keys()
     report = capsys.readouterr().out
-    assert report.rstrip().endswith((results / "report.md").read_text().rstrip())
+    assert (results / "report.md").read_text().rstrip() in report
     assert "| MSD | " in report
+    page = (results / "report.html").read_text()
+    assert "<td>MSD<td>" in page
+    assert page.count("<svg ") == page.count("</svg>") == 4  # KID, FID, seam, grain
+    assert page.count("data:image/jpeg;base64,") == 2  # a sheet a prompt
+    assert not re.search(r"(src|href)=.https?:", page)  # nothing is fetched
+
+
+def test_a_sweep_is_drawn_as_a_curve(config: Path) -> None:
+    assert evaluate(config, "--sweep", "guidances.weight=0,1,10") == 0
+    page = (config.parent / "results" / "report.html").read_text()
+    assert "<td>MSD, weight 10<td>" in page
+    assert page.count("<!-- guidances.weight -->") == 4  # the axis of each figure
 
 
 def test_a_finished_study_reports_without_making_anything(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,117 @@
+"""A study's report as one HTML file that needs nothing beside it: bars, curves, and what the panoramas look like."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from panokit.study.report import markdown
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
+    "font-size:13px}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}img,svg{max-width:100%;height:auto}"
+    "figure{margin:1em 0}figcaption{color:#555}"
+)
+
+
+def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pairs: Sequence[tuple[str, int]]) -> str:
+    """The report: Markdown's tables, a figure for each measure, and the first panorama of each prompt by each method.
+
+    Args:
+        numbers: of `conduct`.
+        panoramas: by method, in the order of `pairs`.
+        pairs: prompts and seeds.
+    """
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{escape(str(numbers['study']['model']))}</title><style>{_STYLE}</style>"
+    ]
+    parts += [_html(line) for line in _blocks(markdown(numbers))]
+    parts.append("<h2>Figures</h2>")
+    parts += [_figure(name, numbers) for name in _measures(numbers)]
+    parts.append("<h2>Panoramas</h2>")
+    for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
+        k = next(k for k, (each, _) in enumerate(pairs) if each == prompt)
+        sheet = _sheet([(method, paths[k]) for method, paths in panoramas.items()])
+        parts.append(f"<figure><img alt='{escape(prompt)}' src='data:image/jpeg;base64,{sheet}'>")
+        parts.append(f"<figcaption>{escape(prompt)}, seed {pairs[k][1]}: {escape(', '.join(panoramas))}</figcaption></figure>")
+    return "\n".join(parts) + "\n"
+
+
+def _blocks(text: str) -> list[list[str]]:
+    """Paragraphs, as lists of lines."""
+    return [block.splitlines() for block in text.split("\n\n") if block.strip()]
+
+
+def _html(block: Sequence[str]) -> str:
+    """A paragraph of `markdown`: a heading, a table, or text."""
+    if block[0].startswith("#"):
+        level = len(block[0]) - len(block[0].lstrip("#"))
+        return f"<h{level}>{escape(block[0].lstrip('# '))}</h{level}>"
+    if block[0].startswith("|"):
+        rows = [[_cell(cell) for cell in row.strip("| ").split(" | ")] for row in block if not row.startswith("|---")]
+        head, *rest = ["".join(f"<{'td' if k else 'th'}>{cell}" for cell in row) for k, row in enumerate(rows)]
+        return f"<table><tr>{head}<tr>{'<tr>'.join(rest)}</table>"
+    return f"<p>{escape(' '.join(block))}</p>"
+
+
+def _cell(text: str) -> str:
+    return f"<b>{escape(text.strip('*'))}</b>" if text.startswith("**") else escape(text)
+
+
+def _measures(numbers: Mapping[str, Any]) -> list[str]:
+    first = next(iter(numbers["methods"].values()))
+    return [*(name for name in first if name.startswith(("KID", "FID"))), *first["means"]]
+
+
+def _of(told: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """A measure of a method, and its deviation."""
+    if name.startswith("KID"):
+        return told[name]["mean"], told[name]["deviation"]
+    return (told[name], 0.0) if name.startswith("FID") else (told["means"][name], told["deviations"][name])
+
+
+def _figure(name: str, numbers: Mapping[str, Any]) -> str:
+    """Bars with deviations; for a sweep over numbers a curve."""
+    from matplotlib.figure import Figure
+
+    methods = numbers["methods"]
+    values, deviations = zip(*(_of(told, name) for told in methods.values()), strict=True)
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    if (swept := _swept(numbers)) is not None:
+        axes.errorbar(swept, values, deviations, marker="o", capsize=3, color="#356")
+        axes.set_xlabel(numbers["study"]["sweep"].partition("=")[0])
+    else:
+        axes.barh(list(methods)[::-1], values[::-1], xerr=deviations[::-1], capsize=3, color="#689")
+    axes.set_title(name, fontsize=10)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return f"<figure>{file.getvalue()[file.getvalue().index('<svg') :]}</figure>"
+
+
+def _swept(numbers: Mapping[str, Any]) -> list[float] | None:
+    """The values of a sweep, if they are numbers."""
+    if not numbers["study"]["sweep"]:
+        return None
+    try:
+        return [float(value) for value in numbers["study"]["sweep"].partition("=")[2].split(",")]
+    except ValueError:
+        return None
+
+
+def _sheet(shown: Sequence[tuple[str, Path]], width: int = 1024) -> str:
+    """Panoramas one below the other, as JPEG in base64."""
+    images = [Image.open(path).convert("RGB") for _, path in shown]
+    small = [image.resize((width, round(image.height * width / image.width))) for image in images]
+    sheet = Image.new("RGB", (width, sum(image.height + 4 for image in small)), "white")
+    top = 0
+    for image in small:
+        sheet.paste(image, (0, top))
+        top += image.height + 4
+    file = io.BytesIO()
+    sheet.save(file, format="jpeg", quality=85)
+    return base64.b64encode(file.getvalue()).decode()
