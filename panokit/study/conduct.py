@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ def _painted(jobs: Sequence[Job], folder: Path, worker: Worker) -> list[Path]:
     return paths
 
 
+@final
 class _Tells:
     """What is told of each panorama by itself, and kept."""
 
