@@ -1,7 +1,7 @@
 """Options by the names and types of a function's arguments, and what to say of those that do not fit."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -57,7 +57,7 @@ def no_option(name: str, names: Collection[str], dashes: str = "--") -> str:
 def _words(hint: Any) -> str:
     """What a value must be, from its type."""
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "", dict: "a mapping"}
-    kinds[list] = "a list, [...]"
+    kinds |= dict.fromkeys((list, Sequence), "a list, [...]") | {Mapping: "a mapping"}
     options = [
         kinds.get(get_origin(each) or each, " or ".join(map(str, get_args(each))))
         for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,))

@@ -33,8 +33,10 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     Raises:
         SettingError: the folder holds another study, or there are fewer pictures than a measure needs.
     """
-    _hold(study, out)
     worker = Worker(runtime)
+    for method in study.methods:
+        check(study.jobs(method)[0], worker, Output())
+    _hold(study, out)
     sampler, *_ = worker.prepared(study.jobs(next(iter(study.methods)))[0])
     high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
     references = _painted(study.reference_jobs((high, wide)), out / "references", worker)

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, final
 
 from panokit.errors import SettingError
-from panokit.options import assign, no_option, plain
+from panokit.options import assign, no_option, plain, typed
 
 Job = dict[str, Any]
 
@@ -73,7 +73,10 @@ class Study:
             raise SettingError(no_option(unknown[0], names, ""))
         if missing := [name for name in ("prompts", "methods") if name not in data]:
             raise SettingError(f"the study does not say its {' and '.join(missing)}")
-        return cls(**data)
+        settings = typed(cls, data)
+        if not all(isinstance(method, Mapping) for method in settings["methods"].values()):
+            raise SettingError("a method maps parts to what they are: {guidances: [msd]}")
+        return cls(**settings)
 
     def as_data(self) -> dict[str, Any]:
         """The same as plain data."""

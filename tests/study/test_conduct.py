@@ -78,6 +78,7 @@ def test_a_finished_study_reports_without_making_anything(config: Path, capsys: 
         (["--sweep", "guidances.wieght=1,2"], "did you mean 'weight'"),
         (["--sweep", "fuser=1"], "a fuser came as 1"),
         (["--panoramas", "0"], "panoramas is 0"),
+        (["--model", "landscape"], "did you mean 'landscapes'"),
         (["--config", "nowhere.yaml"], "the configuration nowhere.yaml cannot be read"),
     ],
 )
@@ -88,6 +89,7 @@ def test_what_the_user_got_wrong_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not (config.parent / "results").exists()
 
 
 def test_a_folder_of_another_study_is_not_mixed_up(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,10 @@ def test_a_sweep_is_a_method_for_each_value() -> None:
         ({"methods": {}}, "the study has no methods"),
         ({"panoramas": 0}, "panoramas is 0: it must be 1 or more"),
         ({"promts": ["a lake"]}, "there is no option promts: did you mean prompts?"),
+        ({"height": "tall"}, "height came as 'tall': it must be a whole number"),
+        ({"prompts": "a lake"}, r"prompts came as 'a lake': it must be a list, \[...\]"),
+        ({"methods": [1]}, r"methods came as '\[1\]': it must be a mapping"),
+        ({"methods": {"MSD": "msd"}}, "methods came as"),
     ],
 )
 def test_what_is_no_study_is_told(change: dict[str, Any], message: str) -> None:
