@@ -253,7 +253,7 @@ def struck(words: list[str], step: int, what: signal.Signals) -> int:
         if run.level.step == step and run.runtime.rank == run.runtime.world_size - 1:
             os.kill(os.getpid(), what)
 
-    Run.step = strikes  # type: ignore[method-assign]  # in this process alone
+    Run.step = strikes  # in this process alone
     return main(words)
 
 
@@ -277,7 +277,7 @@ def killed_in_write(folder: str, point: str, step: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         return replace(path, target)
 
-    Path.write_bytes, Path.replace = writes, replaces  # type: ignore[assignment, method-assign]  # in this process alone
+    Path.write_bytes, Path.replace = writes, replaces  # in this process alone
     return run_to_end(shared, folder, [], every=1)
 
 

@@ -138,7 +138,7 @@ def test_a_damaged_one_does_not_take_the_place_of_the_one_before(tiny: Model, tm
 
 def test_a_memory_that_is_no_data_is_told(tmp_path: Path) -> None:
     run = toy_run()
-    run.guided = [(object(), {"net": object()})]  # type: ignore[list-item]  # what a plugin might remember
+    run.guided = [(object(), {"net": object()})]  # what a plugin might remember
     with pytest.raises(SettingError, match="what is a object cannot be kept in a checkpoint"):
         Checkpoint(tmp_path / "a").write(run)
 

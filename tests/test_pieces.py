@@ -65,7 +65,7 @@ def test_a_picture_is_the_same_within_rounding(monkeypatch: pytest.MonkeyPatch) 
     def narrow(self: object, x: Tensor, *rest: object) -> Tensor:
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, x, *rest)  # type: ignore[arg-type]  # the denoiser's own method
+        return forward(self, x, *rest)
 
     monkeypatch.setattr(type(model.denoiser), "__call__", narrow)
     with warnings.catch_warnings(record=True) as told:

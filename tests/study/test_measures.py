@@ -1,5 +1,6 @@
 """Measures, on pictures whose numbers are known."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,9 @@ def test_the_nearer_of_two_methods_is_told() -> None:
 
 
 @pytest.mark.parametrize(("measure", "count"), [(kid, 3), (fid, 1)])
-def test_too_few_pictures_are_told(measure: object, count: int) -> None:
+def test_too_few_pictures_are_told(measure: Callable[..., object], count: int) -> None:
     with pytest.raises(SettingError, match=f"pictures or more of each kind: there are {count} and 400"):
-        measure(gaussian(0, count), gaussian(0))  # type: ignore[operator]  # both take features
+        measure(gaussian(0, count), gaussian(0))
 
 
 def test_features_are_computed_once(tmp_path: Path) -> None:
