@@ -189,6 +189,7 @@ def evaluate(
     sweep: str | None = None,
     panoramas: int | None = None,
     references: int | None = None,
+    reference_folder: str | None = None,
     quick: bool = False,
     devices: int | Literal["auto"] = 1,
     precision: Precision = "32-true",
@@ -203,6 +204,7 @@ def evaluate(
         sweep: Values of one setting of the study's last method, guidances.weight=0,1,10, in the place of its methods.
         panoramas: Of each prompt and method, in the place of the study's number.
         references: Pictures of each prompt that the model makes at its own size, likewise.
+        reference_folder: Pictures as large as the model's window to compare with, in their place.
         quick: A tiny version of all of it.
         devices: How many devices to use.
         precision: Of the networks.
@@ -215,8 +217,17 @@ def evaluate(
     from panokit.study.plan import Study
     from panokit.study.report import markdown
 
-    given = {"model": model, "panoramas": panoramas, "references": references}
-    study = Study.of({**configuration(config), **{key: value for key, value in given.items() if value is not None}})
+    given = {
+        key: value
+        for key, value in {
+            "model": model,
+            "panoramas": panoramas,
+            "references": references,
+            "reference_folder": reference_folder,
+        }.items()
+        if value is not None
+    }
+    study = Study.of(configuration(config), **given)
     study = study.swept(sweep) if sweep else study
     study = study.quick() if quick else study
     _hush()
@@ -336,7 +347,7 @@ def _make_all(path: str, options: Mapping[str, Any], part: str, runtime: Mapping
     own = part_of([*jobs.values()], part)
     worker = _worker(runtime)
     check_all(path, jobs, wrong, worker, to)
-    return 1 if paint_all(own, worker, to) else 0
+    return 1 if paint_all(own, worker, [to] * len(own)) else 0
 
 
 def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":

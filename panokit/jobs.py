@@ -124,10 +124,14 @@ class Worker:
 
 def name_of(recipe: Mapping[str, Any]) -> str:
     """What a picture is called: its prompt, its seed, and a hash of all that makes it but the versions of libraries."""
-    prompt = recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions"
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
+    words = words_of(recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions")
     told = json.dumps({key: value for key, value in recipe.items() if key not in _VERSIONS}, sort_keys=True)
     return f"{words}-{recipe['seed']}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def words_of(prompt: str) -> str:
+    """A prompt as part of a file's name."""
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
 
 
 def part_of(jobs: Sequence[Any], part: str) -> list[Any]:

@@ -84,7 +84,7 @@ def paint(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> 
     Raises:
         PanokitError: a job asks for something that cannot be, or a picture cannot be written.
     """
-    painter = _Painter(jobs, worker, output)
+    painter = _Painter(jobs, worker, [output] * len(jobs))
     with _stopping(worker, output):
         made = worker.runtime.replicas(painter.one, len(jobs))
     if output.sheet:
@@ -93,14 +93,19 @@ def paint(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> 
         _say(worker, f"{sheet}: {len(made)} pictures")
 
 
-def paint_all(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> int:
+def paint_all(jobs: Sequence[Mapping[str, Any]], worker: Worker, outputs: Sequence[Output]) -> int:
     """The same for many: what is there is left, and a job that fails is written down and does not keep the others.
+
+    Args:
+        jobs: what to make.
+        worker: who makes them.
+        outputs: where each goes.
 
     Returns:
         How many failed.
     """
-    painter = _Painter(jobs, worker, output)
-    with _stopping(worker, output):
+    painter = _Painter(jobs, worker, outputs)
+    with _stopping(worker, *outputs):
         ends = worker.runtime.replicas(painter.attempt, len(jobs))
     counts = {end: ends.count(end) for end in ("made", "there already", "failed")}
     _say(worker, ", ".join(f"{count} {end}" for end, count in counts.items()))
@@ -149,23 +154,28 @@ _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 class _Painter:
     """Makes one job's picture, on whichever ranks."""
 
-    def __init__(self, jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> None:
-        self._jobs, self._worker, self._output = jobs, worker, output
-        self._start, self._done = time.monotonic(), 0
+    def __init__(self, jobs: Sequence[Mapping[str, Any]], worker: Worker, outputs: Sequence[Output]) -> None:
+        self._jobs, self._worker, self._outputs = jobs, worker, outputs
+        self._start, self._done, self._painted = time.monotonic(), 0, 0
+        runtime = worker.runtime
+        shared = len(jobs) < runtime.world_size
+        self._own = range(len(jobs)) if shared else range(runtime.rank, len(jobs), runtime.world_size)
+        self._left = sum(_pixels(jobs[k]) for k in self._own)
 
     def one(self, k: int) -> Panorama | None:
         """Make it and write it; what a contact sheet needs of it, if there is to be one."""
         sampler, prompt, settings = self._worker.prepared(self._jobs[k])
         again = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
-        return self._made(k, self._output.path(sampler.recipe(prompt, **settings)), again)
+        return self._made(k, self._outputs[k].path(sampler.recipe(prompt, **settings)), again)
 
     def attempt(self, k: int) -> str:
         """Make it and write it, unless it is there; how that ended."""
         runtime = self._worker.runtime
         sampler, prompt, settings = self._worker.prepared(self._jobs[k])
-        path = self._output.path(sampler.recipe(prompt, **settings))
+        path = self._outputs[k].path(sampler.recipe(prompt, **settings))
         note = path.with_suffix(".error.txt")
         if runtime.first(path.exists):
+            self._passed(k)
             return "there already"
         try:
             self._made(k, path, again=True)
@@ -174,13 +184,13 @@ class _Painter:
         except Exception as error:  # whatever a plugin does
             what = f"{type(error).__name__}: {error}"
             runtime.first(lambda: _write_note(note, what))
-            self._tell(f"{path}: failed, {' '.join(what.split())}")
+            self._tell(k, f"{path}: failed, {' '.join(what.split())}")
             return "failed"
         runtime.first(lambda: note.unlink(missing_ok=True))
         return "made"
 
     def _made(self, k: int, path: Path, again: bool) -> Panorama | None:
-        worker, output = self._worker, self._output
+        worker, output = self._worker, self._outputs[k]
         kept = Checkpoint(path.with_name(f"{path.name}.checkpoint"), output.checkpoint_every, output.resume, again)
         callbacks: list[object] = [kept, *([Preview(output.preview)] if output.preview else [])]
         try:
@@ -191,25 +201,33 @@ class _Painter:
             how = "the same command goes on" if output.jobs else f"--resume {kept.path} goes on"
             ended = type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint")
             raise ended from error
-        worker.runtime.first(lambda: self._write(panorama, path))
+        worker.runtime.first(lambda: self._write(panorama, path, latents=output.latents))
         worker.runtime.first(kept.clear)
-        self._tell(f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
+        self._tell(k, f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
 
-    def _write(self, panorama: Panorama, path: Path) -> None:
+    def _write(self, panorama: Panorama, path: Path, *, latents: bool) -> None:
         panorama.save(path)
-        if self._output.latents:
+        if latents:
             panorama.save_latents(path.with_suffix(".safetensors"))
 
-    def _tell(self, what: str) -> None:
-        """A line; with many jobs, how far they are and how long they will take."""
-        self._done += 1
-        runtime = self._worker.runtime
-        shared = len(self._jobs) < runtime.world_size
-        own = len(self._jobs) if shared else len(range(runtime.rank, len(self._jobs), runtime.world_size))
-        left = (time.monotonic() - self._start) / self._done * (own - self._done)
-        many = f" ({self._done} of {own}{f', {left / 60:.0f} min left' * (left >= 60)})" if own > 1 else ""
+    def _tell(self, k: int, what: str) -> None:
+        """A line; with many jobs, how far they are and how long the rest will take."""
+        self._passed(k)
+        self._painted += _pixels(self._jobs[k])
+        left = (time.monotonic() - self._start) / self._painted * self._left
+        count = len(self._own)
+        many = f" ({self._done} of {count}{f', {left / 60:.0f} min left' * (left >= 60)})" if count > 1 else ""
         _say(self._worker, what + many)
+
+    def _passed(self, k: int) -> None:
+        self._done += 1
+        self._left -= _pixels(self._jobs[k])
+
+
+def _pixels(job: Mapping[str, Any]) -> int:
+    """How much work a job is, beside others."""
+    return (job.get("height") or 1) * (job.get("width") or 1)
 
 
 def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> None:
@@ -234,6 +252,6 @@ def _say(worker: Worker, what: str) -> None:
         print(what, flush=True)
 
 
-def _stopping(worker: Worker, output: Output) -> AbstractContextManager[None]:
+def _stopping(worker: Worker, *outputs: Output) -> AbstractContextManager[None]:
     """Where checkpoints were asked for, the first signal asks all ranks to write one and end."""
-    return asking(worker.runtime.stop) if output.checkpoint_every else nullcontext()
+    return asking(worker.runtime.stop) if any(output.checkpoint_every for output in outputs) else nullcontext()

@@ -17,8 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from panokit import registry
-from panokit.errors import SettingError
+from panokit.errors import PanokitError, SettingError
 from panokit.grid import Grid
+from panokit.panorama import written_aside
+from panokit.study.plan import Network
+
+FEWEST = 4
+"""The fewest pictures that KID can be had from, with its deviation over halves of them."""
 
 Pixels = NDArray[np.uint8]
 
@@ -68,16 +73,13 @@ class Features:
     """The features of pictures, by one network, kept in a folder.
 
     Args:
-        name: `module:Class` of a module that takes uint8 pictures `n 3 H W` and has `num_features`.
+        net: a module that takes uint8 pictures `n 3 H W`.
         folder: where they are kept, by the picture's name.
-
-    Raises:
-        SettingError: the network cannot be made, as where its weights are not to be had.
+        device: where the network is.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.folder = folder
-        self.net = made(name)
+    def __init__(self, net: Callable[[Tensor], Tensor], folder: Path, device: torch.device | str = "cpu") -> None:
+        self.net, self.folder, self.device = net, folder, device
         folder.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
@@ -85,25 +87,36 @@ class Features:
         """Those of a picture's crops, `n d`."""
         kept = self.folder / f"{path.stem}.npy"
         if not kept.exists():
-            found = self.net(torch.from_numpy(cut).permute(0, 3, 1, 2))
-            aside = kept.with_name(f".{kept.name}.npy")
-            np.save(aside, found.float().numpy())
-            aside.replace(kept)
+            found = self.net(batch(cut).to(self.device))
+            with written_aside(kept) as aside:
+                np.save(aside, found.float().cpu().numpy())
         return torch.from_numpy(np.load(kept))
 
 
-def made(name: str) -> Any:
-    """What `module:Class` makes.
+def made(network: Network) -> Any:
+    """What a study's `module:Class`, or a mapping of that and settings, makes.
 
     Raises:
-        SettingError: it cannot be made.
+        PanokitError: it cannot be made.
     """
+    settings = {"plugin": network} if isinstance(network, str) else dict(network)
+    if not isinstance(name := settings.pop("plugin", None), str):
+        raise SettingError(
+            f"a network came as {network!r}: it must be module:Class, or {{plugin: module:Class, SETTING: VALUE}}"
+        )
     try:
-        return registry.load("models", name)()
-    except (OSError, RuntimeError) as cause:  # files that are not there
+        return registry.load("models", name)(**settings)
+    except PanokitError:
+        raise
+    except (OSError, RuntimeError, TypeError) as cause:  # files that are not there, settings that it has not
         raise SettingError(
             f"{name} cannot be made ({' '.join(str(cause).split())[:200]}): leave it out, or give it its files"
         ) from cause
+
+
+def batch(squares: Pixels) -> Tensor:
+    """Pictures (n, h, w, 3) as networks take them, `n 3 h w`."""
+    return torch.from_numpy(squares).permute(0, 3, 1, 2)
 
 
 @final
@@ -126,25 +139,35 @@ def _unwarned() -> Iterator[None]:
         yield
 
 
-def kid(own: Tensor, reference: Tensor, subsets: int = 50) -> Distance:
-    """The kernel distance of features, `n d`, over subsets of half of the smaller set.
+def kid(own: Sequence[Tensor], reference: Sequence[Tensor], subsets: int = 50) -> Distance:
+    """The kernel distance of features, `n d` a prompt: the mean over prompts, each against its own references.
+
+    Prompts lie far apart in features, so the mix of them in a subset would outweigh what is measured. The deviation is over
+    subsets of half of the smaller set.
 
     Raises:
-        SettingError: there are fewer than four of either.
+        SettingError: a prompt has fewer than four of either.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(len(own), len(reference)) // 2
-    if size < 2:
-        raise SettingError(f"KID needs 4 pictures or more of each kind: there are {len(own)} and {len(reference)}")
-    with _unwarned():
-        # One rank measures what all have made, so there is nothing to gather.
-        metric = KernelInceptionDistance(feature=_Given(own.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False)
-    metric.update(reference, real=True)
-    metric.update(own, real=False)
-    torch.manual_seed(0)
-    mean, deviation = metric.compute()
-    return Distance(mean.item(), deviation.item())
+    found = []
+    for ours, theirs in zip(own, reference, strict=True):
+        size = min(len(ours), len(theirs)) // 2
+        if size < FEWEST // 2:
+            raise SettingError(
+                f"KID needs {FEWEST} pictures or more of each kind and prompt: there are {len(ours)} and {len(theirs)}"
+            )
+        with _unwarned():
+            # One rank measures what all have made, so there is nothing to gather.
+            metric = KernelInceptionDistance(
+                feature=_Given(ours.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+            )
+        metric.update(theirs, real=True)
+        metric.update(ours, real=False)
+        torch.manual_seed(0)
+        found.append([value.item() for value in metric.compute()])
+    means, deviations = np.transpose(found)
+    return Distance(float(means.mean()), float(np.sqrt(np.square(deviations).sum())) / len(found))
 
 
 def fid(own: Tensor, reference: Tensor) -> float:
@@ -163,26 +186,30 @@ def fid(own: Tensor, reference: Tensor) -> float:
     return float(metric.compute())
 
 
-def apart(ours: Sequence[Tensor], theirs: Sequence[Tensor], reference: Tensor, subsets: int = 100) -> NDArray[np.float64]:
-    """Our kernel distance minus theirs, on subsets: the same half of the pairs of panoramas for both.
+def apart(
+    ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]], reference: Sequence[Tensor], subsets: int = 200
+) -> NDArray[np.float64]:
+    """Our kernel distance minus theirs, the mean over prompts, on subsets: the same half of the panoramas for both.
+
+    Halves drawn without replacement spread as means of all do, so percentiles of these are an interval.
 
     Args:
-        ours: features a panorama, of the same prompts and seeds as `theirs`.
-        theirs: likewise.
-        reference: features of the model's own pictures.
+        ours: features `n d` of each panorama, by prompt; two panoramas or more.
+        theirs: likewise, of the same seeds.
+        reference: features of the references, by prompt.
         subsets: how many.
     """
     from torchmetrics.image.kid import poly_mmd
 
     rng = np.random.default_rng(0)
-    found = []
-    for _ in range(subsets):
-        chosen = rng.choice(len(ours), size=max(2, len(ours) // 2), replace=False)
-        one, two = (torch.cat([features[k] for k in chosen]) for features in (ours, theirs))
-        beside = reference[torch.from_numpy(rng.choice(len(reference), size=min(len(one), len(reference)), replace=False))]
-        size = len(beside)
-        found.append(float(poly_mmd(beside, one[:size]) - poly_mmd(beside, two[:size])))
-    return np.asarray(found)
+    found = np.zeros(subsets)
+    for k in range(subsets):
+        for one, two, beside in zip(ours, theirs, reference, strict=True):
+            chosen = rng.choice(len(one), size=len(one) // 2, replace=False)
+            a, b = (torch.cat([features[i] for i in chosen]) for features in (one, two))
+            c = beside[torch.from_numpy(rng.choice(len(beside), size=min(len(a), len(beside)), replace=False))]
+            found[k] += float(poly_mmd(c, a[: len(c)]) - poly_mmd(c, b[: len(c)])) / len(ours)
+    return found
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

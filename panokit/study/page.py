@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from panokit.study.report import markdown
+from panokit.study.report import markdown, measures
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
@@ -31,7 +31,7 @@ def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pa
     ]
     parts += [_html(line) for line in _blocks(markdown(numbers))]
     parts.append("<h2>Figures</h2>")
-    parts += [_figure(name, numbers) for name in _measures(numbers)]
+    parts += [_figure(name, numbers) for name in measures(numbers["methods"])]
     parts.append("<h2>Panoramas</h2>")
     for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
         k = next(k for k, (each, _) in enumerate(pairs) if each == prompt)
@@ -60,11 +60,6 @@ def _html(block: Sequence[str]) -> str:
 
 def _cell(text: str) -> str:
     return f"<b>{escape(text.strip('*'))}</b>" if text.startswith("**") else escape(text)
-
-
-def _measures(numbers: Mapping[str, Any]) -> list[str]:
-    first = next(iter(numbers["methods"].values()))
-    return [*(name for name in first if name.startswith(("KID", "FID"))), *first["means"]]
 
 
 def _of(told: Mapping[str, Any], name: str) -> tuple[float, float]:

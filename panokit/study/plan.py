@@ -10,6 +10,7 @@ from panokit.errors import SettingError
 from panokit.options import assign, no_option, plain, typed
 
 Job = dict[str, Any]
+Network = str | Mapping[str, Any]
 
 
 @final
@@ -28,10 +29,13 @@ class Study:
         guidance_scale: of classifier-free guidance.
         panoramas: of each prompt and method, with seeds from 0.
         references: pictures of each prompt that the model makes at its own size, with seeds from 0.
-        features: by name the networks whose features pictures are compared in: `module:Class`, modules that take uint8 pictures
-            `n 3 H W` and have `num_features`.
-        similarity: by name what scores pictures against prompts, `module:Class`.
-        layout: what counts horizons and lights, `module:Class`.
+        reference_folder: pictures at the model's own size that are there already, in their place. Where each prompt has some
+            whose names begin with it, as panokit names them, it is compared with those; else with all.
+        features: by name the networks whose features pictures are compared in: modules that take uint8 pictures `n 3 H W` and
+            have `num_features`. A network is `module:Class`, or a mapping of that, `plugin`, and settings.
+        scores: by name what gives squares of a panorama, uint8 `n 3 H W`, and their prompt a number, or one each.
+        wholes: what tells numbers, by name, of a whole panorama, uint8 (H, W, 3), and its prompt.
+        timings: how often what a panorama of each method costs is measured, in turns; 0 for not.
         sweep: the setting and the values that the methods are made of, if they are.
 
     Raises:
@@ -48,26 +52,37 @@ class Study:
     guidance_scale: float = 7.5
     panoramas: int = 4
     references: int = 32
-    features: Mapping[str, str] = field(default_factory=dict)
-    similarity: Mapping[str, str] = field(default_factory=dict)
-    layout: str | None = None
+    reference_folder: str | None = None
+    features: Mapping[str, Network] = field(default_factory=dict)
+    scores: Mapping[str, Network] = field(default_factory=dict)
+    wholes: Sequence[Network] = ()
+    timings: int = 3
     sweep: str = ""
 
     def __post_init__(self) -> None:
         for name in ("prompts", "methods"):
             if not getattr(self, name):
                 raise SettingError(f"the study has no {name}: there is nothing to compare")
-        for name, least in (("panoramas", 1), ("references", 1), ("steps", 1)):
+        for name, least in (("panoramas", 1), ("references", 1), ("steps", 1), ("timings", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be {least} or more")
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "Study":
+    def of(cls, data: Mapping[str, Any], **given: Any) -> "Study":
         """The study that a configuration describes.
+
+        Args:
+            data: what `Study` takes by name, and `models`: by a model's name what is different with it.
+            given: what is to be in the place of both.
 
         Raises:
             SettingError: it has something that studies do not have, or lacks what they need.
         """
+        data = dict(data)
+        models = data.pop("models", {})
+        if not isinstance(models, Mapping) or not all(isinstance(each, Mapping) for each in models.values()):
+            raise SettingError("models maps names of models to what is different with them: {NAME: {height: 1024}}")
+        data |= {**models.get(given.get("model", data.get("model", cls.model)), {}), **given}
         names = [each.name for each in fields(cls)]
         if unknown := sorted(data.keys() - {*names}):
             raise SettingError(no_option(unknown[0], names, ""))
@@ -89,6 +104,7 @@ class Study:
             prompts=self.prompts[:2],
             panoramas=min(self.panoramas, 2),
             references=min(self.references, 4),
+            timings=min(self.timings, 1),
             width=min(self.width, 2 * self.height),
             steps=min(self.steps, 4),
         )

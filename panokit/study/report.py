@@ -6,56 +6,74 @@ from typing import Any
 from panokit.study.measures import table
 from panokit.study.statistics import Difference
 
+Told = Mapping[str, Any]
 
-def markdown(numbers: Mapping[str, Any]) -> str:
-    """The report: what was compared, the means, and which differences are there."""
+
+def markdown(numbers: Told) -> str:
+    """The report: what was compared, the means, which differences are there, and what each method costs."""
     study, methods = numbers["study"], numbers["methods"]
     base = next(iter(methods))
-    n, crops = methods[base]["n"], methods[base].get("crops", 0)
+    n, squares = methods[base]["n"], methods[base].get("crops", 0)
+    prompts, seeds = len(study["prompts"]), study["panoramas"]
+    own = f"{study['references'] * prompts} pictures that the model makes at its own size"
+    beside = f"the pictures in {study['reference_folder']}" if study["reference_folder"] else own
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
-    own = study["references"] * len(study["prompts"])
-    head = [
+    parts = [
         f"# {study['model']}, {study['height']} x {study['width']} pixels",
-        "",
-        f"{n} panoramas a method ({len(study['prompts'])} prompts, {study['panoramas']} seeds), {study['steps']} steps;",
-        f"{crops} full-height squares of them against {own} pictures that the model makes at its own size. {versions}.",
-        "",
+        f"{n} panoramas a method ({prompts} prompts, {seeds} seeds), {study['steps']} steps; {squares} full-height squares of "
+        f"them against {beside}. {versions}.",
+        "## Means",
+        _means(methods),
     ]
-    parts = [*head, "## Means", "", _means(methods), ""]
     if numbers["differences"]:
         parts += [
             f"## Differences from {base}",
-            "",
-            "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the pairs.",
-            "Those whose interval excludes zero are in bold.",
-            "",
+            "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the seeds. Those "
+            "whose interval excludes zero are in bold.",
             _differences(numbers["differences"]),
-            "",
         ]
-    return "\n".join(parts)
+    if numbers["costs"]:
+        rounds = next(iter(numbers["costs"].values()))["rounds"]
+        parts += [
+            "## Costs",
+            "Of a panorama: windows forward and backward through the model, and seconds, also as a ratio to the first "
+            f"method's; medians of {rounds} in turns.",
+            _costs(numbers["costs"]),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _means(methods: Mapping[str, Mapping[str, Any]]) -> str:
+def measures(methods: Mapping[str, Told]) -> list[str]:
+    """What there are numbers of: distances first."""
     first = next(iter(methods.values()))
-    distances = [name for name in first if name.startswith(("KID", "FID"))]
-    rows = [["method", *distances, *first["means"]]]
-    for method, told in methods.items():
-        found = [
-            f"{told[name]['mean']:.4f} ± {told[name]['deviation']:.4f}" if name.startswith("KID") else f"{told[name]:.1f}"
-            for name in distances
-        ]
-        rows.append([method, *found, *(f"{value:.3f}" for value in told["means"].values())])
-    return table(rows)
+    return [*(name for name in first if name.startswith(("KID", "FID"))), *first["means"]]
+
+
+def _means(methods: Mapping[str, Told]) -> str:
+    return table([["", *methods], *([name, *(_mean(told, name) for told in methods.values())] for name in measures(methods))])
+
+
+def _mean(told: Told, name: str) -> str:
+    if name.startswith("KID"):
+        return f"{told[name]['mean']:.3f} ± {told[name]['deviation']:.3f}"
+    return f"{told[name]:.1f}" if name.startswith("FID") else f"{told['means'][name]:.3f}"
 
 
 def _differences(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     names = list(next(iter(differences.values())))
-    rows = [["method", *names]]
-    for method, found in differences.items():
-        cells = []
-        for name in names:
-            difference = Difference(**found[name])
-            text = f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
-            cells.append(f"**{text}**" if difference.shown else text)
-        rows.append([method, *cells])
-    return table(rows)
+    rows = [[name, *(_difference(Difference(**found[name])) for found in differences.values())] for name in names]
+    return table([["", *differences], *rows])
+
+
+def _difference(difference: Difference) -> str:
+    text = f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
+    return f"**{text}**" if difference.shown else text
+
+
+def _costs(costs: Mapping[str, Told]) -> str:
+    base = next(iter(costs.values()))["seconds"]
+    rows = [
+        [method, str(cost["forward"]), str(cost["backward"]), f"{cost['seconds']:.1f}", f"{cost['seconds'] / base:.2f}"]
+        for method, cost in costs.items()
+    ]
+    return table([["", "forward", "backward", "seconds", "ratio"], *rows])

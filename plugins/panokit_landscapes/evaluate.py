@@ -25,10 +25,14 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.kid import KernelInceptionDistance
 from transformers import CLIPModel, CLIPTokenizer
 
+from panokit.study.measures import Pixels, grain
+from panokit.study.networks import pairs, style
 from panokit_landscapes import JUDGE, PATH
+from panokit_landscapes.captions import PROMPTS
 from panokit_landscapes.data import to_tensor, to_uint8
+from panokit_landscapes.layout import Detector
 from panokit_landscapes.models import tokenize
-from panokit_landscapes.world import FAMILIES, Scene, sample_scene, training_picture
+from panokit_landscapes.world import FAMILIES, Scene, render, sample_scene, training_picture
 
 UNSEEN = 1 << 20
 """Seeds from here on are never used in training."""
@@ -69,6 +73,10 @@ class EfficientNetFeatures(nn.Module):
         x = F.interpolate((pictures.float() - 127) / 128, size=224, mode="bilinear", antialias=True)
         return torch.as_tensor(self.net.forward_head(self.net.forward_features(x), pre_logits=True))
 
+    def layers(self, pictures: Tensor) -> list[Tensor]:
+        """Features at 1/4, 1/8, 1/16 and 1/32 of the size."""
+        return list(self.net.forward_intermediates((pictures.float() - 127) / 128, indices=4, intermediates_only=True))
+
 
 class TowerFeatures(nn.Module):
     """Features (n, d) of uint8 pictures (n, 3, H, W), by the image tower of the CLIP model that was trained on the world."""
@@ -83,18 +91,81 @@ class TowerFeatures(nn.Module):
         return F.normalize(torch.as_tensor(found), dim=-1) * self.num_features**0.5  # so that KID's kernel sees cosines
 
 
-class Similarity:
+class Similarity(nn.Module):
     """How well pictures go with a prompt: 100 times the cosine of the world's own CLIP model."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.tower = TowerFeatures()
         self.tokenizer = CLIPTokenizer.from_pretrained(JUDGE, local_files_only=True)
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, prompt: str) -> Tensor:
+    def forward(self, pictures: Tensor, prompt: str) -> Tensor:
         """A number for each of the uint8 pictures (n, 3, 128, 128)."""
-        text = self.tower.model.get_text_features(tokenize(self.tokenizer, [prompt])).pooler_output
+        text = self.tower.model.get_text_features(tokenize(self.tokenizer, [prompt]).to(pictures.device)).pooler_output
         return 100 * F.normalize(self.tower(pictures), dim=-1) @ F.normalize(torch.as_tensor(text), dim=-1)[0]
+
+
+class IntraPerceptual(nn.Module):
+    """How unlike a panorama's squares are: the mean over pairs of squared distances of EfficientNet-Lite0's features.
+
+    What Intra-LPIPS is on VGG: features at 1/4 to 1/32 of the size, of unit length over the channels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = EfficientNetFeatures()
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor, prompt: str) -> Tensor:
+        """One number for the uint8 pictures (n, 3, H, W) of a panorama."""
+        layers = [pairs(F.normalize(layer, dim=1)) for layer in self.net.layers(pictures)]
+        return torch.stack([(one - two).square().sum(1).mean() for one, two in layers]).mean()
+
+
+class IntraStyle(nn.Module):
+    """How unlike the styles of a panorama's squares are: the style loss of all pairs, on the same features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = EfficientNetFeatures()
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor, prompt: str) -> Tensor:
+        """One number for the uint8 pictures (n, 3, H, W) of a panorama."""
+        return style(self.net.layers(pictures))
+
+
+class LayoutMeasure:
+    """How many horizons stand one above the other in a column of a panorama, less one; and how many suns and moons do."""
+
+    def __init__(self) -> None:
+        self.detector = Detector()
+
+    def __call__(self, picture: Pixels, prompt: str) -> dict[str, float]:
+        """Both, of a picture (H, W, 3) whose full height is what one scene should fill."""
+        layout = self.detector(picture)
+        return {"stacked horizons": max(0.0, layout.horizons - 1), "stacked lights": float(layout.lights)}
+
+
+class GrainMeasure:
+    """The power of the finest detail over that of true scenes of the same height: of the prompt's family, or of all."""
+
+    def __init__(self, scenes: int = 8) -> None:
+        self.scenes = scenes
+        self._true: dict[tuple[str, int], float] = {}
+
+    def __call__(self, picture: Pixels, prompt: str) -> dict[str, float]:
+        """1 where a picture (H, W, 3) is as rich in it as true scenes are."""
+        families = [FAMILIES[PROMPTS.index(prompt)]] if prompt in PROMPTS else FAMILIES
+        return {"grain": grain(picture) / float(np.mean([self._of(family, len(picture)) for family in families]))}
+
+    def _of(self, family: str, height: int) -> float:
+        if (family, height) not in self._true:
+            rng = np.random.default_rng((UNSEEN, height))
+            pictures = [render(sample_scene(rng, family), height) for _ in range(self.scenes)]
+            self._true[family, height] = float(np.mean([grain(each) for each in pictures]))
+        return self._true[family, height]
 
 
 def kid(pictures: Tensor, true: Tensor) -> tuple[float, float]:

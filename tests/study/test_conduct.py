@@ -19,6 +19,7 @@ STUDY: dict[str, Any] = {
     "panoramas": 2,
     "references": 4,
     "features": {"colours": "panokit.testing.toys:Colours"},
+    "timings": 1,
 }
 
 
@@ -41,22 +42,44 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     numbers = json.loads((results / "numbers.json").read_text())
     assert numbers["methods"]["MSD"]["n"] == 4
     assert numbers["methods"]["MSD"]["crops"] == 8
-    assert {"KID, colours", "seam", "grain"} <= numbers["differences"]["MSD"].keys()
+    assert [numbers["costs"][method]["forward"] for method in numbers["methods"]] == [2 * 21, 2 * 21 + 3]
+    assert {"KID, colours", "seam"} <= numbers["differences"]["MSD"].keys()
     report = capsys.readouterr().out
     assert (results / "report.md").read_text().rstrip() in report
-    assert "| MSD | " in report
+    assert "| MultiDiffusion | MSD |" in report
+    assert "| KID, colours | " in report
     page = (results / "report.html").read_text()
     assert "<td>MSD<td>" in page
-    assert page.count("<svg ") == page.count("</svg>") == 4  # KID, FID, seam, grain
+    assert page.count("<svg ") == page.count("</svg>") == 3  # KID, FID, seam
     assert page.count("data:image/jpeg;base64,") == 2  # a sheet a prompt
     assert not re.search(r"(src|href)=.https?:", page)  # nothing is fetched
+
+
+def test_pictures_of_a_folder_may_be_the_references(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(config) == 0
+    results = config.parent / "results"
+    own = json.loads((results / "numbers.json").read_text())
+    folder = (results / "references").rename(config.parent / "mine")
+    assert evaluate(config, "--reference_folder", str(folder)) == 0
+    numbers = json.loads((results / "numbers.json").read_text())
+    assert numbers["methods"] == own["methods"]
+    assert not [*(results / "references").iterdir()]
+    assert f"against the pictures in {folder}" in capsys.readouterr().out
+
+
+def test_networks_are_missed_before_anything_is_made(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = "{plugin: panokit.study.networks:Inception, weights: nowhere.pth}"
+    config.write_text(config.read_text().replace("panokit.testing.toys:Colours", network))
+    assert evaluate(config) == 2
+    assert "Inception-v3 needs nowhere.pth, which cannot be loaded" in capsys.readouterr().err
+    assert not (config.parent / "results").exists()
 
 
 def test_a_sweep_is_drawn_as_a_curve(config: Path) -> None:
     assert evaluate(config, "--sweep", "guidances.weight=0,1,10") == 0
     page = (config.parent / "results" / "report.html").read_text()
     assert "<td>MSD, weight 10<td>" in page
-    assert page.count("<!-- guidances.weight -->") == 4  # the axis of each figure
+    assert page.count("<!-- guidances.weight -->") == 3  # the axis of each figure
 
 
 def test_a_finished_study_reports_without_making_anything(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +101,7 @@ def test_a_finished_study_reports_without_making_anything(config: Path, capsys: 
         (["--sweep", "guidances.wieght=1,2"], "did you mean 'weight'"),
         (["--sweep", "fuser=1"], "a fuser came as 1"),
         (["--panoramas", "0"], "panoramas is 0"),
+        (["--reference_folder", "nowhere"], "the reference folder nowhere cannot be read"),
         (["--model", "landscape"], "did you mean 'landscapes'"),
         (["--config", "nowhere.yaml"], "the configuration nowhere.yaml cannot be read"),
     ],
@@ -100,6 +124,18 @@ def test_a_folder_of_another_study_is_not_mixed_up(config: Path, capsys: pytest.
     assert "holds the results of another study: here and there steps is 3 and 2" in capsys.readouterr().err
 
 
-def test_too_few_pictures_for_a_measure_are_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(config, "--references", "1") == 2
-    assert "KID needs 4 pictures or more of each kind: there are 8 and 2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("references: 4", "references: 1"), "2 panoramas with 2 squares each are 4, and there are 1 references"),
+        (("panoramas: 2", "panoramas: 1"), "1 panoramas with 2 squares each are 2, and there are 4 references"),
+        (("height: 32", "height: 96"), "hold no square of full height"),
+    ],
+)
+def test_too_few_pictures_for_a_measure_are_told_before_they_are_made(
+    config: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
+) -> None:
+    config.write_text(config.read_text().replace(*change))
+    assert evaluate(config) == 2
+    assert message in capsys.readouterr().err
+    assert not (config.parent / "results").exists()

@@ -1,14 +1,14 @@
 """Measures, on pictures whose numbers are known."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from panokit import Grid, SettingError
+from panokit import Grid, PanokitError, SettingError
 from panokit.study.measures import Features, apart, crops, fid, grain, kid, made, seam, table
+from panokit.testing.toys import Colours
 
 
 def gaussian(mean: float, count: int = 400, seed: int = 0) -> torch.Tensor:
@@ -43,25 +43,38 @@ def test_distances_grow_with_what_is_different() -> None:
     assert same < 0.05
     assert near == pytest.approx(1.0, abs=0.1)
     assert far == pytest.approx(4.0, abs=0.2)
-    kids = [kid(gaussian(mean), gaussian(0, seed=1)) for mean in (0.0, 0.5, 1.0)]
+    kids = [kid([gaussian(mean)], [gaussian(0, seed=1)]) for mean in (0.0, 0.5, 1.0)]
     assert abs(kids[0].mean) < 3 * kids[0].deviation
     assert kids[0].mean < kids[1].mean < kids[2].mean
 
 
+def test_a_prompt_is_compared_with_its_own_references() -> None:
+    """Prompts far apart are as near to their own as if they were alone, and far from each other's."""
+    one, two = gaussian(0), gaussian(5)
+    own = [gaussian(0, seed=1), gaussian(5, seed=1)]
+    right, wrong = kid([one, two], own), kid([one, two], own[::-1])
+    assert right.mean == pytest.approx(np.mean([kid([one], own[:1]).mean, kid([two], own[1:]).mean]))
+    assert abs(right.mean) < 3 * right.deviation
+    assert wrong.mean > 100
+
+
 def test_the_nearer_of_two_methods_is_told() -> None:
-    near, far = ([gaussian(mean, 4, seed) for seed in range(20)] for mean in (0.2, 1.0))
-    found = apart(near, far, gaussian(0, seed=99))
+    near, far = ([[gaussian(mean, 4, seed) for seed in range(20)]] * 2 for mean in (0.2, 1.0))
+    found = apart(near, far, [gaussian(0, seed=99)] * 2)
     assert np.percentile(found, 97.5) < 0
+    same = apart(near, [[gaussian(0.2, 4, seed + 100) for seed in range(20)]] * 2, [gaussian(0, seed=99)] * 2)
+    assert np.percentile(same, 2.5) < 0 < np.percentile(same, 97.5)
 
 
-@pytest.mark.parametrize(("measure", "count"), [(kid, 3), (fid, 1)])
-def test_too_few_pictures_are_told(measure: Callable[..., object], count: int) -> None:
-    with pytest.raises(SettingError, match=f"pictures or more of each kind: there are {count} and 400"):
-        measure(gaussian(0, count), gaussian(0))
+def test_too_few_pictures_are_told() -> None:
+    with pytest.raises(SettingError, match="KID needs 4 pictures or more of each kind and prompt: there are 3 and 400"):
+        kid([gaussian(0), gaussian(0, 3)], [gaussian(0), gaussian(0)])
+    with pytest.raises(SettingError, match="FID needs 2 pictures or more of each kind: there are 1 and 400"):
+        fid(gaussian(0, 1), gaussian(0))
 
 
 def test_features_are_computed_once(tmp_path: Path) -> None:
-    features = Features("panokit.testing.toys:Colours", tmp_path / "kept")
+    features = Features(Colours(), tmp_path / "kept")
     cut = np.full((2, 8, 8, 3), 51, np.uint8)
     first = features.of(tmp_path / "a.png", cut)
     assert torch.equal(first, torch.full((2, 3), 0.2))
@@ -73,6 +86,22 @@ def test_a_network_without_its_files_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SettingError, match=r"lost_network:Lost cannot be made \(.*inception.pth.*\): leave it out"):
         made("lost_network:Lost")
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"weights": "a.pth"}, "must be module:Class, or"),
+        (
+            {"plugin": "panokit.testing.toys:Colours", "weights": "a.pth"},
+            "Colours cannot be made .*unexpected keyword argument",
+        ),
+        ({"plugin": "panokit.study.networks:Inception", "weights": "no.pth"}, "Inception-v3 needs no.pth"),
+    ],
+)
+def test_a_network_that_cannot_be_is_told(network: dict[str, str], message: str) -> None:
+    with pytest.raises(PanokitError, match=message):
+        made(network)
 
 
 def test_a_table_is_markdown() -> None:

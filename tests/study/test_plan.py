@@ -1,5 +1,6 @@
 """Studies as plain data."""
 
+import json
 from typing import Any
 
 import pytest
@@ -64,6 +65,22 @@ def test_a_study_without_what_it_needs_is_told() -> None:
 def test_what_is_no_sweep_is_told(sweep: str) -> None:
     with pytest.raises(SettingError):
         Study.of(DATA).swept(sweep)
+
+
+def test_another_model_may_have_settings_of_its_own() -> None:
+    data = {**DATA, "height": 256, "models": {"sd": {"height": 1024, "prompts": ["a photo"], "references": 2000}}}
+    assert Study.of(data).height == 256
+    study = Study.of(data, model="sd", references=3)
+    assert (study.model, study.height, study.references, list(study.prompts)) == ("sd", 1024, 3, ["a photo"])
+    with pytest.raises(SettingError, match="models maps names of models"):
+        Study.of({**DATA, "models": ["sd"]})
+
+
+def test_networks_are_names_or_names_with_settings() -> None:
+    score = {"plugin": "panokit.study.networks:CLIPScore", "model": "a/folder"}
+    study = Study.of({**DATA, "scores": {"CLIP": score}, "features": {"I": "panokit.study.networks:Inception"}})
+    assert study.scores == {"CLIP": score}
+    assert json.loads(json.dumps(study.as_data()))["scores"] == {"CLIP": score}
 
 
 def test_a_quick_study_is_small() -> None:

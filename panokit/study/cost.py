@@ -1,0 +1,86 @@
+"""What methods cost: passes through the denoiser, and seconds."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from panokit.denoiser import Denoiser, Prompt
+from panokit.grid import Grid
+from panokit.jobs import Worker
+from panokit.sampler import Sampler
+from panokit.scheduler import Level
+from panokit.study.plan import Job
+
+
+class Cost(NamedTuple):
+    """What a panorama takes: windows forward and backward through the denoiser, and seconds.
+
+    Seconds are of the processor where the model runs on one, which other programs do not lengthen; else of the clock.
+    """
+
+    forward: int
+    backward: int
+    seconds: float
+
+
+def costs(jobs: Sequence[Job], worker: Worker, rounds: int) -> list[Cost]:
+    """What each job takes, with medians of the seconds: all of them in turns, `rounds` times or once a rank."""
+    found = worker.runtime.replicas(lambda _: [_cost(job, worker) for job in jobs], max(rounds, worker.runtime.world_size))
+    return [each[0]._replace(seconds=median(cost.seconds for cost in each)) for each in zip(*found, strict=True)]
+
+
+def _cost(job: Job, worker: Worker) -> Cost:
+    sampler, prompt, settings = worker.prepared(job)
+    denoiser = _Counted(sampler.model.denoiser)
+    counted = Sampler(
+        replace(sampler.model, denoiser=denoiser),
+        scheduler=sampler.scheduler,
+        fuser=sampler.fuser,
+        guidances=sampler.guidances,
+        runtime=sampler.runtime,
+    )
+    start = _seconds(sampler.runtime.device)
+    counted(prompt, **settings, progress=False)
+    return Cost(denoiser.forward, denoiser.backward, _seconds(sampler.runtime.device) - start)
+
+
+def _seconds(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@final
+class _Counted(Denoiser):
+    """A denoiser that counts the windows that go through it."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
+        self.channels, self.window, self.training = denoiser.channels, denoiser.window, denoiser.training
+        self.forward = self.backward = 0
+
+    def modules(self) -> Iterable[nn.Module]:
+        return self._denoiser.modules()
+
+    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
+        return self._denoiser.encode(prompt, negative_prompt, guidance_scale)
+
+    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+        return self._denoiser.condition(embeddings, grid, index)
+
+    def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
+        self.forward += len(x)
+        pred = self._denoiser(x, level, condition)
+        if pred.requires_grad:
+            pred.register_hook(self._passed)
+        return pred
+
+    def _passed(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)

@@ -1,0 +1,235 @@
+"""The networks that papers measure panoramas of Stable Diffusion with, loaded from where they are published, or from files.
+
+A study names them: `features` take uint8 pictures `n 3 H W` and give features `n d`; `scores` take pictures and their prompt
+and give numbers, of which the mean is reported.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from panokit.errors import ModelError, SettingError
+
+Pictures = UInt8[Tensor, "n 3 H W"]
+
+_STANDS_IN = "leave it out of the study, and the rest runs (panokit_landscapes.evaluate:EfficientNetFeatures needs no download)"
+
+
+@contextmanager
+def needing(what: str, file: str) -> Iterator[None]:
+    """Tell which file a network lacks.
+
+    Args:
+        what: the network, by name.
+        file: where its weights are looked for.
+
+    Raises:
+        ModelError: the weights are not there and cannot be fetched.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as cause:
+        why = " ".join(str(cause).split())[:160]
+        raise ModelError(f"{what} needs {file}, which cannot be loaded ({why}): put it there, or {_STANDS_IN}") from cause
+
+
+@final
+class Inception(nn.Module):
+    """Features of Inception-v3, 2048 of them, as in published FID and KID (Heusel et al. 2017; torch-fidelity's port).
+
+    Args:
+        weights: a file with torch-fidelity's weights; fetched once unless given.
+
+    Raises:
+        ModelError: they are not there and cannot be fetched.
+    """
+
+    num_features = 2048
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        from torch_fidelity import feature_extractor_inceptionv3 as port
+
+        with needing("Inception-v3", weights or _fetched(port.URL_INCEPTION_V3)):
+            self.net = port.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
+
+    def forward(self, pictures: Pictures) -> Float[Tensor, "n d"]:
+        (features,) = self.net(pictures)
+        return torch.as_tensor(features)
+
+
+@final
+class CLIPScore(nn.Module):
+    """100 times the cosine of picture and prompt, 0 or more (Hessel et al. 2021), by torchmetrics.
+
+    Args:
+        model: a CLIP model of transformers: a hub id or a folder.
+
+    Raises:
+        ModelError: it is not there and cannot be fetched.
+    """
+
+    def __init__(self, model: str = "openai/clip-vit-base-patch16") -> None:
+        super().__init__()
+        self.net, self.processor = _clip(model)
+
+    @torch.no_grad()
+    def forward(self, pictures: Pictures, prompt: str) -> Float[Tensor, ""]:
+        from torchmetrics.functional.multimodal import clip_score
+
+        return torch.as_tensor(clip_score([*pictures], [prompt] * len(pictures), lambda: (_Outputs(self.net), self.processor)))
+
+
+@final
+class Aesthetic(nn.Module):
+    """CLIP-aesthetic: LAION's linear head on a CLIP model's normed image embedding, about 1 to 10 (Schuhmann et al. 2022).
+
+    Args:
+        model: the CLIP model that the head was trained on: a hub id or a folder.
+        head: a file with the head's weights; fetched once unless given.
+
+    Raises:
+        ModelError: one of them is not there and cannot be fetched.
+    """
+
+    URL = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
+
+    def __init__(self, model: str = "openai/clip-vit-large-patch14", head: str | None = None) -> None:
+        super().__init__()
+        with needing("CLIP-aesthetic", head or _fetched(self.URL)):
+            state = (
+                torch.load(head, map_location="cpu", weights_only=True)
+                if head
+                else torch.hub.load_state_dict_from_url(self.URL, map_location="cpu", progress=False, weights_only=True)
+            )
+            self.head = nn.Linear(state["weight"].shape[1], 1)
+            self.head.load_state_dict(state)
+        self.net, self.processor = _clip(model)
+
+    @torch.no_grad()
+    def forward(self, pictures: Pictures, prompt: str) -> Float[Tensor, " n"]:
+        seen = self.processor(images=[*pictures], return_tensors="pt").to(pictures.device)
+        return self.head(F.normalize(self.net.get_image_features(**seen).pooler_output, dim=-1))[:, 0]
+
+
+@final
+class IntraLPIPS(nn.Module):
+    """The mean perceptual distance of all pairs of a panorama's squares (Lee et al. 2023, Intra-LPIPS), by torchmetrics.
+
+    Args:
+        net: `vgg` or `alex`, whose weights torchvision fetches once.
+
+    Raises:
+        ModelError: they are not there and cannot be fetched.
+    """
+
+    def __init__(self, net: str = "vgg") -> None:
+        super().__init__()
+        from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+        weights = VGG16_Weights.IMAGENET1K_V1 if net == "vgg" else AlexNet_Weights.IMAGENET1K_V1
+        with needing(f"LPIPS ({net})", _fetched(weights.url)):
+            self.metric = LearnedPerceptualImagePatchSimilarity(net, normalize=True, sync_on_compute=False)
+
+    @torch.no_grad()
+    def forward(self, pictures: Pictures, prompt: str) -> Float[Tensor, ""]:
+        one, two = pairs(pictures.float() / 255)
+        return torch.as_tensor(self.metric(one, two))
+
+
+@final
+class IntraStyle(nn.Module):
+    r"""The mean style loss of all pairs of a panorama's squares (Lee et al. 2023, Intra-Style-L), on VGG19.
+
+    Raises:
+        ModelError: torchvision's weights are not there and cannot be fetched.
+    """
+
+    LAYERS = (0, 5, 10, 19, 28)
+    """conv1_1 to conv5_1, as in Gatys et al. 2016."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import VGG19_Weights, vgg19
+
+        weights = VGG19_Weights.IMAGENET1K_V1
+        with needing("Intra-Style", _fetched(weights.url)):
+            self.net = vgg19(weights=weights, progress=False).features[: self.LAYERS[-1] + 1].eval()
+
+    @torch.no_grad()
+    def forward(self, pictures: Pictures, prompt: str) -> Float[Tensor, ""]:
+        from torchvision.transforms.functional import normalize
+
+        x = normalize(pictures.float() / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])  # ImageNet's
+        layers = []
+        for k, layer in enumerate(self.net):
+            x = layer(x)
+            if k in self.LAYERS:
+                layers.append(x.clone())  # the next one works in place
+        return style(layers)
+
+
+def pairs(x: Float[Tensor, "n *rest"]) -> tuple[Float[Tensor, "m *rest"], Float[Tensor, "m *rest"]]:
+    """All pairs of rows.
+
+    Raises:
+        SettingError: there are none.
+    """
+    if len(x) < 2:
+        raise SettingError(
+            f"Intra measures compare squares of a panorama with each other, and there are {len(x)}: make it twice as wide as "
+            "high, or leave them out"
+        )
+    first, second = zip(*combinations(range(len(x)), 2), strict=True)
+    return x[list(first)], x[list(second)]
+
+
+def style(layers: list[Tensor]) -> Float[Tensor, ""]:
+    r"""The mean over pairs of $\sum_l \mathrm{mean}\,(G_l - G_l')^2$, $G_l$ the Gram matrix a number (Gatys et al. 2016).
+
+    Args:
+        layers: features of pictures, `n c h w` a layer.
+    """
+    total = layers[0].new_zeros(())
+    for features in layers:
+        flat = features.flatten(2)
+        one, two = pairs(flat @ flat.mT / flat[0].numel())
+        total = total + (one - two).square().mean()
+    return total
+
+
+@final
+class _Outputs:
+    """A CLIP model that returns its embeddings bare, as torchmetrics expects."""
+
+    def __init__(self, net: Any) -> None:
+        self._net, self.config, self.dtype = net, net.config, net.dtype
+
+    def to(self, device: Any) -> "_Outputs":
+        return self
+
+    def get_image_features(self, *args: Any, **named: Any) -> Tensor:
+        return torch.as_tensor(self._net.get_image_features(*args, **named).pooler_output)
+
+    def get_text_features(self, *args: Any, **named: Any) -> Tensor:
+        return torch.as_tensor(self._net.get_text_features(*args, **named).pooler_output)
+
+
+def _clip(model: str) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    with needing("CLIP", f"{model}, a folder or a model of the hub,"):
+        return CLIPModel.from_pretrained(model).eval(), CLIPProcessor.from_pretrained(model)
+
+
+def _fetched(url: str) -> str:
+    """The file that torch keeps what it fetches from there in."""
+    return str(Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1])
