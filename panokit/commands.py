@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from panokit import registry
-from panokit.errors import ContractError, FallbackWarning, PluginNotFoundError, SettingError
+from panokit.errors import ContractError, FallbackWarning, OutputError, PluginNotFoundError, SettingError
 from panokit.options import assign, configuration, no_option, plain, typed
 from panokit.registry import Kind
 from panokit.settings import NUMERICS, Attention, Precision, Wrap
@@ -231,7 +231,10 @@ def evaluate(
     study = study.swept(sweep) if sweep else study
     study = study.quick() if quick else study
     _hush()
-    numbers = conduct(study, Path(out), {"devices": devices, "precision": precision, "micro_batch": micro_batch})
+    try:
+        numbers = conduct(study, Path(out), {"devices": devices, "precision": precision, "micro_batch": micro_batch})
+    except OutputError as error:  # a disk that is full, say
+        raise OutputError(f"{error}; what is done is kept, and the same command goes on") from error
     if numbers is None:
         return
     print(markdown(numbers))

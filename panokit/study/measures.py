@@ -4,6 +4,7 @@ Distances are torchmetrics': the Frechet distance (Heusel et al. 2017) and the k
 features of whatever networks the study names. Features are kept in files beside the pictures: nothing is computed twice.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,8 +89,10 @@ class Features:
         kept = self.folder / f"{path.stem}.npy"
         if not kept.exists():
             found = self.net(batch(cut).to(self.device))
+            file = io.BytesIO()
+            np.save(file, found.float().cpu().numpy())
             with written_aside(kept) as aside:
-                np.save(aside, found.float().cpu().numpy())
+                aside.write_bytes(file.getvalue())
         return torch.from_numpy(np.load(kept))
 
 

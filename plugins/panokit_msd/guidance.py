@@ -70,7 +70,7 @@ class MSDGuidance(Guidance):
 
     weight: float = 10.0
     decay: float = 2.0
-    until: float = 0.5
+    until: float = 0.15
     levels: int | None = None
     factor: int = 2
     coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
@@ -97,7 +97,16 @@ class MSDGuidance(Guidance):
     def paper(cls, weight: float = 10.0, **settings: Any) -> "MSDGuidance":
         r"""Algorithm 1: the sum of squares one step down, through the denoiser, $\omega = 10$."""
         return cls(
-            weight, **{"decay": 1.0, "coarse": "bilinear", "space": "prev", "norm": "sum", "jacobian": "full", **settings}
+            weight,
+            **{
+                "decay": 1.0,
+                "until": 0.5,
+                "coarse": "bilinear",
+                "space": "prev",
+                "norm": "sum",
+                "jacobian": "full",
+                **settings,
+            },
         )
 
     @classmethod

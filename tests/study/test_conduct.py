@@ -1,8 +1,11 @@
 """Studies from their plan to their report, on a model in miniature."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -53,6 +56,32 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     assert page.count("<svg ") == page.count("</svg>") == 3  # KID, FID, seam
     assert page.count("data:image/jpeg;base64,") == 2  # a sheet a prompt
     assert not re.search(r"(src|href)=.https?:", page)  # nothing is fetched
+
+
+def test_a_full_disk_ends_a_study_and_the_same_command_goes_on(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate(config) == 0
+    results = config.parent / "results"
+    whole = {path.relative_to(results): path.read_bytes() for path in results.rglob("*.png")}
+    rmtree(results)
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if "msd" in str(target) and "a-city" in target.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert evaluate(config) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"cannot write .*a-city.*: No space left on device; what is done is kept, and the same command", error)
+    assert error.count("\n") == 1
+    assert len([*results.rglob("*.png")]) == len(whole) - 2
+    assert not [path for path in results.rglob("*") if path.name.startswith(".") or path.name.endswith(".error.txt")]
+    assert evaluate(config) == 0
+    assert {path.relative_to(results): path.read_bytes() for path in results.rglob("*.png")} == whole
 
 
 def test_pictures_of_a_folder_may_be_the_references(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

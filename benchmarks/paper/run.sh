@@ -1,0 +1,17 @@
+#!/bin/sh
+# The MSD paper's experiment, all of it: Fig. 4 (methods), 5 (weight) and 6 (stop timestep), and what it leaves open (recipes,
+# levels). Resumes where it was stopped. On landscapes: about two hours on two cores.
+#   OUT=results benchmarks/paper/run.sh --devices 2
+set -eu
+out="${OUT:-results}"
+cd "$(dirname "$0")/../.."
+study() { # NAME CONFIG OPTIONS: with the references of the first
+  name="$1"; config="$2"; shift 2
+  panokit evaluate --config "$config" --out "$out/$name" "$@"
+}
+study methods configs/paper_landscapes.yaml "$@"
+set -- "$@" --reference_folder "$out/methods/references"
+study weight configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.weight=0,1,3,10,30,100,1000 "$@"
+study until configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.until=0,0.05,0.1,0.15,0.25,0.5,1 "$@"
+study recipes benchmarks/paper/recipes.yaml "$@"
+study levels benchmarks/paper/levels.yaml "$@"
