@@ -14,7 +14,7 @@ from panokit.study.report import markdown, measures
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
     "font-size:13px}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}img,svg{max-width:100%;height:auto}"
-    "figure{margin:1em 0}figcaption{color:#555}"
+    "figure{margin:1em 0}figcaption{color:#555}.figures{display:grid;grid-template-columns:1fr 1fr}.figures figure{margin:0}"
 )
 
 
@@ -30,14 +30,12 @@ def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pa
         f"<!doctype html><meta charset=utf-8><title>{escape(str(numbers['study']['model']))}</title><style>{_STYLE}</style>"
     ]
     parts += [_html(line) for line in _blocks(markdown(numbers))]
-    parts.append("<h2>Figures</h2>")
-    parts += [_figure(name, numbers) for name in measures(numbers["methods"])]
-    parts.append("<h2>Panoramas</h2>")
+    figures = "\n".join(_figure(name, numbers) for name in measures(numbers["methods"]))
+    parts += ["<h2>Figures</h2>", f"<div class=figures>{figures}</div>", "<h2>Panoramas</h2>"]
     for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
         k = next(k for k, (each, _) in enumerate(pairs) if each == prompt)
-        sheet = _sheet([(method, paths[k]) for method, paths in panoramas.items()])
-        parts.append(f"<figure><img alt='{escape(prompt)}' src='data:image/jpeg;base64,{sheet}'>")
-        parts.append(f"<figcaption>{escape(prompt)}, seed {pairs[k][1]}: {escape(', '.join(panoramas))}</figcaption></figure>")
+        sheet = "".join(f"<figcaption>{escape(method)}</figcaption>{_image(paths[k])}" for method, paths in panoramas.items())
+        parts.append(f"<figure><h3>{escape(prompt)}, seed {pairs[k][1]}</h3>{sheet}</figure>")
     return "\n".join(parts) + "\n"
 
 
@@ -52,7 +50,7 @@ def _html(block: Sequence[str]) -> str:
         level = len(block[0]) - len(block[0].lstrip("#"))
         return f"<h{level}>{escape(block[0].lstrip('# '))}</h{level}>"
     if block[0].startswith("|"):
-        rows = [[_cell(cell) for cell in row.strip("| ").split(" | ")] for row in block if not row.startswith("|---")]
+        rows = [[_cell(cell) for cell in row[2:-2].split(" | ")] for row in block if not row.startswith("|---")]
         head, *rest = ["".join(f"<{'td' if k else 'th'}>{cell}" for cell in row) for k, row in enumerate(rows)]
         return f"<table><tr>{head}<tr>{'<tr>'.join(rest)}</table>"
     return f"<p>{escape(' '.join(block))}</p>"
@@ -75,7 +73,7 @@ def _figure(name: str, numbers: Mapping[str, Any]) -> str:
 
     methods = numbers["methods"]
     values, deviations = zip(*(_of(told, name) for told in methods.values()), strict=True)
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    figure = Figure(figsize=(5.4, 0.8 + 0.3 * max(4, len(methods))), layout="constrained")
     axes = figure.subplots()
     if (swept := _swept(numbers)) is not None:
         axes.errorbar(swept, values, deviations, marker="o", capsize=3, color="#356")
@@ -98,15 +96,11 @@ def _swept(numbers: Mapping[str, Any]) -> list[float] | None:
         return None
 
 
-def _sheet(shown: Sequence[tuple[str, Path]], width: int = 1024) -> str:
-    """Panoramas one below the other, as JPEG in base64."""
-    images = [Image.open(path).convert("RGB") for _, path in shown]
-    small = [image.resize((width, round(image.height * width / image.width))) for image in images]
-    sheet = Image.new("RGB", (width, sum(image.height + 4 for image in small)), "white")
-    top = 0
-    for image in small:
-        sheet.paste(image, (0, top))
-        top += image.height + 4
+def _image(path: Path, width: int = 1024) -> str:
+    """A panorama, small, as JPEG in base64."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((width, width))
     file = io.BytesIO()
-    sheet.save(file, format="jpeg", quality=85)
-    return base64.b64encode(file.getvalue()).decode()
+    small.save(file, format="jpeg", quality=85)
+    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'>"
