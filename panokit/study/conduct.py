@@ -70,15 +70,14 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
             method: {"n": len(found), "means": over(found, np.mean), "deviations": over(found, np.std)}
             for method, found in rows.items()
         },
-        "differences": {},
+        "differences": {base: {} for base, _ in study.compared()},
         "costs": taken,
     }
-    base = next(iter(study.methods))
-    for method, found in rows.items():
-        if method != base and len(found) > 1:
-            numbers["differences"][method] = {
-                name: paired([row[name] for row in found], [row[name] for row in rows[base]])._asdict() for name in found[0]
-            }
+    for base, method in study.compared() if len(study.pairs()) > 1 else ():
+        numbers["differences"][base][method] = {
+            name: paired([row[name] for row in rows[method]], [row[name] for row in rows[base]])._asdict()
+            for name in rows[base][0]
+        }
     for name in study.features:
         measure.distances(name, paths, own or references, numbers)
     _write(out / "numbers.json", json.dumps(numbers, indent=1))
@@ -113,7 +112,18 @@ def _hold(study: Study, out: Path) -> None:
     mine = json.loads(json.dumps(study.as_data()))
     if kept.exists():
         # More of the same, and other measures of it, are the same study.
-        free = ("panoramas", "references", "reference_folder", "features", "scores", "wholes", "methods", "timings", "sweep")
+        free = (
+            "panoramas",
+            "references",
+            "reference_folder",
+            "features",
+            "scores",
+            "wholes",
+            "methods",
+            "baselines",
+            "timings",
+            "sweep",
+        )
         theirs = json.loads(kept.read_text(encoding="utf-8"))
         one, two = ({key: value for key, value in each.items() if key not in free} for each in (mine, theirs))
         if found := differences(one, two):
@@ -213,17 +223,16 @@ class _Measures:
         reference = [torch.cat([features.of(path, pixels(path)[None]) for path in beside[prompt]]) for prompt in prompts]
         own = {method: self._by_prompt(features, paths) for method, paths in panoramas.items()}
         every = torch.cat([features.of(path, pixels(path)[None]) for path in references])
-        base, first = next(iter(own.items()))
         for method, found in own.items():
             told, squares = numbers["methods"][method], [torch.cat(each) for each in found]
             told[f"KID, {name}"] = kid(squares, reference)._asdict()
             told[f"FID, {name}"] = fid(torch.cat(squares), every)
             told["crops"] = len(torch.cat(squares))
-            if method != base and self._study.panoramas > 1:
-                differences = apart(found, first, reference)
-                low, high = np.percentile(differences, [2.5, 97.5])
-                mean = told[f"KID, {name}"]["mean"] - numbers["methods"][base][f"KID, {name}"]["mean"]
-                numbers["differences"][method][f"KID, {name}"] = {"mean": mean, "low": float(low), "high": float(high)}
+        for base, method in self._study.compared() if self._study.panoramas > 1 else ():
+            low, high = np.percentile(apart(own[method], own[base], reference), [2.5, 97.5])
+            ours, theirs = (numbers["methods"][each][f"KID, {name}"]["mean"] for each in (method, base))
+            apart_by = {"mean": ours - theirs, "low": float(low), "high": float(high)}
+            numbers["differences"][base][method][f"KID, {name}"] = apart_by
 
     def _by_prompt(self, features: Features, paths: Sequence[Path]) -> list[list[Tensor]]:
         """Features of panoramas' squares, prompt by prompt."""

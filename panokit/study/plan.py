@@ -20,7 +20,8 @@ class Study:
 
     Attributes:
         prompts: what to paint.
-        methods: by name what each is composed of: `guidances`, `fuser`, `scheduler`. Others are compared with the first.
+        methods: by name what each is composed of: `guidances`, `fuser`, `scheduler`.
+        baselines: the methods that the ones after them are compared with; the first unless given.
         model: whose panoramas they are.
         height: of panoramas, in pixels.
         width: likewise.
@@ -44,6 +45,7 @@ class Study:
 
     prompts: Sequence[str]
     methods: Mapping[str, Mapping[str, Any]]
+    baselines: Sequence[str] = ()
     model: str = "landscapes"
     height: int = 256
     width: int = 1024
@@ -63,6 +65,8 @@ class Study:
         for name in ("prompts", "methods"):
             if not getattr(self, name):
                 raise SettingError(f"the study has no {name}: there is nothing to compare")
+        if unknown := [name for name in self.baselines if name not in self.methods]:
+            raise SettingError(f"{unknown[0]} among the baselines is no method: there are {', '.join(self.methods)}")
         for name, least in (("panoramas", 1), ("references", 1), ("steps", 1), ("timings", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be {least} or more")
@@ -124,7 +128,12 @@ class Study:
             method = deepcopy(dict(base))
             assign(method, path, plain(value))
             methods[f"{name}, {path.rpartition('.')[2]} {value}"] = method
-        return replace(self, methods=methods, sweep=sweep)
+        return replace(self, methods=methods, baselines=(), sweep=sweep)
+
+    def compared(self) -> list[tuple[str, str]]:
+        """Baselines, each with the methods after it."""
+        names = [*self.methods]
+        return [(base, other) for base in self.baselines or names[:1] for other in names[names.index(base) + 1 :]]
 
     def pairs(self) -> list[tuple[str, int]]:
         """The prompts and seeds of every method, in the same order."""

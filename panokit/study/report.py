@@ -12,8 +12,8 @@ Told = Mapping[str, Any]
 def markdown(numbers: Told) -> str:
     """The report: what was compared, the means, which differences are there, and what each method costs."""
     study, methods = numbers["study"], numbers["methods"]
-    base = next(iter(methods))
-    n, squares = methods[base]["n"], methods[base].get("crops", 0)
+    first = next(iter(methods.values()))
+    n, squares = first["n"], first.get("crops", 0)
     prompts, seeds = len(study["prompts"]), study["panoramas"]
     own = f"{study['references'] * prompts} pictures that the model makes at its own size"
     beside = f"the pictures in {study['reference_folder']}" if study["reference_folder"] else own
@@ -25,13 +25,14 @@ def markdown(numbers: Told) -> str:
         "## Means",
         _means(methods),
     ]
-    if numbers["differences"]:
-        parts += [
-            f"## Differences from {base}",
-            "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the seeds. Those "
-            "whose interval excludes zero are in bold.",
-            _differences(numbers["differences"]),
-        ]
+    for baseline, differences in numbers["differences"].items():
+        if differences:
+            parts += [
+                f"## Differences from {baseline}",
+                "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the seeds. Those "
+                "whose interval excludes zero are in bold.",
+                _differences(differences),
+            ]
     if numbers["costs"]:
         rounds = next(iter(numbers["costs"].values()))["rounds"]
         parts += [

@@ -46,7 +46,7 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     assert numbers["methods"]["MSD"]["n"] == 4
     assert numbers["methods"]["MSD"]["crops"] == 8
     assert [numbers["costs"][method]["forward"] for method in numbers["methods"]] == [2 * 21, 2 * 21 + 3]
-    assert {"KID, colours", "seam"} <= numbers["differences"]["MSD"].keys()
+    assert {"KID, colours", "seam"} <= numbers["differences"]["MultiDiffusion"]["MSD"].keys()
     report = capsys.readouterr().out
     assert (results / "report.md").read_text().rstrip() in report
     assert "| MultiDiffusion | MSD |" in report

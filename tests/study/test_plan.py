@@ -83,6 +83,16 @@ def test_networks_are_names_or_names_with_settings() -> None:
     assert json.loads(json.dumps(study.as_data()))["scores"] == {"CLIP": score}
 
 
+def test_methods_are_compared_with_the_baselines_before_them() -> None:
+    methods = {"A": {"guidances": []}, "B": {"guidances": []}, "C": {"guidances": []}}
+    assert Study.of({**DATA, "methods": methods}).compared() == [("A", "B"), ("A", "C")]
+    both = Study.of({**DATA, "methods": methods, "baselines": ["A", "B"]})
+    assert both.compared() == [("A", "B"), ("A", "C"), ("B", "C")]
+    assert both.swept("steps=1,2").compared() == [("C, steps 1", "C, steps 2")]
+    with pytest.raises(SettingError, match="D among the baselines is no method: there are A, B, C"):
+        Study.of({**DATA, "methods": methods, "baselines": ["D"]})
+
+
 def test_a_quick_study_is_small() -> None:
     quick = Study.of(DATA).quick()
     assert (len(quick.prompts), quick.panoramas, quick.references, quick.width, quick.steps) == (2, 2, 4, 512, 4)
