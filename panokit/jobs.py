@@ -93,7 +93,9 @@ class Worker:
         prompt = prompt_from(job.get("prompt"))
         scheduler = self._part(Scheduler, job.get("scheduler", "ddim"))
         fuser = self._part(Fuser, job.get("fuser", "multidiffusion"))
-        guidances = [self._part(Guidance, part) for part in job.get("guidances", ())]
+        if not isinstance(parts := job.get("guidances", ()), list | tuple):
+            raise SettingError(f"guidances is {parts!r}: it must be a list, [{parts!r}]")
+        guidances = [self._part(Guidance, part) for part in parts]
         sampler = Sampler(
             self._model(job["model"]),
             scheduler=scheduler,

@@ -5,11 +5,9 @@ features of whatever networks the study names. Features are kept in files beside
 """
 
 import io
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -18,37 +16,46 @@ from PIL import Image
 from torch import Tensor, nn
 
 from panokit import registry
-from panokit.errors import PanokitError, SettingError
+from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.grid import Grid
 from panokit.panorama import written_aside
 from panokit.study.plan import Network
 
-FEWEST = 4
-"""The fewest pictures that KID can be had from, with its deviation over halves of them."""
+FEWEST = 2
+"""The fewest panoramas, and references, of a prompt that KID can be had from; its deviation needs twice as many."""
 
 Pixels = NDArray[np.uint8]
 
 
-class Distance(NamedTuple):
-    """A distance between sets of pictures, and its deviation over subsets."""
-
-    mean: float
-    deviation: float
-
-
 def pixels(path: Path) -> Pixels:
-    """A picture, (H, W, 3)."""
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+    """A picture, (H, W, 3).
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as cause:
+        raise OutputError(f"{path} cannot be read as a picture: remove it") from cause
 
 
-def crops(picture: Pixels, window: tuple[int, int]) -> Pixels:
-    """Squares of a panorama's full height, side by side, at the size of a window, (n, h, w, 3): layout shows only there."""
-    height, width = picture.shape[:2]
-    side = round(height * window[1] / window[0])
-    squares = [picture[:, left : left + side] for left in range(0, width - side + 1, side)]
+def corners(size: tuple[int, int], side: int, count: int | None = None) -> list[tuple[int, int]]:
+    """Where squares lie side by side, top and left: rows from the middle of what is left over; `count` of them, evenly."""
+    rows, columns = size[0] // side, size[1] // side
+    top, left = (size[0] - rows * side) // 2, (size[1] - columns * side) // 2
+    found = [(top + row * side, left + column * side) for row in range(rows) for column in range(columns)]
+    if count is None or count >= len(found):
+        return found
+    return [found[k * len(found) // count] for k in range(count)]
+
+
+def crops(picture: Pixels, window: tuple[int, int], side: int | None = None, count: int | None = None) -> Pixels:
+    """Squares of a panorama at the size of a window, (n, h, w, 3); of full height unless given: layout shows only there."""
+    side = side or len(picture)
+    cut = [picture[top : top + side, left : left + side] for top, left in corners(picture.shape[:2], side, count)]
     size = (window[1], window[0])
-    return np.stack([np.asarray(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS)) for square in squares])
+    return np.stack([np.asarray(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS)) for square in cut])
 
 
 def seam(picture: Pixels, grid: Grid, factor: int) -> float:
@@ -75,25 +82,26 @@ class Features:
 
     Args:
         net: a module that takes uint8 pictures `n 3 H W`.
-        folder: where they are kept, by the picture's name.
+        folder: where they are kept, by name.
         device: where the network is.
     """
 
     def __init__(self, net: Callable[[Tensor], Tensor], folder: Path, device: torch.device | str = "cpu") -> None:
         self.net, self.folder, self.device = net, folder, device
-        folder.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
-    def of(self, path: Path, cut: Pixels) -> Tensor:
-        """Those of a picture's crops, `n d`."""
-        kept = self.folder / f"{path.stem}.npy"
-        if not kept.exists():
-            found = self.net(batch(cut).to(self.device))
-            file = io.BytesIO()
-            np.save(file, found.float().cpu().numpy())
-            with written_aside(kept) as aside:
-                aside.write_bytes(file.getvalue())
-        return torch.from_numpy(np.load(kept))
+    def of(self, name: str, pictures: Callable[[], Pixels]) -> Tensor:
+        """Those of pictures (n, h, w, 3), `n d`; the pictures are only asked for where they are not kept."""
+        kept = self.folder / f"{name}.npy"
+        try:
+            return torch.from_numpy(np.load(kept))
+        except (OSError, ValueError, EOFError):  # not there, or broken
+            found = self.net(batch(pictures()).to(self.device)).float().cpu()
+        file = io.BytesIO()
+        np.save(file, found.numpy())
+        with written_aside(kept) as aside:
+            aside.write_bytes(file.getvalue())
+        return found
 
 
 def made(network: Network) -> Any:
@@ -103,7 +111,8 @@ def made(network: Network) -> Any:
         PanokitError: it cannot be made.
     """
     settings = {"plugin": network} if isinstance(network, str) else dict(network)
-    if not isinstance(name := settings.pop("plugin", None), str):
+    name = settings.pop("plugin", None)
+    if not isinstance(name, str) or ":" not in name:
         raise SettingError(
             f"a network came as {network!r}: it must be module:Class, or {{plugin: module:Class, SETTING: VALUE}}"
         )
@@ -111,9 +120,10 @@ def made(network: Network) -> Any:
         return registry.load("models", name)(**settings)
     except PanokitError:
         raise
-    except (OSError, RuntimeError, TypeError) as cause:  # files that are not there, settings that it has not
+    except Exception as cause:  # files that are not there, settings that it has not
         raise SettingError(
-            f"{name} cannot be made ({' '.join(str(cause).split())[:200]}): leave it out, or give it its files"
+            f"{name} cannot be made ({type(cause).__name__}: {' '.join(str(cause).split())[:200]}): leave it out, or give it "
+            "what it needs"
         ) from cause
 
 
@@ -134,43 +144,41 @@ class _Given(nn.Module):
         return features
 
 
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Torchmetrics warns that features are kept, which they are meant to be."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*will save all extracted features", category=UserWarning)
-        yield
+def kid(own: Sequence[Sequence[Tensor]], reference: Sequence[Tensor], subsets: int = 100) -> NDArray[np.float64]:
+    """The kernel distance on subsets: of half of the panoramas of each prompt, against its own references; mean over prompts.
 
+    Prompts lie far apart in features: together, the mix of them in a subset would outweigh what is measured. And squares of
+    one panorama are alike: the distance is taken between squares of different panoramas, the first of each, the second and so
+    on, which leaves it without bias. The subsets are the same for whatever is measured, so two arrays can be subtracted; halves
+    drawn without replacement spread as means of all do, so percentiles of the difference are an interval. With fewer than four
+    panoramas of a prompt, all are taken, and only references vary.
 
-def kid(own: Sequence[Tensor], reference: Sequence[Tensor], subsets: int = 50) -> Distance:
-    """The kernel distance of features, `n d` a prompt: the mean over prompts, each against its own references.
-
-    Prompts lie far apart in features, so the mix of them in a subset would outweigh what is measured. The deviation is over
-    subsets of half of the smaller set.
+    Args:
+        own: features `n d` of each panorama's squares, as many of each, by prompt.
+        reference: features `n d` of the references, by prompt.
+        subsets: how many.
 
     Raises:
-        SettingError: a prompt has fewer than four of either.
+        SettingError: a prompt has fewer than two panoramas, or references.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
+    from torchmetrics.image.kid import poly_mmd
 
-    found = []
-    for ours, theirs in zip(own, reference, strict=True):
-        size = min(len(ours), len(theirs)) // 2
-        if size < FEWEST // 2:
+    found = np.zeros((len(own), subsets))
+    for row, panoramas, beside in zip(found, own, reference, strict=True):
+        if min(len(panoramas), len(beside)) < FEWEST:
             raise SettingError(
-                f"KID needs {FEWEST} pictures or more of each kind and prompt: there are {len(ours)} and {len(theirs)}"
+                f"KID needs {FEWEST} panoramas and references of each prompt or more: there are {len(panoramas)} and "
+                f"{len(beside)}"
             )
-        with _unwarned():
-            # One rank measures what all have made, so there is nothing to gather.
-            metric = KernelInceptionDistance(
-                feature=_Given(ours.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
-            )
-        metric.update(theirs, real=True)
-        metric.update(ours, real=False)
-        torch.manual_seed(0)
-        found.append([value.item() for value in metric.compute()])
-    means, deviations = np.transpose(found)
-    return Distance(float(means.mean()), float(np.sqrt(np.square(deviations).sum())) / len(found))
+        squares = torch.stack([*panoramas], dim=1)  # the first of each, the second, and so on
+        half = len(panoramas) // 2 if len(panoramas) >= 2 * FEWEST else len(panoramas)
+        size = min(half, len(beside))
+        rng = np.random.default_rng(0)
+        for k in range(subsets):
+            chosen = rng.permutation(len(panoramas))[:size]
+            parts = rng.permutation(len(beside))[: len(beside) // size * size].reshape(-1, size)
+            row[k] = np.mean([float(poly_mmd(beside[part], square[chosen])) for part in parts for square in squares])
+    return np.asarray(found.mean(0))
 
 
 def fid(own: Tensor, reference: Tensor) -> float:
@@ -183,44 +191,8 @@ def fid(own: Tensor, reference: Tensor) -> float:
 
     if min(len(own), len(reference)) < 2:
         raise SettingError(f"FID needs 2 pictures or more of each kind: there are {len(own)} and {len(reference)}")
+    # One rank measures what all have made, so there is nothing to gather.
     metric = FrechetInceptionDistance(feature=_Given(own.shape[1]), sync_on_compute=False)
     metric.update(reference, real=True)
     metric.update(own, real=False)
     return float(metric.compute())
-
-
-def apart(
-    ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]], reference: Sequence[Tensor], subsets: int = 200
-) -> NDArray[np.float64]:
-    """Our kernel distance minus theirs, the mean over prompts, on subsets: the same half of the panoramas for both.
-
-    Halves drawn without replacement spread as means of all do, so percentiles of these are an interval.
-
-    Args:
-        ours: features `n d` of each panorama, by prompt; two panoramas or more.
-        theirs: likewise, of the same seeds.
-        reference: features of the references, by prompt.
-        subsets: how many.
-    """
-    from torchmetrics.image.kid import poly_mmd
-
-    rng = np.random.default_rng(0)
-    found = np.zeros(subsets)
-    for k in range(subsets):
-        for one, two, beside in zip(ours, theirs, reference, strict=True):
-            chosen = rng.choice(len(one), size=len(one) // 2, replace=False)
-            a, b = (torch.cat([features[i] for i in chosen]) for features in (one, two))
-            c = beside[torch.from_numpy(rng.choice(len(beside), size=min(len(a), len(beside)), replace=False))]
-            found[k] += float(poly_mmd(c, a[: len(c)]) - poly_mmd(c, b[: len(c)])) / len(ours)
-    return found
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
-    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
-
-
-def over(rows: Sequence[Mapping[str, float]], of: Callable[[list[float]], Any]) -> dict[str, float]:
-    """The mean, or whatever it is `of`, of each number over panoramas."""
-    return {name: float(of([row[name] for row in rows])) for name in rows[0]}

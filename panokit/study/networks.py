@@ -35,7 +35,7 @@ def needing(what: str, file: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as cause:
+    except Exception as cause:  # what loaders say of files that are not what they should be is of many kinds
         why = " ".join(str(cause).split())[:160]
         raise ModelError(f"{what} needs {file}, which cannot be loaded ({why}): put it there, or {_STANDS_IN}") from cause
 
@@ -55,7 +55,10 @@ class Inception(nn.Module):
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        from torch_fidelity import feature_extractor_inceptionv3 as port
+        try:
+            from torch_fidelity import feature_extractor_inceptionv3 as port
+        except ImportError as cause:
+            raise ModelError('Inception-v3 needs torch-fidelity: pip install "panokit[eval]"') from cause
 
         with needing("Inception-v3", weights or _fetched(port.URL_INCEPTION_V3)):
             self.net = port.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
@@ -128,6 +131,7 @@ class IntraLPIPS(nn.Module):
 
     Raises:
         ModelError: they are not there and cannot be fetched.
+        SettingError: there is no such network.
     """
 
     def __init__(self, net: str = "vgg") -> None:
@@ -135,8 +139,10 @@ class IntraLPIPS(nn.Module):
         from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights, VGG16_Weights
 
-        weights = VGG16_Weights.IMAGENET1K_V1 if net == "vgg" else AlexNet_Weights.IMAGENET1K_V1
-        with needing(f"LPIPS ({net})", _fetched(weights.url)):
+        weights = {"vgg": VGG16_Weights.IMAGENET1K_V1, "alex": AlexNet_Weights.IMAGENET1K_V1}
+        if net not in weights:
+            raise SettingError(f"net is {net!r}: it must be one of {', '.join(weights)}")
+        with needing(f"LPIPS ({net})", _fetched(weights[net].url)):
             self.metric = LearnedPerceptualImagePatchSimilarity(net, normalize=True, sync_on_compute=False)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from panokit.study.report import markdown, measures
+from panokit.study.report import markdown, measured
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
@@ -30,7 +30,7 @@ def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pa
         f"<!doctype html><meta charset=utf-8><title>{escape(str(numbers['study']['model']))}</title><style>{_STYLE}</style>"
     ]
     parts += [_html(line) for line in _blocks(markdown(numbers))]
-    figures = "\n".join(_figure(name, numbers) for name in measures(numbers["methods"]))
+    figures = "\n".join(_figure(name, each, numbers) for name, each in measured(numbers["methods"]).items())
     parts += ["<h2>Figures</h2>", f"<div class=figures>{figures}</div>", "<h2>Panoramas</h2>"]
     for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
         k = next(k for k, (each, _) in enumerate(pairs) if each == prompt)
@@ -60,23 +60,19 @@ def _cell(text: str) -> str:
     return f"<b>{escape(text.strip('*'))}</b>" if text.startswith("**") else escape(text)
 
 
-def _of(told: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """A measure of a method, and its deviation."""
-    if name.startswith("KID"):
-        return told[name]["mean"], told[name]["deviation"]
-    return (told[name], 0.0) if name.startswith("FID") else (told["means"][name], told["deviations"][name])
-
-
-def _figure(name: str, numbers: Mapping[str, Any]) -> str:
+def _figure(name: str, measured: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]) -> str:
     """Bars with deviations; for a sweep over numbers a curve."""
     from matplotlib.figure import Figure
 
     methods = numbers["methods"]
-    values, deviations = zip(*(_of(told, name) for told in methods.values()), strict=True)
+    values = [told["mean"] for told in measured]
+    deviations = [told["deviation"] or 0.0 for told in measured]
     figure = Figure(figsize=(5.4, 0.8 + 0.3 * max(4, len(methods))), layout="constrained")
     axes = figure.subplots()
     if (swept := _swept(numbers)) is not None:
         axes.errorbar(swept, values, deviations, marker="o", capsize=3, color="#356")
+        if max(swept) > 30 * min((each for each in swept if each > 0), default=1):
+            axes.set_xscale("symlog", linthresh=min(each for each in swept if each > 0))
         axes.set_xlabel(numbers["study"]["sweep"].partition("=")[0])
     else:
         axes.barh(list(methods)[::-1], values[::-1], xerr=deviations[::-1], capsize=3, color="#689")

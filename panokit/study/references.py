@@ -1,23 +1,26 @@
-"""The pictures that panoramas are compared with: the model's own, or those of a folder."""
+"""Pictures of a folder that panoramas are compared with."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from panokit.errors import SettingError
+from panokit.errors import OutputError, SettingError
 from panokit.jobs import words_of
-
-Window = tuple[int, int]
+from panokit.study.measures import pixels
 
 
 def grouped(prompts: Sequence[str], paths: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """The pictures that each prompt is compared with: those named after it, where every prompt has some; else all."""
-    found = {prompt: [path for path in paths if path.name.startswith(f"{words_of(prompt)}-")] for prompt in prompts}
+    """The pictures that each prompt is compared with: those that panokit named after it, where all have some; else all."""
+    found = {
+        prompt: [path for path in paths if re.fullmatch(rf"{re.escape(words_of(prompt))}-\d+-[0-9a-f]{{8}}", path.stem)]
+        for prompt in prompts
+    }
     return found if all(found.values()) else {prompt: [*paths] for prompt in prompts}
 
 
-def given(folder: str, window: Window) -> list[Path]:
+def given(folder: str, window: tuple[int, int]) -> list[Path]:
     """The pictures of a folder.
 
     Args:
@@ -36,10 +39,9 @@ def given(folder: str, window: Window) -> list[Path]:
         raise SettingError(f"the reference folder {folder} holds no pictures: put some there, or leave it out")
     for path in found:
         try:
-            with Image.open(path) as image:
-                size = image.height, image.width
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as cause:
-            raise SettingError(f"{path} in the reference folder cannot be read as a picture: remove it") from cause
+            size = pixels(path).shape[:2]
+        except OutputError as cause:
+            raise SettingError(f"in the reference folder, {cause}") from cause
         if size != window:
             raise SettingError(
                 f"{path} is {size[1]} x {size[0]} pixels: references must be as large as the model's window, {window[1]} x "

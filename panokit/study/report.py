@@ -1,10 +1,9 @@
 """A study's numbers for people: tables in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from panokit.study.measures import table
-from panokit.study.statistics import Difference
+from panokit.study.statistics import ENOUGH, Difference
 
 Told = Mapping[str, Any]
 
@@ -12,16 +11,17 @@ Told = Mapping[str, Any]
 def markdown(numbers: Told) -> str:
     """The report: what was compared, the means, which differences are there, and what each method costs."""
     study, methods = numbers["study"], numbers["methods"]
-    first = next(iter(methods.values()))
-    n, squares = first["n"], first.get("crops", 0)
+    n = next(iter(methods.values()))["n"]
     prompts, seeds = len(study["prompts"]), study["panoramas"]
     own = f"{study['references'] * prompts} pictures that the model makes at its own size"
     beside = f"the pictures in {study['reference_folder']}" if study["reference_folder"] else own
+    squares = f"squares of {study['crop']} pixels" if study["crop"] else "squares of full height"
+    against = f"; {squares} against {beside}" if study["features"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     parts = [
         f"# {study['model']}, {study['height']} x {study['width']} pixels",
-        f"{n} panoramas a method ({prompts} prompts, {seeds} seeds), {study['steps']} steps; {squares} full-height squares of "
-        f"them against {beside}. {versions}.",
+        f"{n} panoramas a method ({prompts} prompts, {seeds} seeds), {study['steps']} steps{against}. ± is the deviation over "
+        f"subsets for KID, and over panoramas. {versions}.",
         "## Means",
         _means(methods),
     ]
@@ -29,8 +29,12 @@ def markdown(numbers: Told) -> str:
         if differences:
             parts += [
                 f"## Differences from {baseline}",
-                "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the seeds. Those "
-                "whose interval excludes zero are in bold.",
+                "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the seeds. "
+                + (
+                    "Those whose interval excludes zero are in bold."
+                    if n >= ENOUGH
+                    else f"Fewer than {ENOUGH} pairs show nothing."
+                ),
                 _differences(differences),
             ]
     if numbers["costs"]:
@@ -44,23 +48,31 @@ def markdown(numbers: Told) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def measures(methods: Mapping[str, Told]) -> list[str]:
-    """What there are numbers of: distances first."""
-    first = next(iter(methods.values()))
-    return [*(name for name in first if name.startswith(("KID", "FID"))), *first["means"]]
+def measured(methods: Mapping[str, Told]) -> dict[str, list[Told]]:
+    """What there are numbers of, distances first: of each method a mean, and a deviation if there is one."""
+    each = [{**told["distances"], **told["scores"]} for told in methods.values()]
+    return {name: [told[name] for told in each] for name in each[0]}
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
 
 
 def _means(methods: Mapping[str, Told]) -> str:
-    return table([["", *methods], *([name, *(_mean(told, name) for told in methods.values())] for name in measures(methods))])
+    return table([["", *methods], *([name, *map(_mean, each)] for name, each in measured(methods).items())])
 
 
-def _mean(told: Told, name: str) -> str:
-    if name.startswith("KID"):
-        return f"{told[name]['mean']:.3f} ± {told[name]['deviation']:.3f}"
-    return f"{told[name]:.1f}" if name.startswith("FID") else f"{told['means'][name]:.3f}"
+def _mean(told: Told) -> str:
+    return _number(told["mean"]) + (f" ± {_number(told['deviation'])}" if told["deviation"] is not None else "")
 
 
-def _differences(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _differences(differences: Mapping[str, Mapping[str, Told]]) -> str:
     names = list(next(iter(differences.values())))
     rows = [[name, *(_difference(Difference(**found[name])) for found in differences.values())] for name in names]
     return table([["", *differences], *rows])

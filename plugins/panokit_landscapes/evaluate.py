@@ -145,7 +145,7 @@ class LayoutMeasure:
     def __call__(self, picture: Pixels, prompt: str) -> dict[str, float]:
         """Both, of a picture (H, W, 3) whose full height is what one scene should fill."""
         layout = self.detector(picture)
-        return {"stacked horizons": max(0.0, layout.horizons - 1), "stacked lights": float(layout.lights)}
+        return {"stacked horizons": layout.stacked, "stacked lights": float(layout.lights)}
 
 
 class GrainMeasure:

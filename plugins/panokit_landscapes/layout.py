@@ -58,6 +58,8 @@ class Layout(NamedTuple):
     """What a picture shows: means over its columns, 1 horizon and at most 1 light in each where it is one scene."""
 
     horizons: float
+    stacked: float
+    """Horizons beyond the first, the mean over columns."""
     lights: int
     """Lights that stand above or below another one, and one more if there is any."""
 
@@ -141,7 +143,8 @@ class Detector:
         width = round(picture.shape[1] * HEIGHT / picture.shape[0] / 16) * 16
         small = np.asarray(Image.fromarray(picture).resize((width, HEIGHT), Image.Resampling.BOX))
         above, light = self.net(to_tensor(small[None])).sigmoid()[0].numpy()
-        return Layout(float(_horizons(above > 0.5).mean()), _stacked(light > SURE))
+        horizons = _horizons(above > 0.5)
+        return Layout(float(horizons.mean()), float((horizons - 1).clip(0).mean()), _stacked(light > SURE))
 
 
 def _horizons(above: NDArray[np.bool_]) -> NDArray[np.int64]:

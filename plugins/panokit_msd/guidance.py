@@ -36,9 +36,9 @@ class MSDGuidance(Guidance):
     the coarse canvas is guided by a coarser one in the same way. The canvas must hold one window at the coarsest level;
     `factor` to the power of `levels` - 1 must divide its cells, and `factor` the window's and the stride's.
 
-    The defaults move every clean estimate a share of the way to the coarse canvas, without a gradient through the denoiser;
-    `paper` is the paper's algorithm, `full` that with a rate for its weight, and `projected` lets the coarse canvas go its own
-    way.
+    The defaults move every clean estimate a share of the way to a coarse canvas that goes its own way, without a gradient
+    through the denoiser, in the first steps, which decide the layout; `paper` is the paper's algorithm, and `full` that with a
+    rate for its weight.
 
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
@@ -73,7 +73,7 @@ class MSDGuidance(Guidance):
     until: float = 0.15
     levels: int | None = None
     factor: int = 2
-    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
+    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "trajectory"
     space: Literal["prev", "x0"] = "x0"
     norm: Literal["sum", "mean", "projection"] = "projection"
     jacobian: Literal["full", "identity"] = "identity"
@@ -113,11 +113,6 @@ class MSDGuidance(Guidance):
     def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
         """Algorithm 1 with its weight as a rate, which carries over between window sizes and numbers of steps."""
         return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", **settings})
-
-    @classmethod
-    def projected(cls, weight: float = 8.0, **settings: Any) -> "MSDGuidance":
-        """A coarse canvas of its own trajectory, onto which clean estimates are projected."""
-        return cls(weight, **{"coarse": "trajectory", **settings})
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
         """Memories of what guides the coarse canvas.

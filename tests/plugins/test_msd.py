@@ -47,7 +47,7 @@ def toy(run: Run) -> ToyDenoiser:
         ({"density": 0}, "density is 0: it must be 1 or more"),
     ],
 )
-@pytest.mark.parametrize("make", [MSDGuidance, MSDGuidance.paper, MSDGuidance.full, MSDGuidance.projected])
+@pytest.mark.parametrize("make", [MSDGuidance, MSDGuidance.paper, MSDGuidance.full])
 def test_a_setting_out_of_range_is_refused(make: Any, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make(**setting)
@@ -90,7 +90,13 @@ def test_a_refusal_says_what_a_cell_is_in_pixels(tiny: Any) -> None:
 
 @pytest.mark.parametrize(
     "guidance",
-    [MSDGuidance(0.0), MSDGuidance.paper(0.0), MSDGuidance.full(0.0), MSDGuidance.projected(0.0), MSDGuidance(until=0.0)],
+    [
+        MSDGuidance(0.0),
+        MSDGuidance.paper(0.0),
+        MSDGuidance.full(0.0),
+        MSDGuidance(coarse="renoise", weight=0.0),
+        MSDGuidance(until=0.0),
+    ],
 )
 def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guidance: MSDGuidance) -> None:
     plain, guided = toy_run((8, 16)), toy_run((8, 16), guidances=[guidance])
@@ -124,7 +130,7 @@ def test_the_papers_geometry_is_45_windows_and_7() -> None:
 
 
 def test_coarse_windows_are_batched_like_any_others() -> None:
-    run = toy_run((8, 32), guidances=[MSDGuidance.projected()], steps=1, micro_batch=4)
+    run = toy_run((8, 32), guidances=[MSDGuidance()], steps=1, micro_batch=4)
     run.step()
     coarse = len(run.grid.scaled(2))
     assert coarse == 7
@@ -142,7 +148,7 @@ def test_there_are_as_many_levels_as_the_canvas_holds(size: tuple[int, int], lev
 
 
 def test_density_lays_the_coarsest_windows_closer() -> None:
-    run = toy_run((8, 32), guidances=[MSDGuidance.projected(density=2)], steps=1)
+    run = toy_run((8, 32), guidances=[MSDGuidance(density=2)], steps=1)
     run.step()
     assert sum(toy(run).forwards) == len(run.grid) + 13
 
@@ -291,7 +297,7 @@ def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool) 
 
 def test_a_trajectory_is_a_run_of_its_own() -> None:
     """Its coarse canvas goes down by itself, whatever happens above: here nothing, for the weight is next to none."""
-    guidance = MSDGuidance.projected(1e-30, until=1.0)
+    guidance = MSDGuidance(1e-30, until=1.0)
     run = toy_run((8, 16), guidances=[guidance], steps=3)
     run.step()
     memory = run.guided[0][1]
@@ -304,8 +310,8 @@ def test_a_trajectory_is_a_run_of_its_own() -> None:
 
 def test_guidances_of_the_coarse_canvas_are_asked_there_alone() -> None:
     pull = Pull("identity", weight=0.5, to=3)
-    plain = toy_run((8, 16), guidances=[MSDGuidance.projected()], steps=2)
-    pulled = toy_run((8, 16), guidances=[MSDGuidance.projected(coarse_guidances=(pull,))], steps=2)
+    plain = toy_run((8, 16), guidances=[MSDGuidance()], steps=2)
+    pulled = toy_run((8, 16), guidances=[MSDGuidance(coarse_guidances=(pull,))], steps=2)
     plain.step()
     pulled.step()
     assert sum(toy(plain).forwards) == sum(toy(pulled).forwards)
@@ -319,8 +325,7 @@ def test_three_axes() -> None:
 
 def test_settings_of_the_named_ones() -> None:
     assert replace(MSDGuidance.paper(), weight=1.0) == MSDGuidance.paper(1.0)
-    paper, full, projected = MSDGuidance.paper(), MSDGuidance.full(), MSDGuidance.projected()
+    paper, full = MSDGuidance.paper(), MSDGuidance.full()
     assert (paper.weight, paper.decay, paper.coarse, paper.space) == (10.0, 1.0, "bilinear", "prev")
     assert (paper.norm, paper.jacobian) == ("sum", "full")
     assert full == replace(MSDGuidance(full.weight), coarse="bilinear", space="prev", jacobian="full")
-    assert projected == replace(MSDGuidance(projected.weight), coarse="trajectory")

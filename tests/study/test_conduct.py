@@ -4,14 +4,18 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from panokit import Sampler
 from panokit.cli import main
+from panokit.study.measures import pixels, seam
 
 STUDY: dict[str, Any] = {
     "prompts": ["a lake", "a city"],
@@ -44,9 +48,10 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     assert len([*(results / "references").glob("*.png")]) == 8
     numbers = json.loads((results / "numbers.json").read_text())
     assert numbers["methods"]["MSD"]["n"] == 4
-    assert numbers["methods"]["MSD"]["crops"] == 8
+    assert numbers["methods"]["MSD"]["distances"]["KID, colours"]["deviation"] is None  # of two there are no halves
     assert [numbers["costs"][method]["forward"] for method in numbers["methods"]] == [2 * 21, 2 * 21 + 3]
-    assert {"KID, colours", "seam"} <= numbers["differences"]["MultiDiffusion"]["MSD"].keys()
+    assert numbers["differences"]["MultiDiffusion"]["MSD"].keys() == {"seam"}
+    assert "Fewer than 8 pairs show nothing." in (results / "report.md").read_text()
     report = capsys.readouterr().out
     assert (results / "report.md").read_text().rstrip() in report
     assert "| MultiDiffusion | MSD |" in report
@@ -64,7 +69,7 @@ def test_a_full_disk_ends_a_study_and_the_same_command_goes_on(
     assert evaluate(config) == 0
     results = config.parent / "results"
     whole = {path.relative_to(results): path.read_bytes() for path in results.rglob("*.png")}
-    rmtree(results)
+    shutil.rmtree(results)
     replace = Path.replace
 
     def full(path: Path, target: Path) -> Path:
@@ -94,6 +99,62 @@ def test_pictures_of_a_folder_may_be_the_references(config: Path, capsys: pytest
     assert numbers["methods"] == own["methods"]
     assert not [*(results / "references").iterdir()]
     assert f"against the pictures in {folder}" in capsys.readouterr().out
+    for path in folder.iterdir():  # others by the same names
+        Image.new("RGB", (16, 16), "white").save(path)
+    assert evaluate(config, "--reference_folder", str(folder)) == 0
+    others = json.loads((results / "numbers.json").read_text())
+    assert others["methods"]["MSD"]["scores"] == own["methods"]["MSD"]["scores"]
+    assert others["methods"]["MSD"]["distances"]["KID, colours"] != own["methods"]["MSD"]["distances"]["KID, colours"]
+
+
+def test_what_is_broken_in_the_folder_is_made_again_or_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(config) == 0
+    results = config.parent / "results"
+    first = (results / "report.md").read_text().partition("## Costs")[0]
+    for path in (*(results / "told").iterdir(), *results.rglob("*.npy"), results / "costs.json"):
+        path.write_text("[")
+    assert evaluate(config) == 0
+    assert (results / "report.md").read_text().partition("## Costs")[0] == first
+    shutil.rmtree(results / "told")
+    next((results / "panoramas" / "msd").glob("a-city-1-*.png")).write_text("no picture")
+    assert evaluate(config) == 2
+    assert re.search(r"a-city-1-.*png cannot be read as a picture: remove it", capsys.readouterr().err)
+    (results / "study.json").write_text("{")
+    assert evaluate(config) == 2
+    assert "study.json cannot be read, so" in capsys.readouterr().err
+
+
+def test_windows_lie_where_the_method_lays_them(config: Path) -> None:
+    """A stride of the method's own, whose borders are elsewhere, and more of them."""
+    config.write_text(config.read_text().replace("guidances: []", "guidances: []\n    stride: 4"))
+    assert evaluate(config) == 0
+    results = config.parent / "results"
+    numbers = json.loads((results / "numbers.json").read_text())["methods"]["MultiDiffusion"]
+    sampler = Sampler(str(yaml.safe_load(config.read_text())["model"]))
+    found = [
+        seam(pixels(path), sampler.grid(32, 64, 4), 2) for path in (results / "panoramas" / "multidiffusion").glob("*.png")
+    ]
+    assert numbers["scores"]["seam"]["mean"] == pytest.approx(np.mean(found))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": {"mine": "panokit.testing.toys:Colours"}}, "mine does not work on pictures of this study (TypeError"),
+        ({"features": {"mine": "builtins:dict"}}, "mine does not work on pictures of this study (TypeError"),
+        ({"wholes": ["builtins:str"]}, "str does not work on pictures of this study (TypeError"),
+        ({"scores": {"Intra": "panokit_landscapes.evaluate:IntraStyle"}, "width": 32}, "there are 1: make it twice as wide"),
+        ({"sweep": "steps=1,2", "methods": {"A": {"guidances": None}}}, "the method A came as {'guidances': None}: it maps"),
+        ({"model": ["a"]}, "model came as"),
+    ],
+)
+def test_what_does_not_work_is_told_before_anything_is_made(
+    config: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}, sort_keys=False))
+    assert evaluate(config) == 2
+    assert message in capsys.readouterr().err
+    assert not (config.parent / "results").exists()
 
 
 def test_networks_are_missed_before_anything_is_made(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,9 +217,10 @@ def test_a_folder_of_another_study_is_not_mixed_up(config: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("references: 4", "references: 1"), "2 panoramas with 2 squares each are 4, and there are 1 references"),
-        (("panoramas: 2", "panoramas: 1"), "1 panoramas with 2 squares each are 2, and there are 4 references"),
-        (("height: 32", "height: 96"), "hold no square of full height"),
+        (("references: 4", "references: 1"), "there are 2 and 1; ask for more, or leave out features"),
+        (("panoramas: 2", "panoramas: 1"), "there are 1 and 4; ask for more, or leave out features"),
+        (("height: 32", "height: 96"), "panoramas of 64 x 96 pixels hold no square of 96 to measure"),
+        (("steps: 2", "steps: 2\ncrop: 80"), "panoramas of 64 x 32 pixels hold no square of 80 to measure"),
     ],
 )
 def test_too_few_pictures_for_a_measure_are_told_before_they_are_made(

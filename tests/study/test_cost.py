@@ -22,4 +22,4 @@ def test_passes_are_counted_and_seconds_taken(folder: Path) -> None:
     assert plain[:2] == (2 * 21, 0)
     assert identity[:2] == (2 * 21 + 3, 0)
     assert full[:2] == (2 * 21 + 3 + 21, 21)
-    assert 0 < plain.seconds < 60
+    assert plain.seconds > 0.001

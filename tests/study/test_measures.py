@@ -1,18 +1,25 @@
 """Measures, on pictures whose numbers are known."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from panokit import Grid, PanokitError, SettingError
-from panokit.study.measures import Features, apart, crops, fid, grain, kid, made, seam, table
+from panokit.errors import OutputError
+from panokit.study.measures import Features, corners, crops, fid, grain, kid, made, pixels, seam
+from panokit.study.statistics import interval
 from panokit.testing.toys import Colours
 
 
 def gaussian(mean: float, count: int = 400, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + mean
+
+
+def panoramas(mean: float, count: int = 40) -> list[torch.Tensor]:
+    return [*gaussian(mean, 10 * count).split(10)]
 
 
 def test_a_step_at_every_border_is_a_seam_and_a_ramp_is_none() -> None:
@@ -37,54 +44,105 @@ def test_crops_are_full_height_squares_side_by_side() -> None:
     assert [int(square[64, 64, 0]) for square in found] == [0, 60, 120, 180]
 
 
+def test_squares_may_be_smaller_and_fewer() -> None:
+    assert corners((100, 250), 100) == [(0, 25), (0, 125)]
+    assert corners((100, 250), 50) == [(top, left) for top in (0, 50) for left in range(0, 250, 50)]
+    assert corners((100, 400), 100, 2) == [(0, 0), (0, 200)]
+    assert corners((100, 400), 100, 9) == corners((100, 400), 100)
+    assert corners((100, 90), 100) == []
+    picture = np.random.default_rng(0).integers(256, size=(64, 128, 3), dtype=np.uint8)
+    assert np.array_equal(crops(picture, (32, 32), side=32, count=2), [picture[:32, :32], picture[32:, :32]])
+
+
+def test_a_file_that_is_no_picture_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(OutputError, match=r"a.png cannot be read as a picture: remove it"):
+        pixels(tmp_path / "a.png")
+
+
 def test_distances_grow_with_what_is_different() -> None:
     """Frechet's of two Gaussians with unit covariance is the squared distance of their means, 4 m^2 in four dimensions."""
     same, near, far = (fid(gaussian(mean, 4000), gaussian(0, 4000, seed=1)) for mean in (0.0, 0.5, 1.0))
     assert same < 0.05
     assert near == pytest.approx(1.0, abs=0.1)
     assert far == pytest.approx(4.0, abs=0.2)
-    kids = [kid([gaussian(mean)], [gaussian(0, seed=1)]) for mean in (0.0, 0.5, 1.0)]
-    assert abs(kids[0].mean) < 3 * kids[0].deviation
-    assert kids[0].mean < kids[1].mean < kids[2].mean
+    kids = [kid([panoramas(mean)], [gaussian(0, seed=1)]) for mean in (0.0, 0.5, 1.0)]
+    assert abs(kids[0].mean()) < 3 * kids[0].std()
+    assert kids[0].mean() < kids[1].mean() < kids[2].mean()
+
+
+def test_kernel_distance_is_the_cubic_kernels() -> None:
+    """By hand: two panoramas of one square each, two references, so every subset is all of them."""
+    own, beside = gaussian(1, 2), gaussian(0, 2, seed=1)
+
+    def kernel(a: int, b: int, x: torch.Tensor = own, y: torch.Tensor = own) -> float:
+        return float((x[a] @ y[b] / 4 + 1) ** 3)
+
+    between = sum(kernel(a, b, own, beside) for a in range(2) for b in range(2)) / 4
+    expected = kernel(0, 1) + kernel(0, 1, beside, beside) - 2 * between
+    assert kid([[own[:1], own[1:]]], [beside]) == pytest.approx(np.full(100, expected))
 
 
 def test_a_prompt_is_compared_with_its_own_references() -> None:
     """Prompts far apart are as near to their own as if they were alone, and far from each other's."""
-    one, two = gaussian(0), gaussian(5)
+    one, two = panoramas(0), panoramas(5)
     own = [gaussian(0, seed=1), gaussian(5, seed=1)]
-    right, wrong = kid([one, two], own), kid([one, two], own[::-1])
-    assert right.mean == pytest.approx(np.mean([kid([one], own[:1]).mean, kid([two], own[1:]).mean]))
-    assert abs(right.mean) < 3 * right.deviation
-    assert wrong.mean > 100
+    right, wrong = kid([one, two], own, 20), kid([one, two], own[::-1], 20)
+    assert right == pytest.approx((kid([one], own[:1], 20) + kid([two], own[1:], 20)) / 2)
+    assert abs(right.mean()) < 3 * right.std()
+    assert wrong.mean() > 100
+
+
+def alike(rng: np.random.Generator, likeness: float, seeds: int) -> list[torch.Tensor]:
+    """Panoramas of four squares from a standard normal distribution, which are so much alike within each."""
+    shared, own = rng.normal(size=(seeds, 1, 8)), rng.normal(size=(seeds, 4, 8))
+    return [torch.from_numpy(each) for each in likeness**0.5 * shared + (1 - likeness) ** 0.5 * own]
+
+
+def test_likeness_within_panoramas_is_no_difference_between_methods() -> None:
+    """Squares of both methods are of one distribution; in one they are more alike within a panorama."""
+    rng = np.random.default_rng(0)
+    held, means = [], []
+    for _ in range(40):
+        beside = [torch.from_numpy(rng.normal(size=(16, 8))) for _ in range(4)]
+        one, two = ([alike(rng, likeness, 8) for _ in range(4)] for likeness in (0.7, 0.3))
+        found = interval(kid(one, beside, 40) - kid(two, beside, 40))
+        held.append(found.low <= 0 <= found.high)
+        means.append(found.mean)
+    assert np.mean(held) >= 0.85
+    assert abs(np.mean(means)) < 3 * np.std(means) / len(means) ** 0.5
 
 
 def test_the_nearer_of_two_methods_is_told() -> None:
     near, far = ([[gaussian(mean, 4, seed) for seed in range(20)]] * 2 for mean in (0.2, 1.0))
-    found = apart(near, far, [gaussian(0, seed=99)] * 2)
-    assert np.percentile(found, 97.5) < 0
-    same = apart(near, [[gaussian(0.2, 4, seed + 100) for seed in range(20)]] * 2, [gaussian(0, seed=99)] * 2)
-    assert np.percentile(same, 2.5) < 0 < np.percentile(same, 97.5)
+    beside = [gaussian(0, seed=99)] * 2
+    assert interval(kid(near, beside) - kid(far, beside)).high < 0
 
 
 def test_too_few_pictures_are_told() -> None:
-    with pytest.raises(SettingError, match="KID needs 4 pictures or more of each kind and prompt: there are 3 and 400"):
-        kid([gaussian(0), gaussian(0, 3)], [gaussian(0), gaussian(0)])
+    with pytest.raises(SettingError, match="KID needs 2 panoramas and references of each prompt or more: there are 1 and 400"):
+        kid([panoramas(0)[:1]], [gaussian(0)])
     with pytest.raises(SettingError, match="FID needs 2 pictures or more of each kind: there are 1 and 400"):
         fid(gaussian(0, 1), gaussian(0))
 
 
-def test_features_are_computed_once(tmp_path: Path) -> None:
-    features = Features(Colours(), tmp_path / "kept")
+def test_features_are_computed_once_and_again_where_they_are_broken(tmp_path: Path) -> None:
+    features = Features(Colours(), tmp_path)
     cut = np.full((2, 8, 8, 3), 51, np.uint8)
-    first = features.of(tmp_path / "a.png", cut)
+    first = features.of("a", lambda: cut)
     assert torch.equal(first, torch.full((2, 3), 0.2))
-    assert torch.equal(features.of(tmp_path / "a.png", np.zeros_like(cut)), first)
+    assert torch.equal(features.of("a", lambda: np.zeros_like(cut)), first)
+    (tmp_path / "a.npy").write_text("no features")
+    assert torch.equal(features.of("a", lambda: np.zeros_like(cut)), torch.zeros(2, 3))
+    assert torch.equal(features.of("a", lambda: cut), torch.zeros(2, 3))
 
 
 def test_a_network_without_its_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lost_network.py").write_text("def Lost():\n    raise FileNotFoundError(2, 'No such file', 'inception.pth')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SettingError, match=r"lost_network:Lost cannot be made \(.*inception.pth.*\): leave it out"):
+    with pytest.raises(
+        SettingError, match=r"lost_network:Lost cannot be made \(FileNotFoundError: .*inception.pth.*\): leave it out"
+    ):
         made("lost_network:Lost")
 
 
@@ -92,6 +150,7 @@ def test_a_network_without_its_files_is_told(tmp_path: Path, monkeypatch: pytest
     ("network", "message"),
     [
         ({"weights": "a.pth"}, "must be module:Class, or"),
+        ("Colours", "a network came as 'Colours': it must be module:Class, or"),
         (
             {"plugin": "panokit.testing.toys:Colours", "weights": "a.pth"},
             "Colours cannot be made .*unexpected keyword argument",
@@ -99,10 +158,6 @@ def test_a_network_without_its_files_is_told(tmp_path: Path, monkeypatch: pytest
         ({"plugin": "panokit.study.networks:Inception", "weights": "no.pth"}, "Inception-v3 needs no.pth"),
     ],
 )
-def test_a_network_that_cannot_be_is_told(network: dict[str, str], message: str) -> None:
+def test_a_network_that_cannot_be_is_told(network: Any, message: str) -> None:
     with pytest.raises(PanokitError, match=message):
         made(network)
-
-
-def test_a_table_is_markdown() -> None:
-    assert table([["a", "b"], ["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"

@@ -49,6 +49,11 @@ def test_a_sweep_is_a_method_for_each_value() -> None:
         ({"prompts": "a lake"}, r"prompts came as 'a lake': it must be a list, \[...\]"),
         ({"methods": [1]}, r"methods came as '\[1\]': it must be a mapping"),
         ({"methods": {"MSD": "msd"}}, "methods came as"),
+        ({"methods": {"MSD": {"guidances": "msd"}}}, "the method MSD came as .*: it maps parts to what they are"),
+        ({"methods": {"MSD": {}, "msd": {}}}, "msd is there twice among the methods"),
+        ({"methods": {"MSD": {"seed": 3}}}, "the method MSD has a seed of its own: that is the same for all"),
+        ({"prompts": ["a lake", "a lake"]}, "a lake is there twice among the prompts"),
+        ({"sweep": "guidances.weight=1,1"}, "it must be SETTING=VALUE,VALUE with different values"),
     ],
 )
 def test_what_is_no_study_is_told(change: dict[str, Any], message: str) -> None:
@@ -61,10 +66,24 @@ def test_a_study_without_what_it_needs_is_told() -> None:
         Study.of({"height": 256})
 
 
-@pytest.mark.parametrize("sweep", ["guidances.weight", "guidances.weight=", "="])
+@pytest.mark.parametrize("sweep", ["guidances.weight", "guidances.weight=", "=", "=1,2", "guidances.weight=1,,2", "a=1,1"])
 def test_what_is_no_sweep_is_told(sweep: str) -> None:
-    with pytest.raises(SettingError):
+    with pytest.raises(SettingError, match=f"sweep is '{sweep}': it must be SETTING=VALUE,VALUE with different values"):
         Study.of(DATA).swept(sweep)
+
+
+def test_a_configuration_may_say_its_sweep() -> None:
+    assert Study.of({**DATA, "sweep": "guidances.weight=1,2"}) == Study.of(DATA).swept("guidances.weight=1,2")
+
+
+def test_what_is_null_is_as_if_it_were_not_there() -> None:
+    assert Study.of({**DATA, "timings": None, "crop": None}) == Study.of(DATA)
+
+
+def test_seeds_begin_where_the_study_says() -> None:
+    study = Study.of({**DATA, "seed": 5, "references": 2})
+    assert [seed for _, seed in study.pairs()][:3] == [5, 6, 7]
+    assert [job["seed"] for job in study.reference_jobs((8, 8))][:2] == [5, 6]
 
 
 def test_another_model_may_have_settings_of_its_own() -> None:
@@ -72,6 +91,7 @@ def test_another_model_may_have_settings_of_its_own() -> None:
     assert Study.of(data).height == 256
     study = Study.of(data, model="sd", references=3)
     assert (study.model, study.height, study.references, list(study.prompts)) == ("sd", 1024, 3, ["a photo"])
+    assert Study.of({**data, "models": {"hub/sd": {"height": 1024}}}, model="/data/sd").height == 1024  # a copy in a folder
     with pytest.raises(SettingError, match="models maps names of models"):
         Study.of({**DATA, "models": ["sd"]})
 

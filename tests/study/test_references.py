@@ -17,6 +17,8 @@ def picture(path: Path, size: tuple[int, int] = (32, 16)) -> Path:
 def test_a_prompt_is_compared_with_pictures_named_after_it() -> None:
     lake, city = Path("a-lake-0-12345678.png"), Path("a-city-0-12345678.png")
     assert grouped(["a lake", "a city"], [city, lake]) == {"a lake": [lake], "a city": [city]}
+    night = Path("a-lake-at-night-0-12345678.png")
+    assert grouped(["a lake", "a lake at night"], [night, lake]) == {"a lake": [lake], "a lake at night": [night]}
 
 
 def test_where_a_prompt_has_none_all_are_compared_with_all() -> None:
@@ -38,6 +40,7 @@ def test_what_is_no_reference_folder_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     with pytest.raises(SettingError, match=r"a.png is 32 x 16 pixels: .* as large as the model's window, 32 x 32; resize them"):
         given(str(tmp_path), (32, 32))
-    (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(SettingError, match=r"b.png in the reference folder cannot be read as a picture: remove it"):
+    whole = picture(tmp_path / "b.png", (200, 200)).read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SettingError, match=r"in the reference folder, .*b.png cannot be read as a picture: remove it"):
         given(str(tmp_path), (16, 32))
