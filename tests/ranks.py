@@ -203,7 +203,7 @@ def run_to_end(shared: Runtime, folder: str, callbacks: list[object], every: int
     sampler = Sampler(
         tiny_model(),
         scheduler=DiffusersScheduler("dpm++_2m_sde"),
-        guidances=[MSDGuidance(levels=2)],
+        guidances=[MSDGuidance(levels=2, coarse="trajectory", until=0.5)],
         runtime=shared,
         callbacks=[Checkpoint(path, every, resume=path if resume else None), *callbacks],
     )

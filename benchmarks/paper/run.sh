@@ -11,7 +11,7 @@ study() { # NAME CONFIG OPTIONS: with the references of the first
 }
 study methods configs/paper_landscapes.yaml "$@"
 set -- "$@" --reference_folder "$out/methods/references"
-study weight configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.weight=0,1,3,10,30,1000 "$@"
-study until configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.until=0,0.05,0.15,0.25,0.5,1 "$@"
+study weight configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.weight=0,1,3,6,10,20,100,1000 "$@"
+study until configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.until=0,0.05,0.1,0.15,0.25,0.5,1 "$@"
 study recipes benchmarks/paper/recipes.yaml "$@"
 study levels benchmarks/paper/levels.yaml "$@"

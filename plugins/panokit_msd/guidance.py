@@ -36,9 +36,8 @@ class MSDGuidance(Guidance):
     the coarse canvas is guided by a coarser one in the same way. The canvas must hold one window at the coarsest level;
     `factor` to the power of `levels` - 1 must divide its cells, and `factor` the window's and the stride's.
 
-    The defaults move every clean estimate a share of the way to a coarse canvas that goes its own way, without a gradient
-    through the denoiser, in the first steps, which decide the layout; `paper` is the paper's algorithm, and `full` that with a
-    rate for its weight.
+    The defaults move every clean estimate a share of the way to the coarse canvas, without a gradient through the denoiser, in
+    the first steps, which decide the layout; `paper` is the paper's algorithm, and `full` that with a rate for its weight.
 
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
@@ -48,8 +47,8 @@ class MSDGuidance(Guidance):
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
             which makes for an emptier picture. `strided`: every `factor`-th cell of $z_t$, whose noise is as strong as it
-            should be, and whose clean estimate aliases. `renoise`: $D z_t$ with fresh noise up to its level. `trajectory`: so
-            once, and from then on its own deterministic way down.
+            should be, and whose clean estimate aliases. `renoise`: $D z_t$ with fresh noise up to its level; the two canvases
+            agree. `trajectory`: so once, and from then on its own deterministic way down, which varies more along the canvas.
         space: what is compared: `prev`, one step down, as in the paper; or the clean estimate `x0`.
         norm: $c_t$. `sum` is 1, a sum of squares; `mean` divides it by the number of cells. `projection` makes one weight mean
             the same for all models, window sizes, noise levels and numbers of steps: a rate, at which a clean estimate goes
@@ -73,7 +72,7 @@ class MSDGuidance(Guidance):
     until: float = 0.15
     levels: int | None = None
     factor: int = 2
-    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "trajectory"
+    coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
     space: Literal["prev", "x0"] = "x0"
     norm: Literal["sum", "mean", "projection"] = "projection"
     jacobian: Literal["full", "identity"] = "identity"

@@ -20,7 +20,7 @@ def squares(images: Tensor, other: Tensor) -> Tensor:
 
 SYNC = SyncDiffusion(2.0, metric=squares, until=1.0)
 MSD = MSDGuidance.full(0.1, until=1.0)
-PROJECTED = MSDGuidance(0.5, until=1.0)
+PROJECTED = MSDGuidance(0.5, coarse="trajectory", until=1.0)
 
 
 def begun(model: Model, *guidances: Guidance, scheduler: str = "ddim", steps: int = 3, **settings: Any) -> Run:

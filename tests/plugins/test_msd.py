@@ -297,7 +297,7 @@ def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool) 
 
 def test_a_trajectory_is_a_run_of_its_own() -> None:
     """Its coarse canvas goes down by itself, whatever happens above: here nothing, for the weight is next to none."""
-    guidance = MSDGuidance(1e-30, until=1.0)
+    guidance = MSDGuidance(1e-30, coarse="trajectory", until=1.0)
     run = toy_run((8, 16), guidances=[guidance], steps=3)
     run.step()
     memory = run.guided[0][1]
