@@ -196,6 +196,7 @@ def _features(network: Any, pictures: Tensor) -> None:
         raise SettingError(f"it gave {tuple(found.shape)} for {len(pictures)} pictures: features are n d")
 
 
+@torch.no_grad()
 def _score(score: Any, squares: Tensor, prompt: str) -> float:
     return float(torch.as_tensor(score(squares, prompt)).float().mean())
 

@@ -65,8 +65,8 @@ def seam(picture: Pixels, grid: Grid, factor: int) -> float:
         steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))
         edges = {edge for origin in grid.origins for edge in (origin[axis], origin[axis] + grid.window[axis])}
         borders = [edge * factor - 1 for edge in edges if 0 < edge < grid.size[axis]]
-        if borders:
-            ratios.append(float(steps[borders].mean() / np.delete(steps, borders).mean()))
+        if borders and (elsewhere := np.delete(steps, borders).mean()):  # in a flat picture there is no telling
+            ratios.append(float(steps[borders].mean() / elsewhere))
     return float(np.mean(ratios)) if ratios else 1.0
 
 

@@ -29,6 +29,7 @@ def test_a_step_at_every_border_is_a_seam_and_a_ramp_is_none() -> None:
     assert seam(ramp, grid, 2) == pytest.approx(1, abs=0.01)
     assert seam(stairs, grid, 2) == pytest.approx(11, abs=0.01)
     assert seam(ramp, Grid((4, 16), (4, 16), (4, 4), (False, False)), 2) == 1
+    assert seam(np.zeros((8, 32, 3), np.uint8), grid, 2) == 1
 
 
 def test_grain_is_in_detail_and_not_in_a_ramp() -> None:
