@@ -1,38 +1,24 @@
 """A study from its plan to its numbers: every picture is a file named by what made it, so it goes on where it was stopped."""
 
 import json
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import Any
 
 from panokit.errors import SettingError
 from panokit.grid import Grid
 from panokit.jobs import Worker
 from panokit.painting import Output, check, paint_all
 from panokit.recipe import differences
+from panokit.study.compare import Numbers, compare
 from panokit.study.cost import costs
 from panokit.study.evidence import Evidence, Networks, Shown, make_folders, read_json, write
-from panokit.study.measures import FEWEST, fid, kid
+from panokit.study.measures import FEWEST
 from panokit.study.page import page
 from panokit.study.plan import Job, Study, slug
 from panokit.study.references import given, grouped
 from panokit.study.report import markdown
-from panokit.study.statistics import interval, paired
-
-Numbers = dict[str, Any]
-
-
-class _Method(NamedTuple):
-    """A method's panoramas, in the order of the study's pairs, and where their windows lie."""
-
-    paths: list[Path]
-    grid: Grid
 
 
 def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | None:
@@ -47,85 +33,45 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     worker = Worker(runtime)
     grids = {method: _checked(study.jobs(method)[0], worker) for method in study.methods}
     sampler, *_ = worker.prepared(study.jobs(next(iter(study.methods)))[0])
-    window = (sampler.model.denoiser.window[0] * sampler.model.factor, sampler.model.denoiser.window[1] * sampler.model.factor)
+    factor, (high, wide) = sampler.model.factor, sampler.model.denoiser.window
+    window = (high * factor, wide * factor)
     networks = worker.runtime.together(lambda: Networks(study, window))  # before hours of work
     own = worker.runtime.first(lambda: given(study.reference_folder, window) if study.reference_folder else [])
     _enough(study, own)
     worker.runtime.first(lambda: _hold(study, out))
-    wanted = {out / "references": study.reference_jobs(window) if study.features and not own else []}
-    wanted |= {out / "panoramas" / slug(method): study.jobs(method) for method in study.methods}
-    made, *panoramas = _painted(wanted, worker)
-    seeds = study.references
-    beside = grouped(study.prompts, own) if own else {p: made[k * seeds : (k + 1) * seeds] for k, p in enumerate(study.prompts)}
-    taken = _costs(study, out, worker) if study.timings else {}
-    methods = {method: _Method(paths, grids[method]) for method, paths in zip(study.methods, panoramas, strict=True)}
-    networks.to(worker.runtime.device)
-    evidence = Evidence(study, out, window, networks, sampler.model.factor, worker.runtime)
+
+    made, *panoramas = _painted(
+        {
+            out / "references": study.reference_jobs(window) if study.features and not own else [],
+            **{out / "panoramas" / slug(method): study.jobs(method) for method in study.methods},
+        },
+        worker,
+    )
+    references = grouped(study.prompts, own) if own else dict(zip(study.prompts, _parts(made, study.references), strict=False))
+    paths = dict(zip(study.methods, panoramas, strict=True))
     shown = {
-        method: [Shown(path, prompt, each.grid) for path, (prompt, _) in zip(each.paths, study.pairs(), strict=True)]
-        for method, each in methods.items()
+        method: [Shown(path, prompt, grids[method]) for path, (prompt, _) in zip(found, study.pairs(), strict=True)]
+        for method, found in paths.items()
     }
-    every = [*dict.fromkeys(path for paths in beside.values() for path in paths)]
-    evidence.gather([each for found in shown.values() for each in found], every)
+    taken = _costs(study, out, worker) if study.timings else {}
+
+    networks.to(worker.runtime.device)
+    evidence = Evidence(study, out, window, networks, factor, worker.runtime)
+    evidence.gather(
+        [each for found in shown.values() for each in found], [path for each in references.values() for path in each]
+    )
     if worker.runtime.rank != 0:
         return None
-    rows = {method: [evidence.numbers(each) for each in found] for method, found in shown.items()}
-    kernel: dict[str, dict[str, NDArray[np.float64]]] = {}
-    frechet: dict[str, dict[str, float]] = {}
-    for name in study.features:
-        reference = {prompt: torch.cat([evidence.reference(name, path) for path in beside[prompt]]) for prompt in study.prompts}
-        squares = {method: [evidence.squares(name, path) for path in each.paths] for method, each in methods.items()}
-        kernel[name] = {method: kid(_by_prompt(study, found), [*reference.values()]) for method, found in squares.items()}
-        whole = torch.cat([evidence.reference(name, path) for path in every])
-        frechet[name] = {method: fid(torch.cat(found), whole) for method, found in squares.items()}
-    numbers = _compared(study, rows, kernel, frechet) | {"costs": taken}
+    numbers = {**compare(study, evidence, shown, references), "costs": taken}
     write(out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
     write(out / "report.md", markdown(numbers))
-    write(out / "report.html", page(numbers, {method: each.paths for method, each in methods.items()}, study.pairs()))
+    write(out / "report.html", page(numbers, paths, study.pairs()))
     return numbers
 
 
-def _compared(
-    study: Study,
-    rows: Mapping[str, Sequence[Mapping[str, float]]],
-    kernel: Mapping[str, Mapping[str, NDArray[np.float64]]],
-    frechet: Mapping[str, Mapping[str, float]],
-) -> Numbers:
-    """Means of each method, and differences from the baselines."""
-    spread = study.panoramas >= 2 * FEWEST
-    numbers: Numbers = {
-        "study": study.as_data(),
-        "versions": {name: version(name) for name in ("panokit", "torch", "diffusers", "torchmetrics")},
-        "methods": {},
-        "differences": {base: {} for base, _ in study.compared()},
-    }
-    for method, found in rows.items():
-        distances = {
-            f"KID, {name}": {"mean": float(each[method].mean()), "deviation": float(each[method].std()) if spread else None}
-            for name, each in kernel.items()
-        }
-        distances |= {f"FID, {name}": {"mean": each[method], "deviation": None} for name, each in frechet.items()}
-        numbers["methods"][method] = {
-            "n": len(found),
-            "distances": distances,
-            "scores": {
-                name: {"mean": float(np.mean(values)), "deviation": float(np.std(values))}
-                for name in found[0]
-                for values in [[row[name] for row in found]]
-            },
-        }
-    for base, method in study.compared() if len(study.pairs()) > 1 else ():
-        apart = {f"KID, {name}": interval(each[method] - each[base]) for name, each in kernel.items()} if spread else {}
-        apart |= {
-            name: paired([row[name] for row in rows[method]], [row[name] for row in rows[base]]) for name in rows[base][0]
-        }
-        numbers["differences"][base][method] = {name: each._asdict() for name, each in apart.items()}
-    return numbers
-
-
-def _by_prompt(study: Study, found: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
-    """What there is of each pair, prompt by prompt."""
-    return [found[start : start + study.panoramas] for start in range(0, len(found), study.panoramas)]
+def _parts(paths: Sequence[Path], count: int) -> Iterator[Sequence[Path]]:
+    """So many at a time."""
+    return (paths[start : start + count] for start in range(0, len(paths), count))
 
 
 def _checked(job: Job, worker: Worker) -> Grid:

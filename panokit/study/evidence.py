@@ -89,7 +89,7 @@ class Evidence:
     def gather(self, panoramas: Sequence[Shown], references: Sequence[Path]) -> None:
         """Make what is missing of it, shared by the ranks."""
         work: list[Callable[[], Any]] = [partial(self._of_panorama, each) for each in panoramas]
-        work += [partial(self._of_reference, path) for path in references]
+        work += [partial(self._of_reference, path) for path in dict.fromkeys(references)]
         quiet = None if self._runtime.writes else True  # None: where there is a terminal
         with tqdm(total=len(work), desc="measuring", leave=False, disable=quiet) as bar:
 

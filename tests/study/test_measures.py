@@ -104,13 +104,13 @@ def test_likeness_within_panoramas_is_no_difference_between_methods() -> None:
     """Squares of both methods are of one distribution; in one they are more alike within a panorama."""
     rng = np.random.default_rng(0)
     held, means = [], []
-    for _ in range(40):
-        beside = [torch.from_numpy(rng.normal(size=(16, 8))) for _ in range(4)]
-        one, two = ([alike(rng, likeness, 8) for _ in range(4)] for likeness in (0.7, 0.3))
-        found = interval(kid(one, beside, 40) - kid(two, beside, 40))
+    for _ in range(24):
+        beside = [torch.from_numpy(rng.normal(size=(16, 8))) for _ in range(2)]
+        one, two = ([alike(rng, likeness, 8) for _ in range(2)] for likeness in (0.7, 0.3))
+        found = interval(kid(one, beside, 30) - kid(two, beside, 30))
         held.append(found.low <= 0 <= found.high)
         means.append(found.mean)
-    assert np.mean(held) >= 0.85
+    assert np.mean(held) >= 0.8
     assert abs(np.mean(means)) < 3 * np.std(means) / len(means) ** 0.5
 
 
