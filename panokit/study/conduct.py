@@ -145,7 +145,7 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
     kept = worker.runtime.first(lambda: read_json(path))
     if not isinstance(kept, dict) or any(kept.get(method, {}).get("of") != key for method, key in keys.items()):
         if worker.runtime.writes:
-            print(f"costs of {len(jobs)} methods, {rounds} times in turns", flush=True)
+            print(f"costs: {len(jobs)} methods in turns, rounds: {rounds}", flush=True)
         found = costs([*jobs.values()], worker, rounds)  # all anew: they are compared
         kept = {
             method: {"of": keys[method], "rounds": rounds, **cost._asdict()} for method, cost in zip(jobs, found, strict=True)
