@@ -30,7 +30,8 @@ def compare(
         references: what each prompt is compared with.
     """
     rows = {method: [evidence.numbers(each) for each in found] for method, found in shown.items()}
-    kernel = {name: _kernel(study, evidence, name, shown, references) for name in study.features}
+    found_by = {name: _distances(study, evidence, name, shown, references) for name in study.features}
+    kernel = {name: subsets for name, (subsets, _) in found_by.items()}
     numbers: Numbers = {
         "study": study.as_data(),
         "versions": {name: version(name) for name in ("panokit", "torch", "diffusers", "torchmetrics")},
@@ -43,10 +44,7 @@ def compare(
             f"KID, {name}": {"mean": float(each[method].mean()), "deviation": float(each[method].std()) if spread else None}
             for name, each in kernel.items()
         }
-        distances |= {
-            f"FID, {name}": {"mean": _frechet(evidence, name, shown[method], references), "deviation": None}
-            for name in study.features
-        }
+        distances |= {f"FID, {name}": {"mean": frechet[method], "deviation": None} for name, (_, frechet) in found_by.items()}
         scores = {name: [row[name] for row in found] for name in found[0]}
         numbers["methods"][method] = {
             "n": len(found),
@@ -62,24 +60,20 @@ def compare(
     return numbers
 
 
-def _kernel(
+def _distances(
     study: Study,
     evidence: Evidence,
     name: str,
     shown: Mapping[str, Sequence[Shown]],
     references: Mapping[str, Sequence[Path]],
-) -> Subsets:
-    """The kernel distance of each method on subsets, in one network's features."""
-    beside = [torch.cat([evidence.reference(name, path) for path in references[prompt]]) for prompt in study.prompts]
+) -> tuple[Subsets, Mapping[str, float]]:
+    """The kernel distance of each method on subsets, and the Frechet distance of all its squares, in one network's features."""
+    known = {path: evidence.reference(name, path) for each in references.values() for path in each}
+    beside = [torch.cat([known[path] for path in references[prompt]]) for prompt in study.prompts]
+    whole = torch.cat([*known.values()])
     starts = range(0, len(study.pairs()), study.panoramas)
     found = {method: [evidence.squares(name, each.path) for each in every] for method, every in shown.items()}
-    return {
+    kernel = {
         method: kid([squares[start : start + study.panoramas] for start in starts], beside) for method, squares in found.items()
     }
-
-
-def _frechet(evidence: Evidence, name: str, shown: Sequence[Shown], references: Mapping[str, Sequence[Path]]) -> float:
-    """The Frechet distance of all squares of a method, in one network's features."""
-    paths = dict.fromkeys(path for each in references.values() for path in each)
-    own = torch.cat([evidence.squares(name, each.path) for each in shown])
-    return fid(own, torch.cat([evidence.reference(name, path) for path in paths]))
+    return kernel, {method: fid(torch.cat(squares), whole) for method, squares in found.items()}
