@@ -42,8 +42,7 @@ class MSDGuidance(Guidance):
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
-        until: $T'$, the share of the steps that is guided, in [0, 1]. Two levels need no more than 0.15; three do better with
-            0.5.
+        until: $T'$, the share of the steps that is guided, in [0, 1].
         levels: $S$, how many canvases there are, 2 to 32; None: as many as the canvas holds.
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
@@ -60,6 +59,9 @@ class MSDGuidance(Guidance):
             \alpha / \sigma$ times as much as $x_0$, divided by $g^2$ (`identity`) or $g \alpha'$ (`full`).
         jacobian: `full`, through the denoiser to the noisy window as in the paper; or `identity`, which corrects the clean
             estimate and needs no backward and no second forward pass.
+        lead: how many times that weight guides one coarse canvas by the next, 1 or more, where there are three levels or more.
+            A canvas between two others must follow the one below before it can lead, and there are few steps to do it in:
+            at 10 times the weight it takes on nearly all of it at once. 1 is plain recursion.
         density: how many times closer than the fine windows the windows of the coarsest canvas lie, 1 or more: there are few
             of them, and everything follows them.
         coarse_guidances: guidances for the coarsest canvas, where they cost little.
@@ -77,11 +79,12 @@ class MSDGuidance(Guidance):
     space: Literal["prev", "x0"] = "x0"
     norm: Literal["sum", "mean", "projection"] = "projection"
     jacobian: Literal["full", "identity"] = "identity"
+    lead: float = 10.0
     density: int = 1
     coarse_guidances: tuple[Guidance, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("weight", 0), ("decay", 0), ("levels", 2), ("factor", 2), ("density", 1)):
+        for name, least in (("weight", 0), ("decay", 0), ("levels", 2), ("factor", 2), ("lead", 1), ("density", 1)):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise SettingError(f"{name} is {value}: it must be {least} or more")
@@ -105,6 +108,7 @@ class MSDGuidance(Guidance):
                 "space": "prev",
                 "norm": "sum",
                 "jacobian": "full",
+                "lead": 1.0,
                 **settings,
             },
         )
@@ -112,7 +116,7 @@ class MSDGuidance(Guidance):
     @classmethod
     def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
         """Algorithm 1 with its weight as a rate, which carries over between window sizes and numbers of steps."""
-        return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", **settings})
+        return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", "lead": 1.0, **settings})
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
         """Memories of what guides the coarse canvas.
@@ -159,7 +163,10 @@ class MSDGuidance(Guidance):
     def _guides(self, grid: Grid) -> tuple[Guidance, ...]:
         """What guides the coarse canvas: the levels below it, and on the coarsest whatever the user chose."""
         levels = self._levels(grid)
-        return (replace(self, levels=levels - 1),) if levels > 2 else self.coarse_guidances
+        if levels == 2:
+            return self.coarse_guidances
+        weight = self.weight and self.weight * self.lead  # 0 stays 0, however far it leads
+        return (replace(self, levels=levels - 1, weight=weight),)
 
     def _check(self, grid: Grid) -> None:
         """Raise a SettingError unless the canvas holds all levels, in whole cells."""

@@ -44,6 +44,8 @@ def toy(run: Run) -> ToyDenoiser:
         ({"until": -0.1}, "until is -0.1"),
         ({"levels": 1}, "levels is 1: it must be 2 or more"),
         ({"factor": 1}, "factor is 1: it must be 2 or more"),
+        ({"lead": 0.5}, "lead is 0.5: it must be 1 or more"),
+        ({"lead": math.nan}, "lead is nan"),
         ({"density": 0}, "density is 0: it must be 1 or more"),
     ],
 )
@@ -95,6 +97,7 @@ def test_a_refusal_says_what_a_cell_is_in_pixels(tiny: Any) -> None:
         MSDGuidance.paper(0.0),
         MSDGuidance.full(0.0),
         MSDGuidance(coarse="renoise", weight=0.0),
+        MSDGuidance(0.0, lead=math.inf),
         MSDGuidance(until=0.0),
     ],
 )
@@ -217,8 +220,32 @@ def test_with_a_full_gradient_a_weight_is_the_same_share(
     )
 
 
+@pytest.mark.parametrize("coarse", get_args(Coarse))
+@pytest.mark.parametrize("lead", [1.0, 10.0, math.inf])
+def test_a_canvas_between_two_follows_the_one_below_as_many_times_as_fast(coarse: Coarse, lead: float) -> None:
+    """Of three levels the middle one goes 1 - exp(-weight lead / steps) of its way, and the finest 1 - exp(-weight / steps)."""
+
+    def run(weight: float, lead: float) -> list[Tensor]:
+        return sides(toy_run((16, 16), guidances=[MSDGuidance(weight, decay=0.0, coarse=coarse, lead=lead)], steps=2))
+
+    shrink = pick if coarse == "strided" else mean
+    low, middle, high = run(0.5, lead)
+    _, alone, unguided = run(1e-30, 1.0)
+    shares = -math.expm1(-0.5 * lead / 2), -math.expm1(-0.5 / 2)
+    for share, below, start, found in zip(shares, (low, middle), (alone, unguided), (middle, high), strict=True):
+        apart = below - shrink(start, 2, 2)
+        assert float(apart.abs().max()) > 0.01
+        torch.testing.assert_close(shrink(found, 2, 2), shrink(start, 2, 2) + share * apart, rtol=1e-9, atol=1e-9)
+
+
 def both_sides(run: Run) -> tuple[Tensor, Tensor]:
     """The clean estimates of the canvas below and of the finest one in a run's first step."""
+    *_, coarse, fine = sides(run)
+    return coarse, fine
+
+
+def sides(run: Run) -> list[Tensor]:
+    """The clean estimates of all canvases in a run's first step, the coarsest one first."""
     seen: list[Tensor] = []
 
     def spy(canvas: Tensor, grid: Grid, guided: Any, level: Level) -> Any:
@@ -228,7 +255,7 @@ def both_sides(run: Run) -> tuple[Tensor, Tensor]:
 
     estimate, run.estimate = run.estimate, spy  # type: ignore[method-assign]  # looks on
     run.step()
-    return seen[-2], seen[-1]
+    return seen
 
 
 @pytest.mark.parametrize("coarse", get_args(Coarse))
@@ -327,5 +354,5 @@ def test_settings_of_the_named_ones() -> None:
     assert replace(MSDGuidance.paper(), weight=1.0) == MSDGuidance.paper(1.0)
     paper, full = MSDGuidance.paper(), MSDGuidance.full()
     assert (paper.weight, paper.decay, paper.coarse, paper.space) == (10.0, 1.0, "bilinear", "prev")
-    assert (paper.norm, paper.jacobian) == ("sum", "full")
-    assert full == replace(MSDGuidance(full.weight), coarse="bilinear", space="prev", jacobian="full")
+    assert (paper.norm, paper.jacobian, paper.lead) == ("sum", "full", 1.0)
+    assert full == replace(MSDGuidance(full.weight), coarse="bilinear", space="prev", jacobian="full", lead=1.0)
