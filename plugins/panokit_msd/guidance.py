@@ -59,9 +59,10 @@ class MSDGuidance(Guidance):
             \alpha / \sigma$ times as much as $x_0$, divided by $g^2$ (`identity`) or $g \alpha'$ (`full`).
         jacobian: `full`, through the denoiser to the noisy window as in the paper; or `identity`, which corrects the clean
             estimate and needs no backward and no second forward pass.
-        lead: how many times that weight guides one coarse canvas by the next, 1 or more, where there are three levels or more.
+        lead: how many times the weight guides one coarse canvas by the next, 1 or more, where there are three levels or more.
             A canvas between two others must follow the one below before it can lead, and there are few steps to do it in:
-            at 10 times the weight it takes on nearly all of it at once. 1 is plain recursion.
+            at 10 times the rate it takes on nearly all of it at once. 1 is plain recursion, which `sum` and `mean` want: theirs
+            is no rate, and can go too far.
         density: how many times closer than the fine windows the windows of the coarsest canvas lie, 1 or more: there are few
             of them, and everything follows them.
         coarse_guidances: guidances for the coarsest canvas, where they cost little.
@@ -166,7 +167,7 @@ class MSDGuidance(Guidance):
         if levels == 2:
             return self.coarse_guidances
         weight = self.weight and self.weight * self.lead  # 0 stays 0, however far it leads
-        return (replace(self, levels=levels - 1, weight=weight),)
+        return (replace(self, levels=levels - 1, weight=weight, lead=1.0),)  # once: it is the same for all of them
 
     def _check(self, grid: Grid) -> None:
         """Raise a SettingError unless the canvas holds all levels, in whole cells."""
