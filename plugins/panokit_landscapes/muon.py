@@ -5,7 +5,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # see below
 from torch import Tensor
+
+# An optimizer imports the line above on first use. Its functions keep the group of that moment as a default, and a group that
+# is kept never ends its threads: one that is still at work when the interpreter goes aborts the process. So: before any group.
 
 
 class Muon(torch.optim.Optimizer):

@@ -225,6 +225,8 @@ def main() -> None:
     for stage in [args.stage] if args.stage else stages:
         stages[stage]()
         wait()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
