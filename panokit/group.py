@@ -173,7 +173,7 @@ class Group:
     def _close(self) -> None:
         """End in good order, so that no thread of the group outlives the interpreter."""
         self._lifeline.close()
-        if self._lifeline.lost < 0 and dist.is_initialized():
+        if dist.is_initialized() and (self._lifeline.lost < 0 or dist.get_backend() == "gloo"):  # NCCL may wait for the lost
             dist.destroy_process_group()
 
     def _told(self, said: Any, rank: int = 0) -> Any:

@@ -289,6 +289,30 @@ def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, rank
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+ENDS = """
+import atexit, os, subprocess
+
+@atexit.register
+def threads():  # after the group, which registers itself later
+    names = subprocess.check_output(["ps", "-L", "-o", "comm=", "-p", str(os.getpid())], text=True)
+    print("gloo is", "alive" if "gloo" in names else "gone", flush=True)
+
+from panokit import Runtime
+
+runtime = Runtime(accelerator="cpu", devices=2, micro_batch=1)
+runtime.launch()
+runtime.map(lambda chunk: (torch.zeros(len(chunk)),), 2, [()])
+"""
+
+
+def test_no_thread_of_the_group_outlives_the_interpreter(tmp_path: Path) -> None:
+    """One that asks for the interpreter's lock when that is gone aborts the process."""
+    script = tmp_path / "ends.py"
+    script.write_text(f"import torch\n{ENDS}")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, ["gloo is gone"] * 2), ended.stderr
+
+
 def test_a_signal_to_one_rank_asks_all_that_work_by_themselves(folder: Path, tmp_path: Path, ranks: Run) -> None:
     (tmp_path / "jobs.jsonl").write_text("".join(f'{{"prompt": "lake {k}"}}\n' for k in range(2)))
     (tmp_path / "made").mkdir()
