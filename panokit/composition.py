@@ -178,7 +178,8 @@ def _why(name: str, maker: Callable[..., Any], settings: Mapping[str, Any], mess
         return f"{name} cannot be made: {' '.join(message.split())}"
     signature = inspect.signature(_class(maker)).parameters
     wanted = f"it must be of the type {_type(signature[key])}" if key in signature else " ".join(message.split())
-    return f"{key} of {name} came as {settings[key]!r}: {wanted}"
+    hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in wanted else ""
+    return f"{key} of {name} came as {settings[key]!r}: {wanted}{hint}"
 
 
 def _type(parameter: inspect.Parameter) -> str:
