@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from panokit import Guidance, recipe, registry
+from panokit import Fuser, Guidance, recipe, registry
 from panokit.cli import main
 from panokit.composition import build
 from panokit.study.plan import Study
@@ -51,6 +51,7 @@ def test_every_name_in_a_study_is_there(path: Path) -> None:
         for method in study.methods.values():
             for guidance in method["guidances"]:
                 assert isinstance(build(Guidance, guidance), Guidance)
+            assert isinstance(build(Fuser, method.get("fuser", "multidiffusion")), Fuser)
 
 
 def test_the_papers_protocol_is_the_same_command_with_another_model() -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The MSD paper's experiment, all of it: Fig. 4 (methods), 5 (weight) and 6 (stop timestep), and what it leaves open (recipes,
-# levels). Resumes where it was stopped. On landscapes: about two hours on two cores.
+# levels, how windows end). Resumes where it was stopped. On landscapes: about two hours on two cores.
 #   OUT=results benchmarks/paper/run.sh --devices 2
 set -eu
 out="${OUT:-results}"
@@ -15,3 +15,5 @@ study weight configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.weigh
 study until configs/paper_landscapes.yaml --panoramas 2 --sweep guidances.until=0,0.05,0.1,0.15,0.25,0.5,1 "$@"
 study recipes benchmarks/paper/recipes.yaml "$@"
 study levels benchmarks/paper/levels.yaml "$@"
+study fusers benchmarks/paper/fusers.yaml "$@"
+study strips benchmarks/paper/strips.yaml "$@"
