@@ -95,6 +95,10 @@ class Guidance(ABC):
     """`full`: the gradient goes through the denoiser to the noisy window. `identity`: it corrects the clean estimate after
     the last pass, with no backward through the denoiser; the noise estimate stays what it was."""
 
+    def fitted(self, grid: Grid) -> "Guidance":
+        """This guidance for a canvas, with the settings chosen that depend on it: a run goes on with what it returns."""
+        return self
+
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
         """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it."""
         return None

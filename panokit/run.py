@@ -51,6 +51,7 @@ class Run:
         self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
         self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
         self.recipe: Mapping[str, Any] = recipe or {}
+        guidances = [guidance.fitted(grid) for guidance in guidances]
         for guidance in guidances:
             if guidance.jacobian not in ("full", "identity"):
                 raise ContractError(

@@ -175,7 +175,7 @@ class Sampler:
         solver = self.scheduler.begin(settings.get("steps", 50), self.runtime.device, self.model.denoiser.training)
         with self._cells_told():
             for guidance in self.guidances:
-                guidance.begin(grid, solver.levels)
+                guidance.fitted(grid).begin(grid, solver.levels)
         return grid
 
     @contextmanager

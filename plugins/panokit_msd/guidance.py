@@ -42,7 +42,7 @@ class MSDGuidance(Guidance):
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
-        until: $T'$, the share of the steps that is guided, in [0, 1].
+        until: $T'$, the share of the steps that is guided, in [0, 1]; None: 0.15 with two levels, and 0.5 with more.
         levels: $S$, how many canvases there are, 2 to 32; None: as many as the canvas holds.
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
@@ -73,7 +73,7 @@ class MSDGuidance(Guidance):
 
     weight: float = 10.0
     decay: float = 2.0
-    until: float = 0.15
+    until: float | None = None
     levels: int | None = None
     factor: int = 2
     coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
@@ -91,7 +91,7 @@ class MSDGuidance(Guidance):
                 raise SettingError(f"{name} is {value}: it must be {least} or more")
         if self.levels is not None and self.levels > 32:
             raise SettingError(f"levels is {self.levels}: there are 32 at most, of which the largest canvas holds a few")
-        if not 0 <= self.until <= 1:
+        if self.until is not None and not 0 <= self.until <= 1:
             raise SettingError(f"until is {self.until}: it is a share of the steps, from 0 to 1")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -119,6 +119,10 @@ class MSDGuidance(Guidance):
         """Algorithm 1 with its weight as a rate, which carries over between window sizes and numbers of steps."""
         return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", "lead": 1.0, **settings})
 
+    def fitted(self, grid: Grid) -> "MSDGuidance":
+        """With `until` chosen: with more levels, objects are larger than windows make them, and follow only while guided."""
+        return self if self.until is not None or self._levels(grid) == 2 else replace(self, until=_UNTIL_OF_MORE)
+
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
         """Memories of what guides the coarse canvas.
 
@@ -140,7 +144,7 @@ class MSDGuidance(Guidance):
         return Coarse(seen.prev if self.space == "prev" else seen.x0, step.grid.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:
-        if level.progress >= self.until:
+        if level.progress >= (_UNTIL if self.until is None else self.until):
             return 0.0
         weight = self.weight * (0.5 * (1 + math.cos(math.pi * level.progress))) ** self.decay
         return -math.expm1(-weight / level.steps) if self.norm == "projection" else weight
@@ -165,7 +169,8 @@ class MSDGuidance(Guidance):
         """What guides the coarse canvas: the levels below it, and on the coarsest whatever the user chose."""
         levels = self._levels(grid)
         if levels == 2:
-            return self.coarse_guidances
+            below = self._below(grid)
+            return tuple(guidance.fitted(below) for guidance in self.coarse_guidances)
         weight = self.weight and self.weight * self.lead  # 0 stays 0, however far it leads
         return (replace(self, levels=levels - 1, weight=weight, lead=1.0),)  # once: it is the same for all of them
 
@@ -225,6 +230,9 @@ class MSDGuidance(Guidance):
                     return spread / (2 * gain**2)
                 slope = below.alpha if self.space == "prev" else 1.0  # of what is compared along x, times alpha
                 return spread * level.alpha**2 / (2 * gain * slope)
+
+
+_UNTIL, _UNTIL_OF_MORE = 0.15, 0.5  # with two levels, and with more: docs/evaluate.md has both curves
 
 
 def _by(cells: Iterable[int]) -> str:

@@ -123,6 +123,36 @@ def test_it_costs_the_closed_form(levels: int, jacobian: Jacobian, coarse: Coars
     assert sum(toy(run).backwards) == (2 * guided if jacobian == "full" else 0)
 
 
+@pytest.mark.parametrize(
+    ("height", "guidance", "guided"),
+    [
+        (8, MSDGuidance(), 3),
+        (16, MSDGuidance(), 10),
+        (16, MSDGuidance(levels=2), 3),
+        (16, MSDGuidance(until=0.15), 3),
+        (16, MSDGuidance(levels=2, coarse_guidances=(MSDGuidance(levels=2, lead=1.0),)), 3),
+    ],
+)
+def test_unless_told_it_guides_more_than_two_levels_longer(height: int, guidance: MSDGuidance, guided: int) -> None:
+    run = toy_run((height, 16), guidances=[guidance], steps=20)
+    awake = []
+    while not run.done:
+        run.step()
+        awake.append(bool(run.scalars))
+    assert awake == [True] * guided + [False] * (20 - guided)
+
+
+def test_what_guides_the_coarsest_canvas_is_fitted_to_that() -> None:
+    inner = MSDGuidance(levels=3)
+    runs = [
+        toy_run((32, 32), guidances=[MSDGuidance(levels=2, until=0.5, coarse_guidances=(guidance,))], steps=20)
+        for guidance in (inner, replace(inner, until=0.5), replace(inner, until=0.15))
+    ]
+    chosen, longer, shorter = [finished(run) for run in runs]
+    assert torch.equal(chosen, longer)
+    assert not torch.equal(chosen, shorter)
+
+
 def test_the_papers_geometry_is_45_windows_and_7() -> None:
     denoiser = ToyDenoiser((64, 64), channels=1)
     run = toy_run((128, 512), denoiser=denoiser, stride=32, steps=2, guidances=[MSDGuidance()])
