@@ -80,7 +80,7 @@ def shape_and_dtype(make: Make) -> None:
 
 def strength_is_finite_at_every_level(make: Make) -> None:
     """The strength is a finite Python number at every level that a step starts from, the same whenever it is asked for."""
-    guidance = make()
+    guidance = make().fitted(_run().grid)
     for level in _levels():
         at = f"{type(guidance).__name__}.strength at step {level.step} of {level.steps} (alpha {level.alpha:.3g})"
         try:
@@ -140,11 +140,11 @@ def gradient_matches_energy(make: Make) -> None:
 
 def leaves_arguments_alone(make: Make) -> None:
     """`prepare` does not write to the canvas, `energy` to nothing at all, and the guidance itself never changes."""
-    guidance = make()
+    run = _awake(make())
+    ((guidance, _),) = run.guided
     name = type(guidance).__name__
-    run = _awake(guidance)
     settings, canvas = contents(_settings(guidance)), contents(run.canvas)
-    now = _prepared(guidance, run)
+    now = _prepared(run)
     demand(unchanged(canvas, run.canvas), f"{name}.prepare wrote to step.canvas, which the run goes on with: work on a copy")
     seen = now.step.look(SOME)
     tensors, context = contents([seen.x, seen.x0]), contents(now.context)
@@ -220,7 +220,7 @@ def memory_can_be_saved(make: Make) -> None:
 def zero_weight_is_absent(make: Make) -> None:
     """With weight 0 the guidance is asleep at every level, and the run has the bits of one without it."""
     guidance: Any = make()
-    name, absent = type(guidance).__name__, replace(guidance, weight=0.0)
+    name, absent = type(guidance).__name__, replace(guidance, weight=0.0).fitted(_run().grid)
     for level in _levels():
         demand(
             absent.strength(level) == 0,
@@ -283,14 +283,15 @@ class _Moment:
 
 
 def _moment(guidance: Guidance) -> _Moment:
-    return _prepared(guidance, _awake(guidance, precision="64-true"))
+    return _prepared(_awake(guidance, precision="64-true"))
 
 
 def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
     """A run at the first level that the guidance is awake at."""
     run = _run(guidance, runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=MICRO_BATCH))
+    ((fitted, _),) = run.guided
     while not run.done:
-        if guidance.strength(run.level) != 0:
+        if fitted.strength(run.level) != 0:
             return run
         run.step()
     raise ConformanceError(
@@ -300,9 +301,9 @@ def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
 
 
 @torch.no_grad()
-def _prepared(guidance: Guidance, run: Run) -> _Moment:
+def _prepared(run: Run) -> _Moment:
+    ((guidance, memory),) = run.guided
     step = CanvasStep(run, run.canvas, run.grid, run.level, type(guidance).__qualname__)
-    ((_, memory),) = run.guided
     return _Moment(guidance, step, guidance.prepare(step, memory))
 
 
