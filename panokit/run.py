@@ -51,7 +51,7 @@ class Run:
         self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
         self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
         self.recipe: Mapping[str, Any] = recipe or {}
-        guidances = [guidance.fitted(grid) for guidance in guidances]
+        guidances = [fitted(guidance, grid) for guidance in guidances]
         for guidance in guidances:
             if guidance.jacobian not in ("full", "identity"):
                 raise ContractError(
@@ -254,6 +254,16 @@ class CanvasStep:
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
+
+
+def fitted(guidance: Guidance, grid: Grid) -> Guidance:
+    """The guidance for a canvas, if it is one."""
+    found: Any = guidance.fitted(grid)
+    if not isinstance(found, Guidance):
+        raise ContractError(
+            f"{type(guidance).__name__}.fitted returned {type(found).__name__}; it must return a guidance, such as itself"
+        )
+    return found
 
 
 def _keys(guided: Guided) -> list[str]:

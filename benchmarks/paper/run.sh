@@ -1,6 +1,6 @@
 #!/bin/sh
 # The MSD paper's experiment, all of it: Fig. 4 (methods), 5 (weight) and 6 (stop timestep), and what it leaves open (recipes,
-# levels, how windows end). Resumes where it was stopped. On landscapes: about two hours on two cores.
+# levels, how windows end). Resumes where it was stopped. On landscapes: about two and a half hours on two cores.
 #   OUT=results benchmarks/paper/run.sh --devices 2
 set -eu
 out="${OUT:-results}"
