@@ -81,6 +81,14 @@ class Step(Protocol):
             guided: pairs of a guidance and its memory.
         """
 
+    def paint(self, grid: Grid, guidances: "Sequence[Guidance]" = ()) -> Float[Tensor, "*c_size"]:
+        """A finished canvas of other windows: a run of its own, of the same prompt and all steps, with noise of its own.
+
+        Args:
+            grid: where its windows lie.
+            guidances: what guides it.
+        """
+
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         """Standard normal noise, keyed by the run's seed, the level, the canvas's size and the guidance.
 
@@ -95,12 +103,19 @@ class Guidance(ABC):
     """`full`: the gradient goes through the denoiser to the noisy window. `identity`: it corrects the clean estimate after
     the last pass, with no backward through the denoiser; the noise estimate stays what it was."""
 
-    def fitted(self, grid: Grid) -> "Guidance":
-        """This guidance for a canvas, with the settings chosen that depend on it: a run goes on with what it returns."""
-        return self
-
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
         """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it."""
+        return None
+
+    def known(self, step: Step, memory: Any) -> Float[Tensor, "*c_size"] | None:
+        """The clean estimate of the whole canvas, where the denoiser need not be asked for it; the same on every rank.
+
+        Asked at each step of the run's own canvas; of several guidances the first that knows is believed. Such a step makes
+        no pass, and guides nothing. At the first one the estimate is laid under the noise. May write to the memory.
+
+        Returns:
+            The estimate, `c *size`, or None.
+        """
         return None
 
     def prepare(self, step: Step, memory: Any) -> Any:

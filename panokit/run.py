@@ -51,7 +51,6 @@ class Run:
         self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
         self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
         self.recipe: Mapping[str, Any] = recipe or {}
-        guidances = [fitted(guidance, grid) for guidance in guidances]
         for guidance in guidances:
             if guidance.jacobian not in ("full", "identity"):
                 raise ContractError(
@@ -65,6 +64,7 @@ class Run:
         noise = torch.randn((denoiser.channels, *grid.size), generator=self.generator)
         self.canvas: Float[Tensor, "*c_size"] = solver.start(noise.to(runtime.device, runtime.dtype))
         self.level: Level = solver.levels[0]
+        self._outset = deepcopy(solver.state())
         self._last: tuple[Tensor, Tensor, Level] | None = None
         self._told: tuple[list[str], Tensor] | None = None
 
@@ -111,7 +111,13 @@ class Run:
 
     def _stage(self) -> None:
         """One model call on every window, and one step of the solver on the canvas."""
-        x, pred = self.estimate(self.canvas, self.grid, self.guided, self.level)
+        x0 = self._known()
+        if x0 is None:
+            x, pred = self.estimate(self.canvas, self.grid, self.guided, self.level)
+        else:
+            self._told = None
+            x = self.canvas if self.level.index else self.canvas + self.level.alpha * x0  # which was noise and nothing else
+            pred = self.solver.pred(x0, x, self.level)
         if not torch.isfinite(torch.stack(pred.aminmax())).all():  # NaN is both; several times as fast as looking at each
             raise NotFiniteError(
                 f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
@@ -122,6 +128,34 @@ class Run:
         canvas = self.solver.step(pred, x, self.level, self.generator)
         self.canvas = _expect(canvas, x.shape, f"{type(self.solver).__name__}.step", "it must return the canvas one level down")
         self.level = self.solver.levels[self.level.index + 1]
+
+    def _known(self) -> Tensor | None:
+        """The clean estimate of the canvas, where a guidance knows it."""
+        for (guidance, memory), key in zip(self.guided, _keys(self.guided), strict=True):
+            x0 = guidance.known(CanvasStep(self, self.canvas, self.grid, self.level, key), memory)
+            if x0 is not None:
+                name = f"{type(guidance).__name__}.known"
+                return _expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None")
+        return None
+
+    def paint(self, grid: Grid, guidances: Sequence[Guidance], seed: int) -> Tensor:
+        """A finished canvas of other windows; see `Step.paint`."""
+        solver = deepcopy(self.solver)
+        solver.restore(self._outset)
+        run = Run(
+            denoiser=self.denoiser,
+            codec=self.codec,
+            solver=solver,
+            fuser=self.fuser,
+            guidances=guidances,
+            runtime=self.runtime,
+            grid=grid,
+            embeddings=self.embeddings,
+            seed=seed,
+        )
+        while not run.done:
+            run.step()
+        return run.canvas
 
     def estimate(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level) -> tuple[Tensor, Tensor]:
         """The guided canvas and the prediction for it, both fused: what the sampler makes of any canvas."""
@@ -237,8 +271,12 @@ class CanvasStep:
     """Whose step it is, in one word: what keys its noise."""
 
     def __post_init__(self) -> None:
-        key = f"{self.run.seed}/{self.level.index}/{self.guidance}/{self.grid.size}"
-        self._generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
+        self._generator = torch.Generator().manual_seed(self._seed(self.grid))
+
+    def _seed(self, grid: Grid) -> int:
+        """Of the noise for a canvas of that size, drawn by this guidance at this step."""
+        key = f"{self.run.seed}/{self.level.index}/{self.guidance}/{grid.size}"
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
 
     @property
     def codec(self) -> Codec | None:
@@ -252,18 +290,12 @@ class CanvasStep:
     def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: Guided = ()) -> Estimate:
         return self.run.read(*self.run.estimate(canvas, grid, guided, self.level), self.level)
 
+    @torch.no_grad()
+    def paint(self, grid: Grid, guidances: Sequence[Guidance] = ()) -> Float[Tensor, "*c_size"]:
+        return self.run.paint(grid, guidances, self._seed(grid))
+
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
-
-
-def fitted(guidance: Guidance, grid: Grid) -> Guidance:
-    """The guidance for a canvas, if it is one."""
-    found: Any = guidance.fitted(grid)
-    if not isinstance(found, Guidance):
-        raise ContractError(
-            f"{type(guidance).__name__}.fitted returned {type(found).__name__}; it must return a guidance, such as itself"
-        )
-    return found
 
 
 def _keys(guided: Guided) -> list[str]:

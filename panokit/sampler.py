@@ -22,7 +22,7 @@ from panokit.grid import Grid
 from panokit.guidance import Guidance
 from panokit.panorama import Panorama, to_image
 from panokit.progress import steps_bar
-from panokit.run import Run, fitted
+from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Scheduler
 from panokit.settings import NUMERICS, Settings, Wrap
@@ -175,7 +175,7 @@ class Sampler:
         solver = self.scheduler.begin(settings.get("steps", 50), self.runtime.device, self.model.denoiser.training)
         with self._cells_told():
             for guidance in self.guidances:
-                fitted(guidance, grid).begin(grid, solver.levels)
+                guidance.begin(grid, solver.levels)
         return grid
 
     @contextmanager

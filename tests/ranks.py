@@ -32,8 +32,8 @@ def guidances(name: str) -> list[Guidance]:
     return {
         "none": [],
         "sync": [sync],
-        "msd": [MSDGuidance(levels=2)],
-        "msd3": [MSDGuidance(levels=3)],
+        "msd": [MSDGuidance(levels=2, head_start=0.25)],
+        "msd3": [MSDGuidance(levels=3, until=1.0)],
         "paper": [MSDGuidance.paper(levels=2)],
         "both": [sync, MSDGuidance(levels=2)],
     }[name]

@@ -70,7 +70,7 @@ def test_a_run_tells_the_energies_and_gradients_of_its_guidances() -> None:
 
 def test_any_logger_is_told_of_each_step(tiny: Model, cpu: Runtime, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
-    Sampler(tiny, runtime=cpu, guidances=[MSDGuidance(levels=2, until=1.0)], loggers=[logger])("a lake", **SIZE)
+    Sampler(tiny, runtime=cpu, guidances=[MSDGuidance(levels=2, head_start=0.0, until=1.0)], loggers=[logger])("a lake", **SIZE)
     (file,) = tmp_path.rglob("metrics.csv")
     header, *rows = file.read_text().splitlines()
     assert set(header.split(",")) == {"step", "seconds", "memory", "energy/MSDGuidance/0", "gradient/MSDGuidance/0"}

@@ -263,18 +263,23 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
     assert again.said()[0].splitlines()[-1] == "0 made, 3 there already, 1 failed"
 
 
-@pytest.mark.parametrize(("name", "rows"), [("none", [(21, 256)]), ("msd", [(3, 256), (21, 2 * 256 + 3)])])
+PLAIN, COARSE, GUIDED = (21, 256), (3, 256), (21, 2 * 256 + 3)
+"""Rows and the numbers of one: of windows that are not guided, of a coarse canvas, and of guided windows."""
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("none", [[PLAIN]] * 4), ("msd", [[COARSE] * 4, [COARSE, GUIDED], [PLAIN], [PLAIN]])],  # a head start of one step
+)
 def test_a_step_takes_one_collective_and_one_more_for_a_coarse_canvas(
-    ranks: Run, tmp_path: Path, name: str, rows: list[tuple[int, int]]
+    ranks: Run, tmp_path: Path, name: str, steps: list[list[tuple[int, int]]]
 ) -> None:
     """And no more bytes than the closed form: on each rank the longest share's rows and a number, from every rank."""
-    size, steps = 2, 4
-    assert ranks(size, "collectives", str(tmp_path / "told"), name, steps).wait() == [0] * size
-    expected = [4 * size * (width * busiest(n, 2, size) + 1) for n, width in rows]
-    guided = 1 if name == "msd" else steps  # of four steps the first
-    plain = [4 * size * (256 * busiest(21, 2, size) + 1)]
+    size = 2
+    assert ranks(size, "collectives", str(tmp_path / "told"), name, len(steps)).wait() == [0] * size
+    expected = [[4 * size * (width * busiest(n, 2, size) + 1) for n, width in rows] for rows in steps]
     for told in tensors(tmp_path / "told", size):
-        assert told == [expected] * guided + [plain] * (steps - guided)
+        assert told == expected
 
 
 def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, ranks: Run) -> None:

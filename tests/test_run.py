@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -310,6 +310,79 @@ def test_below_is_the_next_main_level() -> None:
     run = toy_run(scheduler=ToyScheduler(corrector=True), guidances=[Probe(lambda step: step.look([0]).below)])
     finished(run)
     assert [below.index for below in probe(run).answers] == [2, 4, 5]
+
+
+# --- canvases that are known, and painted beside the run ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Knowing(Guidance):
+    """Knows the clean canvas, a constant, in the first steps, and pulls strongly in all of them."""
+
+    constant: float = 2.0
+    steps: int = 2
+
+    def known(self, step: Step, memory: Any) -> Tensor | None:
+        return torch.full_like(step.canvas, self.constant) if step.level.step < self.steps else None
+
+    def strength(self, level: Level) -> float:
+        return 10.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
+        return seen.x0.square().flatten(1).sum(1)
+
+
+def test_a_known_canvas_lies_under_the_first_noise_and_asks_no_denoiser() -> None:
+    run = toy_run(guidances=[Knowing()], steps=4)
+    noise = run.canvas / run.level.sigma
+    seen = []
+    for _ in range(2):
+        run.step()
+        torch.testing.assert_close(run.canvas, 2 * run.level.alpha + run.level.sigma * noise, rtol=1e-12, atol=1e-12)
+        assert run.seen is not None
+        seen.append(run.seen.x0)
+        assert run.scalars == {}
+    torch.testing.assert_close(torch.stack(seen), torch.full((2, *noise.shape), 2.0).to(noise), rtol=1e-12, atol=1e-12)
+    assert isinstance(run.denoiser, ToyDenoiser)
+    assert run.denoiser.forwards == []
+    run.step()
+    assert run.scalars
+    assert sum(run.denoiser.forwards) == 2 * len(run.grid)
+
+
+@pytest.mark.parametrize("scheduler", [ToyScheduler(eta=1.0), ToyScheduler(corrector=True)])
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_under_any_solver_a_canvas_that_is_known_to_the_end_is_what_comes_out(
+    scheduler: ToyScheduler, prediction: Prediction
+) -> None:
+    run = toy_run(denoiser=ToyDenoiser(prediction=prediction), scheduler=scheduler, guidances=[Knowing(steps=9)], steps=3)
+    torch.testing.assert_close(finished(run), torch.full_like(run.canvas, 2.0), rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_of_several_that_know_is_believed() -> None:
+    found = finished(toy_run(guidances=[Pull(), Knowing(3.0, steps=9), Knowing(steps=9)]))
+    torch.testing.assert_close(found, torch.full_like(found, 3.0), rtol=1e-9, atol=1e-9)
+
+
+def test_a_known_canvas_of_another_shape_is_told() -> None:
+    class Wrong(Knowing):
+        def known(self, step: Step, memory: Any) -> Tensor | None:
+            return step.canvas[:, 1:]
+
+    with pytest.raises(ContractError, match=r"Wrong.known returned shape \(2, 5, 9\), expected \(2, 6, 9\)"):
+        toy_run(guidances=[Wrong()]).step()
+
+
+@pytest.mark.parametrize("scheduler", [ToyScheduler(eta=1.0), ToyScheduler(corrector=True)])
+def test_what_is_painted_is_a_run_of_its_own_that_leaves_this_one_alone(scheduler: ToyScheduler) -> None:
+    grid, pull = Grid((4, 6), (4, 4), (2, 2), (True, True)), Pull("identity")
+    asking = toy_run(guidances=[Probe(lambda step: step.paint(grid, [pull]))], scheduler=scheduler)
+    plain = finished(toy_run(scheduler=scheduler))
+    torch.testing.assert_close(finished(asking), plain, rtol=1e-12, atol=1e-12)
+    first, second, _ = probe(asking).answers
+    assert not torch.allclose(first, second)
+    alone = toy_run((4, 6), guidances=[pull], scheduler=scheduler, wrap=True, seed=7)
+    assert torch.equal(asking.paint(grid, [pull], seed=7), finished(alone))
 
 
 # --- runs that keep to themselves ---------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from panokit import (
     Codec,
     ContractError,
     DiffusersScheduler,
-    Guidance,
     Model,
     PanokitError,
     Regions,
@@ -281,25 +280,6 @@ def test_a_jacobian_that_there_is_not_is_refused() -> None:
     object.__setattr__(pull, "jacobian", "Full")
     with pytest.raises(ContractError, match=r"Pull\.jacobian is 'Full'; it must be 'full', .* or 'identity'"):
         toy_run(guidances=[pull])
-
-
-class Forgetful(Guidance):
-    def fitted(self, grid: Any) -> Any:
-        return None
-
-    def strength(self, level: Any) -> float:
-        return 1.0
-
-    def energy(self, seen: Any, index: Any, context: Any) -> Any:
-        return seen.x0.flatten(1).sum(1)
-
-
-def test_a_guidance_that_is_fitted_to_nothing_is_refused(tiny: Model) -> None:
-    message = r"Forgetful\.fitted returned NoneType; it must return a guidance"
-    with pytest.raises(ContractError, match=message):
-        toy_run(guidances=[Forgetful()])
-    with pytest.raises(ContractError, match=message):
-        Sampler(tiny, guidances=[Forgetful()]).check("a lake", **SIZE)
 
 
 def test_a_run_that_is_done_steps_no_further() -> None:

@@ -80,7 +80,7 @@ def shape_and_dtype(make: Make) -> None:
 
 def strength_is_finite_at_every_level(make: Make) -> None:
     """The strength is a finite Python number at every level that a step starts from, the same whenever it is asked for."""
-    guidance = make().fitted(_run().grid)
+    guidance = make()
     for level in _levels():
         at = f"{type(guidance).__name__}.strength at step {level.step} of {level.steps} (alpha {level.alpha:.3g})"
         try:
@@ -220,7 +220,7 @@ def memory_can_be_saved(make: Make) -> None:
 def zero_weight_is_absent(make: Make) -> None:
     """With weight 0 the guidance is asleep at every level, and the run has the bits of one without it."""
     guidance: Any = make()
-    name, absent = type(guidance).__name__, replace(guidance, weight=0.0).fitted(_run().grid)
+    name, absent = type(guidance).__name__, replace(guidance, weight=0.0)
     for level in _levels():
         demand(
             absent.strength(level) == 0,
@@ -289,9 +289,8 @@ def _moment(guidance: Guidance) -> _Moment:
 def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
     """A run at the first level that the guidance is awake at."""
     run = _run(guidance, runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=MICRO_BATCH))
-    ((fitted, _),) = run.guided
     while not run.done:
-        if fitted.strength(run.level) != 0:
+        if guidance.strength(run.level) != 0:
             return run
         run.step()
     raise ConformanceError(

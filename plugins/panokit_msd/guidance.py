@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit import Estimate, Grid, Guidance, Level, SettingError, Step
-from panokit_msd.scale import mean, pick, renoised
+from panokit_msd.scale import enlarged, mean, pick, renoised
 
 Memory = dict[str, Any]
 
@@ -36,13 +36,17 @@ class MSDGuidance(Guidance):
     the coarse canvas is guided by a coarser one in the same way. The canvas must hold one window at the coarsest level;
     `factor` to the power of `levels` - 1 must divide its cells, and `factor` the window's and the stride's.
 
-    The defaults move every clean estimate a share of the way to the coarse canvas, without a gradient through the denoiser, in
-    the first steps, which decide the layout; `paper` is the paper's algorithm, and `full` that with a rate for its weight.
+    By default the coarse canvas is finished first, and the fine one begins with it (`head_start`); from there to `until` every
+    clean estimate moves a share of the way to the coarse canvas, without a gradient through the denoiser. `paper` is the
+    paper's algorithm, and `full` that with a rate for its weight; both begin with noise.
 
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
-        until: $T'$, the share of the steps that is guided, in [0, 1]; None: 0.15 with two levels, and 0.5 with more.
+        until: $T'$, the share of the steps after which the guidance ends, in [0, 1].
+        head_start: the share of the steps, in [0, 1], that the finer canvas is spared: it begins there, with the finished
+            coarse canvas, enlarged, under noise of that level, as Meng et al. 2022 begin with strokes of paint. 0 begins with
+            noise alone, as the paper does.
         levels: $S$, how many canvases there are, 2 to 32; None: as many as the canvas holds.
         factor: how much smaller each is than the one above, 2 or more.
         coarse: where the coarse canvas comes from. `bilinear`: $D z_t$, the paper's; its noise is weaker than its level says,
@@ -73,7 +77,8 @@ class MSDGuidance(Guidance):
 
     weight: float = 10.0
     decay: float = 2.0
-    until: float | None = None
+    until: float = 0.5
+    head_start: float = 0.3
     levels: int | None = None
     factor: int = 2
     coarse: Literal["bilinear", "strided", "renoise", "trajectory"] = "renoise"
@@ -91,8 +96,9 @@ class MSDGuidance(Guidance):
                 raise SettingError(f"{name} is {value}: it must be {least} or more")
         if self.levels is not None and self.levels > 32:
             raise SettingError(f"levels is {self.levels}: there are 32 at most, of which the largest canvas holds a few")
-        if self.until is not None and not 0 <= self.until <= 1:
-            raise SettingError(f"until is {self.until}: it is a share of the steps, from 0 to 1")
+        for name in ("until", "head_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name} is {getattr(self, name)}: it is a share of the steps, from 0 to 1")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SettingError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(choices)}")
@@ -104,7 +110,7 @@ class MSDGuidance(Guidance):
             weight,
             **{
                 "decay": 1.0,
-                "until": 0.5,
+                "head_start": 0.0,
                 "coarse": "bilinear",
                 "space": "prev",
                 "norm": "sum",
@@ -117,11 +123,8 @@ class MSDGuidance(Guidance):
     @classmethod
     def full(cls, weight: float = 15.0, **settings: Any) -> "MSDGuidance":
         """Algorithm 1 with its weight as a rate, which carries over between window sizes and numbers of steps."""
-        return cls(weight, **{"coarse": "bilinear", "space": "prev", "jacobian": "full", "lead": 1.0, **settings})
-
-    def fitted(self, grid: Grid) -> "MSDGuidance":
-        """With `until` chosen: with more levels, objects are larger than windows make them, and follow only while guided."""
-        return self if self.until is not None or self._levels(grid) == 2 else replace(self, until=_UNTIL_OF_MORE)
+        settings = {"head_start": 0.0, "coarse": "bilinear", "space": "prev", "jacobian": "full", "lead": 1.0, **settings}
+        return cls(weight, **settings)
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
         """Memories of what guides the coarse canvas.
@@ -132,6 +135,14 @@ class MSDGuidance(Guidance):
         self._check(grid)
         below = self._below(grid)
         return {"coarse": [guidance.begin(below, levels) for guidance in self._guides(grid)]}
+
+    def known(self, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
+        """In the head start, the finished coarse canvas, enlarged."""
+        if self.weight == 0 or step.level.progress >= self.head_start:
+            return None
+        if "painted" not in memory:
+            memory["painted"] = step.paint(self._below(step.grid), self._guides(step.grid))
+        return enlarged(memory["painted"], self.factor, step.grid.wrap)
 
     def prepare(self, step: Step, memory: Memory) -> Coarse:
         below = self._below(step.grid)
@@ -144,7 +155,7 @@ class MSDGuidance(Guidance):
         return Coarse(seen.prev if self.space == "prev" else seen.x0, step.grid.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:
-        if level.progress >= (_UNTIL if self.until is None else self.until):
+        if level.progress >= self.until:
             return 0.0
         weight = self.weight * (0.5 * (1 + math.cos(math.pi * level.progress))) ** self.decay
         return -math.expm1(-weight / level.steps) if self.norm == "projection" else weight
@@ -169,8 +180,7 @@ class MSDGuidance(Guidance):
         """What guides the coarse canvas: the levels below it, and on the coarsest whatever the user chose."""
         levels = self._levels(grid)
         if levels == 2:
-            below = self._below(grid)
-            return tuple(guidance.fitted(below) for guidance in self.coarse_guidances)
+            return self.coarse_guidances
         weight = self.weight and self.weight * self.lead  # 0 stays 0, however far it leads
         return (replace(self, levels=levels - 1, weight=weight, lead=1.0),)  # once: it is the same for all of them
 
@@ -230,9 +240,6 @@ class MSDGuidance(Guidance):
                     return spread / (2 * gain**2)
                 slope = below.alpha if self.space == "prev" else 1.0  # of what is compared along x, times alpha
                 return spread * level.alpha**2 / (2 * gain * slope)
-
-
-_UNTIL, _UNTIL_OF_MORE = 0.15, 0.5  # with two levels, and with more: docs/evaluate.md has both curves
 
 
 def _by(cells: Iterable[int]) -> str:

@@ -1,9 +1,10 @@
-"""From a fine canvas to a coarse one, and the noise level of what comes out."""
+"""From a fine canvas to a coarse one, with the noise level of what comes out, and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
 from panokit import Level
 
@@ -31,3 +32,16 @@ def renoised(
     r"""The mean, with as much fresh noise as it took away: $D x + \sigma \sqrt{1 - f^{-a}}\; \xi$."""
     coarse = mean(x, factor, axes)
     return coarse + level.sigma * (1 - factor**-axes) ** 0.5 * noise(tuple(coarse.shape))
+
+
+def enlarged(x: Float[Tensor, "*coarse"], factor: int, wrap: Sequence[bool]) -> Float[Tensor, "*fine"]:
+    """Linear interpolation to `factor` times the cells, along as many of the last axes as `wrap` has entries.
+
+    It goes round the join of an axis that wraps; elsewhere what lies beyond the outermost cells' centres is as they are.
+    """
+    for axis, ring in enumerate(wrap, start=-len(wrap)):
+        rows = x.movedim(axis, -1)
+        lines = rows.reshape(1, -1, rows.shape[-1])
+        lines = interpolate(pad(lines, (1, 1), mode="circular" if ring else "replicate"), scale_factor=factor, mode="linear")
+        x = lines[..., factor:-factor].reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+    return x

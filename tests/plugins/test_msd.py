@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, final, get_args
 
 import pytest
@@ -14,13 +15,18 @@ from torch import Tensor, nn
 from panokit import Denoiser, Grid, Level, Run, Sampler, SettingError
 from panokit.denoiser import Prompt
 from panokit.scheduler import Prediction, Training
+from panokit.testing import Check, conforms
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_msd import MSDGuidance
-from panokit_msd.scale import mean, pick, renoised
+from panokit_msd.scale import enlarged, mean, pick, renoised
 
 Jacobian = Literal["full", "identity"]
 Coarse = Literal["bilinear", "strided", "renoise", "trajectory"]
 Space = Literal["x0", "prev"]
+
+
+gradient = partial(MSDGuidance, head_start=0.0)
+"""The guidance without a head start: every step is guided or asleep."""
 
 
 def finished(run: Run) -> Tensor:
@@ -42,6 +48,8 @@ def toy(run: Run) -> ToyDenoiser:
         ({"decay": -0.5}, "decay is -0.5"),
         ({"until": 1.5}, "until is 1.5: it is a share of the steps, from 0 to 1"),
         ({"until": -0.1}, "until is -0.1"),
+        ({"head_start": 1.5}, "head_start is 1.5: it is a share of the steps, from 0 to 1"),
+        ({"head_start": -0.1}, "head_start is -0.1"),
         ({"levels": 1}, "levels is 1: it must be 2 or more"),
         ({"factor": 1}, "factor is 1: it must be 2 or more"),
         ({"lead": 0.5}, "lead is 0.5: it must be 1 or more"),
@@ -98,7 +106,7 @@ def test_a_refusal_says_what_a_cell_is_in_pixels(tiny: Any) -> None:
         MSDGuidance.full(0.0),
         MSDGuidance(coarse="renoise", weight=0.0),
         MSDGuidance(0.0, lead=math.inf),
-        MSDGuidance(until=0.0),
+        gradient(until=0.0),
     ],
 )
 def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guidance: MSDGuidance) -> None:
@@ -113,7 +121,7 @@ def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guid
 @pytest.mark.parametrize("coarse", get_args(Coarse))
 def test_it_costs_the_closed_form(levels: int, jacobian: Jacobian, coarse: Coarse) -> None:
     """A full guided step: 2 forwards and 1 backward a guided window, 1 forward a window of the coarsest level."""
-    guidance = MSDGuidance(0.01, levels=levels, jacobian=jacobian, coarse=coarse, until=0.5)
+    guidance = gradient(0.01, levels=levels, jacobian=jacobian, coarse=coarse, until=0.5)
     run = toy_run((16, 24), guidances=[guidance], steps=4)
     grids = [run.grid, run.grid.scaled(2), run.grid.scaled(4)][:levels]
     fine, guided, coarsest = len(run.grid), sum(map(len, grids[:-1])), len(grids[-1])
@@ -123,39 +131,36 @@ def test_it_costs_the_closed_form(levels: int, jacobian: Jacobian, coarse: Coars
     assert sum(toy(run).backwards) == (2 * guided if jacobian == "full" else 0)
 
 
-@pytest.mark.parametrize(
-    ("height", "guidance", "guided"),
-    [
-        (8, MSDGuidance(), 3),
-        (16, MSDGuidance(), 10),
-        (16, MSDGuidance(levels=2), 3),
-        (16, MSDGuidance(until=0.15), 3),
-        (16, MSDGuidance(levels=2, coarse_guidances=(MSDGuidance(levels=2, lead=1.0),)), 3),
-    ],
-)
-def test_unless_told_it_guides_more_than_two_levels_longer(height: int, guidance: MSDGuidance, guided: int) -> None:
-    run = toy_run((height, 16), guidances=[guidance], steps=20)
-    awake = []
-    while not run.done:
-        run.step()
-        awake.append(bool(run.scalars))
-    assert awake == [True] * guided + [False] * (20 - guided)
+@pytest.mark.parametrize("levels", [2, 3])
+def test_a_head_start_costs_all_steps_of_the_coarsest_canvas_and_spares_the_others_theirs(levels: int) -> None:
+    guidance = MSDGuidance(levels=levels, head_start=0.5, until=0.75)
+    run = toy_run((16, 24), guidances=[guidance], steps=4)
+    fine, *between, coarsest = [len(grid) for grid in (run.grid, run.grid.scaled(2), run.grid.scaled(4))[:levels]]
+    painted, below = 4 * coarsest, coarsest
+    for windows in (*between, fine):  # two steps are spared, one is guided by the canvases below, one is not
+        painted, below = painted + 2 * windows + below, windows + below
+    finished(run)
+    assert sum(toy(run).forwards) == painted
 
 
-def test_what_guides_the_coarsest_canvas_is_fitted_to_that() -> None:
-    inner = MSDGuidance(levels=3)
-    runs = [
-        toy_run((32, 32), guidances=[MSDGuidance(levels=2, until=0.5, coarse_guidances=(guidance,))], steps=20)
-        for guidance in (inner, replace(inner, until=0.5), replace(inner, until=0.15))
-    ]
-    chosen, longer, shorter = [finished(run) for run in runs]
-    assert torch.equal(chosen, longer)
-    assert not torch.equal(chosen, shorter)
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_head_start_is_the_finished_coarse_canvas_enlarged_under_the_runs_own_noise(wrap: bool) -> None:
+    pull = Pull("identity", weight=0.5, to=3)
+    run = toy_run((8, 16), guidances=[MSDGuidance(head_start=0.5, coarse_guidances=(pull,))], wrap=wrap, steps=4)
+    noise = run.canvas / run.level.sigma
+    run.step()
+    forwards = list(toy(run).forwards)
+    run.step()
+    assert toy(run).forwards == forwards  # it is painted once
+    assert sum(forwards) == 4 * len(run.grid.scaled(2))
+    coarse = run.guided[0][1]["painted"]
+    expected = run.level.alpha * enlarged(coarse, 2, (wrap, wrap)) + run.level.sigma * noise
+    torch.testing.assert_close(run.canvas, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_papers_geometry_is_45_windows_and_7() -> None:
     denoiser = ToyDenoiser((64, 64), channels=1)
-    run = toy_run((128, 512), denoiser=denoiser, stride=32, steps=2, guidances=[MSDGuidance()])
+    run = toy_run((128, 512), denoiser=denoiser, stride=32, steps=2, guidances=[gradient()])
     run.step()
     assert sum(denoiser.forwards) == 45 + 7
     run.step()  # asleep: the coarse windows are not denoised
@@ -163,7 +168,7 @@ def test_the_papers_geometry_is_45_windows_and_7() -> None:
 
 
 def test_coarse_windows_are_batched_like_any_others() -> None:
-    run = toy_run((8, 32), guidances=[MSDGuidance()], steps=1, micro_batch=4)
+    run = toy_run((8, 32), guidances=[gradient()], steps=1, micro_batch=4)
     run.step()
     coarse = len(run.grid.scaled(2))
     assert coarse == 7
@@ -181,7 +186,7 @@ def test_there_are_as_many_levels_as_the_canvas_holds(size: tuple[int, int], lev
 
 
 def test_density_lays_the_coarsest_windows_closer() -> None:
-    run = toy_run((8, 32), guidances=[MSDGuidance(density=2)], steps=1)
+    run = toy_run((8, 32), guidances=[gradient(density=2)], steps=1)
     run.step()
     assert sum(toy(run).forwards) == len(run.grid) + 13
 
@@ -191,7 +196,7 @@ def test_density_lays_the_coarsest_windows_closer() -> None:
 @pytest.mark.parametrize("space", ["x0", "prev"])
 def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Prediction, coarse: Coarse, space: Space) -> None:
     """However large the weight, the clean estimate, shrunk, goes no farther than the coarse canvas."""
-    guidance = MSDGuidance(math.inf, 0.0, coarse=coarse, space=space)
+    guidance = gradient(math.inf, 0.0, coarse=coarse, space=space)
     coarse_x0, fine_x0 = both_sides(toy_run((8, 8), denoiser=ToyDenoiser(prediction=prediction), guidances=[guidance], steps=2))
     assert coarse_x0.shape[1:] == (4, 4)
     shrunk = (pick if coarse == "strided" else mean)(fine_x0, 2, 2)
@@ -203,7 +208,7 @@ def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Predicti
 def test_so_it_does_along_any_axes_by_any_factor_and_over_any_levels(
     size: tuple[int, ...], window: int, factor: int, space: Space
 ) -> None:
-    guidance = MSDGuidance(math.inf, 0.0, factor=factor, space=space)
+    guidance = gradient(math.inf, 0.0, factor=factor, space=space)
     denoiser = ToyDenoiser((window,) * len(size))
     coarse_x0, fine_x0 = both_sides(toy_run(size, denoiser=denoiser, guidances=[guidance], stride=window, steps=2))
     torch.testing.assert_close(mean(fine_x0, factor, len(size)), coarse_x0, rtol=1e-8, atol=1e-8)
@@ -256,7 +261,7 @@ def test_a_canvas_between_two_follows_the_one_below_as_many_times_as_fast(coarse
     """All coarse canvases go 1 - exp(-weight lead / steps) of their way, and the finest 1 - exp(-weight / steps)."""
 
     def run(weight: float, lead: float) -> list[Tensor]:
-        return sides(toy_run((32, 32), guidances=[MSDGuidance(weight, decay=0.0, coarse=coarse, lead=lead)], steps=2))
+        return sides(toy_run((32, 32), guidances=[gradient(weight, decay=0.0, coarse=coarse, lead=lead)], steps=2))
 
     shrink = pick if coarse == "strided" else mean
     found, unguided = run(0.5, lead), run(1e-30, 1.0)
@@ -292,7 +297,7 @@ def sides(run: Run) -> list[Tensor]:
 
 @pytest.mark.parametrize("coarse", get_args(Coarse))
 def test_projecting_one_step_down_is_projecting_the_clean_estimate(coarse: Coarse) -> None:
-    runs = [toy_run((8, 16), guidances=[MSDGuidance(0.7, coarse=coarse, space=space)], steps=2) for space in get_args(Space)]
+    runs = [toy_run((8, 16), guidances=[gradient(0.7, coarse=coarse, space=space)], steps=2) for space in get_args(Space)]
     for run in runs:
         run.step()
     torch.testing.assert_close(runs[0].canvas, runs[1].canvas, rtol=1e-9, atol=1e-9)
@@ -329,6 +334,27 @@ def test_at_factor_2_the_mean_is_bilinear() -> None:
     torch.testing.assert_close(mean(x, 2, 2), torch.nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear"))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(0, 10_000))
+def test_enlarged_goes_round_a_ring_and_is_linear_between_cells(axes: int, factor: int, seed: int) -> None:
+    coarse = torch.randn((2, *(4,) * axes), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    fine = enlarged(coarse, factor, (True,) * axes)
+    assert fine.shape == (2, *(4 * factor,) * axes)
+    for axis in range(-axes, 0):
+        torch.testing.assert_close(enlarged(coarse.roll(1, axis), factor, (True,) * axes), fine.roll(factor, axis))
+    ramp = torch.arange(5.0, dtype=torch.float64).view(1, -1, *(1,) * (axes - 1)).expand(1, *(5,) * axes)
+    inner = (slice(None), slice(factor, -factor))
+    places = (torch.arange(5.0 * factor, dtype=torch.float64) + 0.5) / factor - 0.5
+    found = enlarged(ramp, factor, (False,) * axes)
+    torch.testing.assert_close(found[inner], places.view(1, -1, *(1,) * (axes - 1)).expand(found.shape)[inner])
+
+
+def test_along_two_axes_enlarged_is_bilinear() -> None:
+    x = torch.randn(3, 6, 5)
+    bilinear = torch.nn.functional.interpolate(x[None], scale_factor=3, mode="bilinear")[0]
+    torch.testing.assert_close(enlarged(x, 3, (False, False)), bilinear)
+
+
 @pytest.mark.parametrize(("axes", "factor"), [(1, 2), (2, 2), (2, 3), (3, 2)])
 def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -341,10 +367,10 @@ def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
 
 @pytest.mark.parametrize("coarse", get_args(Coarse))
 @pytest.mark.parametrize("jacobian", get_args(Jacobian))
-@pytest.mark.parametrize("wrap", [False, True])
-def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool) -> None:
+@pytest.mark.parametrize(("wrap", "head_start"), [(False, 0.0), (True, 0.0), (True, 0.25), (False, 0.75)])
+def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool, head_start: float) -> None:
     def begun() -> Run:
-        guidance = MSDGuidance(0.1, coarse=coarse, jacobian=jacobian, until=1.0, levels=3)
+        guidance = MSDGuidance(0.1, coarse=coarse, jacobian=jacobian, until=1.0, head_start=head_start, levels=3)
         return toy_run((16, 16), guidances=[guidance], scheduler=ToyScheduler(eta=1.0), wrap=wrap, steps=4)
 
     whole, first, second = begun(), begun(), begun()
@@ -356,7 +382,7 @@ def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool) 
 
 def test_a_trajectory_is_a_run_of_its_own() -> None:
     """Its coarse canvas goes down by itself, whatever happens above: here nothing, for the weight is next to none."""
-    guidance = MSDGuidance(1e-30, coarse="trajectory", until=1.0)
+    guidance = gradient(1e-30, coarse="trajectory", until=1.0)
     run = toy_run((8, 16), guidances=[guidance], steps=3)
     run.step()
     memory = run.guided[0][1]
@@ -369,12 +395,22 @@ def test_a_trajectory_is_a_run_of_its_own() -> None:
 
 def test_guidances_of_the_coarse_canvas_are_asked_there_alone() -> None:
     pull = Pull("identity", weight=0.5, to=3)
-    plain = toy_run((8, 16), guidances=[MSDGuidance()], steps=2)
-    pulled = toy_run((8, 16), guidances=[MSDGuidance(coarse_guidances=(pull,))], steps=2)
+    plain = toy_run((8, 16), guidances=[gradient()], steps=2)
+    pulled = toy_run((8, 16), guidances=[gradient(coarse_guidances=(pull,))], steps=2)
     plain.step()
     pulled.step()
     assert sum(toy(plain).forwards) == sum(toy(pulled).forwards)
     assert not torch.allclose(plain.canvas, pulled.canvas)
+
+
+@conforms(gradient)
+def test_it_keeps_its_contract_without_a_head_start(check: Check) -> None:
+    check()
+
+
+@conforms(lambda: MSDGuidance(head_start=0.25, until=1.0))
+def test_it_keeps_its_contract_where_it_guides_after_one(check: Check) -> None:
+    check()
 
 
 def test_three_axes() -> None:
@@ -386,5 +422,5 @@ def test_settings_of_the_named_ones() -> None:
     assert replace(MSDGuidance.paper(), weight=1.0) == MSDGuidance.paper(1.0)
     paper, full = MSDGuidance.paper(), MSDGuidance.full()
     assert (paper.weight, paper.decay, paper.coarse, paper.space) == (10.0, 1.0, "bilinear", "prev")
-    assert (paper.norm, paper.jacobian, paper.lead) == ("sum", "full", 1.0)
-    assert full == replace(MSDGuidance(full.weight), coarse="bilinear", space="prev", jacobian="full", lead=1.0)
+    assert (paper.norm, paper.jacobian, paper.lead, paper.head_start) == ("sum", "full", 1.0, 0.0)
+    assert full == replace(gradient(full.weight), coarse="bilinear", space="prev", jacobian="full", lead=1.0)

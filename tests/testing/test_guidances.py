@@ -56,29 +56,6 @@ class Following(Guidance):
         return apart.square().flatten(1).sum(1) + stain.square().sum(1)
 
 
-@dataclass(frozen=True)
-class Fitted(Guidance):
-    """Does not know how strong it is before it knows the canvas."""
-
-    weight: float = 0.05
-    cells: int | None = None
-
-    def fitted(self, grid: Grid) -> "Fitted":
-        return replace(self, cells=math.prod(grid.size))
-
-    def strength(self, level: Level) -> float:
-        assert self.cells is not None
-        return self.weight * 384 / self.cells
-
-    def energy(self, seen: Estimate, index: Sequence[int], context: None) -> Tensor:
-        return Pull().energy(seen, index, context)
-
-
-@conforms(Fitted)
-def test_a_guidance_that_is_fitted_to_its_canvas(check: Check) -> None:
-    check()
-
-
 @pytest.mark.parametrize("jacobian", ["full", "identity"])
 def test_a_guidance_that_uses_everything(jacobian: Literal["full", "identity"]) -> None:
     assert [outcome for outcome in run_checks(lambda: Following(jacobian)) if outcome.problem] == []
