@@ -86,7 +86,7 @@ class Step(Protocol):
 
         Args:
             grid: where its windows lie.
-            guidances: what guides it.
+            guidances: what guides it, besides the run's guidances of other classes.
         """
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:

@@ -292,7 +292,8 @@ class CanvasStep:
 
     @torch.no_grad()
     def paint(self, grid: Grid, guidances: Sequence[Guidance] = ()) -> Float[Tensor, "*c_size"]:
-        return self.run.paint(grid, guidances, self._seed(grid))
+        others = [g for g, _ in self.run.guided if type(g).__qualname__ != self.guidance.partition("/")[0]]
+        return self.run.paint(grid, [*guidances, *others], self._seed(grid))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)

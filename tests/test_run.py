@@ -385,6 +385,15 @@ def test_what_is_painted_is_a_run_of_its_own_that_leaves_this_one_alone(schedule
     assert torch.equal(asking.paint(grid, [pull], seed=7), finished(alone))
 
 
+def test_what_is_painted_is_guided_by_the_runs_other_guidances_too() -> None:
+    grid, pull = Grid((4, 6), (4, 4), (2, 2), (False, False)), Pull("identity", to=3)
+    asking = toy_run(guidances=[pull, Probe(lambda step: step.paint(grid))], steps=1)
+    given = toy_run(guidances=[Probe(lambda step: step.paint(grid, [pull]))], steps=1)
+    asking.step()
+    given.step()
+    assert torch.equal(probe(asking).answers[0], probe(given).answers[0])
+
+
 # --- runs that keep to themselves ---------------------------------------------------------------------------
 
 
