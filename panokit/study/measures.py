@@ -5,6 +5,7 @@ features of whatever networks the study names. Features are kept in files beside
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -70,10 +71,15 @@ def seam(picture: Pixels, grid: Grid, factor: int) -> float:
     return float(np.mean(ratios)) if ratios else 1.0
 
 
-def grain(picture: Pixels) -> float:
-    """The mean square of the second differences of brightness along both axes: the power of the finest detail."""
+def grain(picture: Pixels, share: float = 1.0) -> float:
+    """The mean square of the second differences of brightness along both axes: the power of the finest detail.
+
+    With a `share` of less than 1 the smallest squares alone count, which is that share of places where the picture is plainest:
+    the power of noise rather than of edges.
+    """
     grey = picture.astype(np.float32).mean(-1)
-    return float(np.mean([np.square(np.diff(grey, 2, axis)).mean() for axis in range(2)]))
+    squares = [np.sort(np.square(np.diff(grey, 2, axis)), axis=None) for axis in range(2)]
+    return float(np.mean([each[: math.ceil(share * each.size)].mean() for each in squares]))
 
 
 @final

@@ -38,6 +38,15 @@ def test_grain_is_in_detail_and_not_in_a_ramp() -> None:
     assert grain(np.random.default_rng(0).integers(0, 9, (64, 64, 3), dtype=np.uint8)) > 1
 
 
+def test_where_a_picture_is_plain_there_is_noise_and_no_edge() -> None:
+    edges = np.zeros((64, 64, 3), np.uint8)
+    edges[20:40] = 200
+    noisy = edges + np.random.default_rng(0).integers(0, 9, edges.shape, dtype=np.uint8)
+    assert grain(edges) > 1000
+    assert grain(edges, 0.75) == 0
+    assert 1 < grain(noisy, 0.75) < 30 < grain(noisy)
+
+
 def test_crops_are_full_height_squares_side_by_side() -> None:
     picture = np.repeat(np.arange(4, dtype=np.uint8) * 60, 256)[None, :, None] * np.ones((256, 1, 3), np.uint8)
     found = crops(picture, (128, 128))
