@@ -359,6 +359,19 @@ def test_under_any_solver_a_canvas_that_is_known_to_the_end_is_what_comes_out(
     torch.testing.assert_close(finished(run), torch.full_like(run.canvas, 2.0), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", DiffusersScheduler.names())
+def test_from_any_scheduler_of_diffusers_the_denoiser_gets_what_is_known_and_noise_of_its_level(name: str) -> None:
+    denoiser = ToyDenoiser(prediction="flow_prediction" if name.startswith("flow") else "epsilon")
+    run = toy_run((40, 40), denoiser=denoiser, scheduler=DiffusersScheduler(name), guidances=[Knowing(steps=3)], steps=8)
+    while not denoiser.forwards:
+        canvas, level = run.canvas, run.level
+        run.step()
+    noise = (canvas - 2 * level.alpha) / level.sigma
+    assert level.step == 3
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float(noise.std()) - 1) < 0.05
+
+
 def test_the_first_of_several_that_know_is_believed() -> None:
     found = finished(toy_run(guidances=[Pull(), Knowing(3.0, steps=9), Knowing(steps=9)]))
     torch.testing.assert_close(found, torch.full_like(found, 3.0), rtol=1e-9, atol=1e-9)
