@@ -82,7 +82,9 @@ class Step(Protocol):
         """
 
     def paint(self, grid: Grid, guidances: "Sequence[Guidance]" = ()) -> Float[Tensor, "*c_size"]:
-        """A finished canvas of other windows: a run of its own, of the same prompt and all steps, with noise of its own.
+        """A finished canvas of other windows: a run of its own, of the same prompt and all steps.
+
+        Its noise is keyed as `noise` is, with the size of that canvas.
 
         Args:
             grid: where its windows lie.
@@ -104,14 +106,18 @@ class Guidance(ABC):
     the last pass, with no backward through the denoiser; the noise estimate stays what it was."""
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
-        """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it."""
+        """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it.
+
+        Smaller canvases, which another guidance paints for the run, are runs too.
+        """
         return None
 
     def known(self, step: Step, memory: Any) -> Float[Tensor, "*c_size"] | None:
         """The clean estimate of the whole canvas, where the denoiser need not be asked for it; the same on every rank.
 
-        Asked at each step of the run's own canvas; of several guidances the first that knows is believed. Such a step makes
-        no pass, and guides nothing. At the first one the estimate is laid under the noise. May write to the memory.
+        Asked before each model call of the run's own canvas; of several guidances the first that knows is believed. Then
+        there is no pass, and nothing is guided. At the run's first level the estimate is laid under the noise. So it should
+        be known from there on, and stay what it was: what changes is taken for noise. May write to the memory.
 
         Returns:
             The estimate, `c *size`, or None.

@@ -110,8 +110,8 @@ class Run:
             self._stage()
 
     def _stage(self) -> None:
-        """One model call on every window, and one step of the solver on the canvas."""
-        x0 = self._known()
+        """One model call on every window, where the canvas is not known, and one step of the solver on the canvas."""
+        x0 = self.known()
         if x0 is None:
             x, pred = self.estimate(self.canvas, self.grid, self.guided, self.level)
         else:
@@ -129,17 +129,24 @@ class Run:
         self.canvas = _expect(canvas, x.shape, f"{type(self.solver).__name__}.step", "it must return the canvas one level down")
         self.level = self.solver.levels[self.level.index + 1]
 
-    def _known(self) -> Tensor | None:
-        """The clean estimate of the canvas, where a guidance knows it."""
+    def known(self) -> Tensor | None:
+        """The clean estimate of the canvas at its level, where a guidance knows it; see `Guidance.known`."""
         for (guidance, memory), key in zip(self.guided, _keys(self.guided), strict=True):
             x0 = guidance.known(CanvasStep(self, self.canvas, self.grid, self.level, key), memory)
             if x0 is not None:
                 name = f"{type(guidance).__name__}.known"
-                return _expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None")
+                x0 = _expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None").to(self.canvas)
+                if not torch.isfinite(x0).all():
+                    raise NotFiniteError(f"what {name} returned at step {self.level.step + 1} holds NaN or infinity")
+                return x0
         return None
 
     def paint(self, grid: Grid, guidances: Sequence[Guidance], seed: int) -> Tensor:
-        """A finished canvas of other windows; see `Step.paint`."""
+        """A finished canvas of other windows; see `Step.paint`.
+
+        Raises:
+            KeyboardInterrupt: the runtime was asked to stop.
+        """
         solver = deepcopy(self.solver)
         solver.restore(self._outset)
         run = Run(
@@ -155,6 +162,8 @@ class Run:
         )
         while not run.done:
             run.step()
+            if self.runtime.stopping:
+                raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
         return run.canvas
 
     def estimate(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level) -> tuple[Tensor, Tensor]:
@@ -254,7 +263,8 @@ class Run:
         self.level = self.solver.levels[state["level"]]
         self.generator.set_state(state["generator"])
         self.solver.restore(state["solver"])
-        self.guided = [(g, memory) for (g, _), memory in zip(self.guided, deepcopy(state["memories"]), strict=True)]
+        memories = _moved(deepcopy(state["memories"]), self.runtime.device)
+        self.guided = [(g, memory) for (g, _), memory in zip(self.guided, memories, strict=True)]
         self._last = None
 
 
@@ -292,7 +302,8 @@ class CanvasStep:
 
     @torch.no_grad()
     def paint(self, grid: Grid, guidances: Sequence[Guidance] = ()) -> Float[Tensor, "*c_size"]:
-        others = [g for g, _ in self.run.guided if type(g).__qualname__ != self.guidance.partition("/")[0]]
+        taken = {self.guidance.partition("/")[0], *(type(guidance).__qualname__ for guidance in guidances)}
+        others = [guidance for guidance, _ in self.run.guided if type(guidance).__qualname__ not in taken]
         return self.run.paint(grid, [*guidances, *others], self._seed(grid))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
@@ -303,6 +314,18 @@ def _keys(guided: Guided) -> list[str]:
     """A name for each guidance, the same in every process: its class, and how many of that class stand before it."""
     names = [type(guidance).__qualname__ for guidance, _ in guided]
     return [f"{name}/{names[:k].count(name)}" for k, name in enumerate(names)]
+
+
+def _moved(memory: Any, device: torch.device) -> Any:
+    """A guidance's memory, its tensors on a device."""
+    match memory:
+        case Tensor():
+            return memory.to(device)
+        case dict():
+            return {key: _moved(part, device) for key, part in memory.items()}
+        case list() | tuple():
+            return type(memory)(_moved(part, device) for part in memory)
+    return memory
 
 
 def _expect(found: Any, shape: Sequence[int], source: str, contract: str) -> Tensor:

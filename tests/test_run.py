@@ -386,6 +386,30 @@ def test_a_known_canvas_of_another_shape_is_told() -> None:
         toy_run(guidances=[Wrong()]).step()
 
 
+def test_a_known_canvas_takes_the_runs_type_and_must_be_finite() -> None:
+    class Double(Knowing):
+        def known(self, step: Step, memory: Any) -> Tensor | None:
+            return torch.full(step.canvas.shape, self.constant, dtype=torch.float64)
+
+    single = Runtime(accelerator="cpu")
+    run = toy_run(guidances=[Double(steps=9)], runtime=single)
+    run.step()
+    assert run.canvas.dtype == torch.float32
+    with pytest.raises(NotFiniteError, match=r"what Double\.known returned at step 1 holds NaN or infinity"):
+        toy_run(guidances=[Double(float("nan"))], runtime=single).step()
+
+
+def test_painting_ends_when_the_runtime_is_asked_to_stop() -> None:
+    def asked(step: Step) -> Tensor:
+        run.runtime.stop()
+        return step.paint(Grid((4, 6), (4, 4), (2, 2), (False, False)))
+
+    run = toy_run(guidances=[Probe(asked)], steps=5)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 5 of a smaller canvas"):
+        run.step()
+    assert run.level.step == 0
+
+
 @pytest.mark.parametrize("scheduler", [ToyScheduler(eta=1.0), ToyScheduler(corrector=True)])
 def test_what_is_painted_is_a_run_of_its_own_that_leaves_this_one_alone(scheduler: ToyScheduler) -> None:
     grid, pull = Grid((4, 6), (4, 4), (2, 2), (True, True)), Pull("identity")
@@ -616,3 +640,14 @@ def test_a_weight_that_is_no_finite_number_above_nothing_is_named(tilt: float) -
     run.fuser = Mean(tilt=tilt)
     with pytest.raises(ContractError, match=r"Mean.weight .* it must return one finite weight a cell, each above 0"):
         run.step()
+
+
+def test_memories_are_restored_to_the_runs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = toy_run(guidances=[Remembering()])
+    run.step()
+    state = run.state()
+    monkeypatch.setattr(Runtime, "device", torch.device("meta"))
+    run.restore(state)
+    ((_, memory),) = run.guided
+    assert run.canvas.device == memory["mean"].device == torch.device("meta")
+    assert (memory["steps"], memory["log"]) == (1, [0])

@@ -25,7 +25,7 @@ from panokit.testing.toys import ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 
 Make = Callable[[], Guidance]
 
-STEPS = 4
+STEPS = 8
 """Of the runs: a guidance must be awake in one of them to be checked."""
 MICRO_BATCH = 5
 """Three chunks of the 15 windows, which two ranks share unevenly."""
@@ -40,6 +40,7 @@ def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
         wakes_up,
         shape_and_dtype,
         strength_is_finite_at_every_level,
+        known_is_a_clean_canvas,
         windows_do_not_see_each_other,
         gradient_matches_energy,
         leaves_arguments_alone,
@@ -55,7 +56,7 @@ def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
 
 
 def wakes_up(make: Make) -> None:
-    """The guidance is awake somewhere in a run of four steps, or there is nothing to check."""
+    """The guidance is awake somewhere in a run of eight steps, or there is nothing to check."""
     _moment(make())
 
 
@@ -96,6 +97,34 @@ def strength_is_finite_at_every_level(make: Make) -> None:
             strength == again,
             f"{at} is {strength}, and {again} when asked again; it must depend on the level and the settings alone",
         )
+
+
+def known_is_a_clean_canvas(make: Make) -> None:
+    """At every level `known` returns None, or a finite canvas like the run's own, which it leaves alone."""
+    run = _run(make())
+    ((guidance, memory),) = run.guided
+    name = f"{type(guidance).__name__}.known"
+    while not run.done:
+        canvas = contents(run.canvas)
+        found: Any = guidance.known(_step(run), memory)
+        demand(unchanged(canvas, run.canvas), f"{name} wrote to step.canvas, which the run goes on with: work on a copy")
+        if found is not None:
+            demand(
+                isinstance(found, Tensor)
+                and (found.shape, found.dtype, found.device) == (run.canvas.shape, run.canvas.dtype, run.canvas.device)
+                and bool(found.isfinite().all()),
+                f"{name} returned {_told(found)} at step {run.level.step} for a canvas that is {_told(run.canvas)}; it must "
+                "return None, or the clean canvas, finite and `.to(step.canvas)`",
+            )
+        run.step()
+
+
+def _told(found: object) -> str:
+    """What a tensor is, in words."""
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__}"
+    finite = "" if bool(found.isfinite().all()) else " with NaN or infinity"
+    return f"a {found.dtype} {tuple(found.shape)} on {found.device}{finite}"
 
 
 def windows_do_not_see_each_other(make: Make) -> None:
@@ -290,7 +319,7 @@ def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
     """A run at the first level that the guidance is awake at."""
     run = _run(guidance, runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=MICRO_BATCH))
     while not run.done:
-        if guidance.strength(run.level) != 0:
+        if guidance.strength(run.level) != 0 and run.known() is None:
             return run
         run.step()
     raise ConformanceError(
@@ -302,8 +331,14 @@ def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
 @torch.no_grad()
 def _prepared(run: Run) -> _Moment:
     ((guidance, memory),) = run.guided
-    step = CanvasStep(run, run.canvas, run.grid, run.level, type(guidance).__qualname__)
+    step = _step(run)
     return _Moment(guidance, step, guidance.prepare(step, memory))
+
+
+def _step(run: Run) -> CanvasStep:
+    """What the only guidance of a run sees of it, keyed as the run keys it."""
+    ((guidance, _),) = run.guided
+    return CanvasStep(run, run.canvas, run.grid, run.level, f"{type(guidance).__qualname__}/0")
 
 
 def _settings(guidance: Guidance) -> object:

@@ -43,7 +43,7 @@ class MSDGuidance(Guidance):
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
         decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
-        until: $T'$, the share of the steps after which the guidance ends, in [0, 1].
+        until: $T'$, the share of the steps after which the guidance ends, in [0, 1]; there is none up to `head_start`.
         head_start: the share of the steps, in [0, 1], that the finer canvas is spared: it begins there, with the finished
             coarse canvas, enlarged, under noise of that level, as Meng et al. 2022 begin with strokes of paint. 0 begins with
             noise alone, as the paper does.
@@ -138,7 +138,10 @@ class MSDGuidance(Guidance):
 
     def known(self, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
         """In the head start, the finished coarse canvas, enlarged."""
-        if self.weight == 0 or step.level.progress >= self.head_start:
+        level = step.level
+        last = level.step + 1 == level.steps and self.head_start < 1  # which is the fine canvas's own, however few there are
+        if self.weight == 0 or level.progress >= self.head_start or last:
+            memory.pop("painted", None)
             return None
         if "painted" not in memory:
             memory["painted"] = step.paint(self._below(step.grid), self._guides(step.grid))

@@ -143,6 +143,15 @@ def test_a_head_start_costs_all_steps_of_the_coarsest_canvas_and_spares_the_othe
     assert sum(toy(run).forwards) == painted
 
 
+@pytest.mark.parametrize(("steps", "head_start", "spared"), [(1, 0.3, 0), (2, 0.9, 1), (2, 1.0, 2), (10, 0.3, 3), (25, 0.3, 8)])
+def test_the_last_step_is_the_fine_canvass_own(steps: int, head_start: float, spared: int) -> None:
+    run = toy_run((8, 16), guidances=[MSDGuidance(head_start=head_start, until=0.0)], steps=steps)
+    finished(run)
+    painted = steps * len(run.grid.scaled(2)) if spared else 0
+    assert sum(toy(run).forwards) == painted + (steps - spared) * len(run.grid)
+    assert run.guided[0][1].keys() == ({"coarse", "painted"} if spared == steps else {"coarse"})
+
+
 @pytest.mark.parametrize("wrap", [False, True])
 def test_a_head_start_is_the_finished_coarse_canvas_enlarged_under_the_runs_own_noise(wrap: bool) -> None:
     pull = Pull("identity", weight=0.5, to=3)

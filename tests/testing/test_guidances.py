@@ -82,6 +82,25 @@ class Sleeping(Steady):
 
 
 @dataclass(frozen=True)
+class KnowsInDouble(Steady):
+    def known(self, step: Step, memory: Any) -> Tensor | None:
+        return step.canvas.double() if step.level.step < 2 else None
+
+
+@dataclass(frozen=True)
+class KnowsNothing(Steady):
+    def known(self, step: Step, memory: Any) -> Tensor | None:
+        return step.canvas / 0 if step.level.step == 2 else None
+
+
+@dataclass(frozen=True)
+class KnowsByWriting(Steady):
+    def known(self, step: Step, memory: Any) -> Tensor | None:
+        step.canvas[:, 0] = 0.0
+        return None
+
+
+@dataclass(frozen=True)
 class OneForAll(Steady):
     def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
         return seen.x0.square().sum()
@@ -341,7 +360,7 @@ class HidesASetting(Steady):
 @pytest.mark.parametrize(
     ("broken", "check", "advice"),
     [
-        (Sleeping, guidances.wakes_up, r"Sleeping\(\) is asleep at all 4 steps.*: make it with settings"),
+        (Sleeping, guidances.wakes_up, r"Sleeping\(\) is asleep at all 8 steps.*: make it with settings"),
         (OneForAll, guidances.shape_and_dtype, r"returned shape \(\) for 4 windows.* one number a window.*sum over all axes"),
         (NoTensor, guidances.shape_and_dtype, r"returned a list for 4 windows; it must return one number a window, \(4,\)"),
         (InFloat32, guidances.shape_and_dtype, r"returned torch.float32 .* windows of torch.float64.*make constants with"),
@@ -349,6 +368,13 @@ class HidesASetting(Steady):
         (SignalToNoise, guidances.strength_is_finite_at_every_level, "raised ZeroDivisionError.*mind levels whose alpha is 0"),
         (Overflowing, guidances.strength_is_finite_at_every_level, r"\(alpha 0\) is inf; it must be finite: mind levels"),
         (Dice, guidances.strength_is_finite_at_every_level, "when asked again; it must depend on the level and the settings"),
+        (
+            KnowsInDouble,
+            guidances.known_is_a_clean_canvas,
+            r"returned a torch.float64 \(4, 16, 24\) on cpu at step 0 .*float32",
+        ),
+        (KnowsNothing, guidances.known_is_a_clean_canvas, "on cpu with NaN or infinity at step 2 .*the clean canvas, finite"),
+        (KnowsByWriting, guidances.known_is_a_clean_canvas, "known wrote to step.canvas.*: work on a copy"),
         (BatchMean, guidances.windows_do_not_see_each_other, "the energy of BatchMean is another.*reduce over all axes but"),
         (ByPosition, guidances.windows_do_not_see_each_other, "the energy of ByPosition.*parts of the context by `index`"),
         (LeakingGradient, guidances.windows_do_not_see_each_other, "the gradient at x0 of LeakingGradient is another"),
