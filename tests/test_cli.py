@@ -406,7 +406,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["outside_fuser:Plain"], 10),
         (["ddim", "--kind", "fusers"], 10),
         (["ddim", "--kind", "schedulers"], 8),
-        (["panokit.testing.toys:Pull"], 11),
+        (["panokit.testing.toys:Pull"], 12),
         (["panokit.testing.worlds:Gaussian"], 6),
     ],
 )
