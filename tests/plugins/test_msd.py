@@ -422,6 +422,15 @@ def test_it_keeps_its_contract_where_it_guides_after_one(check: Check) -> None:
     check()
 
 
+def test_a_guidance_beside_it_that_ends_with_the_head_start_is_one_of_the_coarse_canvas() -> None:
+    pull = Pull("identity", weight=0.5, to=3, until=2)
+    beside, below = MSDGuidance(head_start=0.5, until=0.75), MSDGuidance(head_start=0.5, until=0.75, coarse_guidances=(pull,))
+    runs = [toy_run((8, 16), guidances=guidances, steps=4) for guidances in ([pull, beside], [below], [beside])]
+    found, expected, without = [finished(run) for run in runs]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found, without)
+
+
 def test_three_axes() -> None:
     run = toy_run((8, 8, 8), guidances=[MSDGuidance(0.1)], steps=2)
     assert torch.isfinite(finished(run)).all()
