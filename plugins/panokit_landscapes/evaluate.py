@@ -151,32 +151,29 @@ class LayoutMeasure:
 class GrainMeasure:
     """The power of the finest detail over that of true scenes of the same height: of the prompt's family, or of all.
 
-    Of everything, which is mostly edges; and where the picture is plainest, which is noise.
-
-    Attributes:
-        scenes: how many true ones of each family there are to compare with.
-        plain: the share of a picture that is called plain.
+    Of everything, which is mostly edges; and of the plainest three quarters, which is noise.
     """
 
-    def __init__(self, scenes: int = 8, plain: float = 0.75) -> None:
-        self.scenes, self.plain = scenes, plain
+    def __init__(self, scenes: int = 8) -> None:
+        self.scenes = scenes
         self._true: dict[tuple[str, int], tuple[float, ...]] = {}
 
     def __call__(self, picture: Pixels, prompt: str) -> dict[str, float]:
         """Both; 1 where a picture (H, W, 3) has as much of it as true scenes have."""
         families = [FAMILIES[PROMPTS.index(prompt)]] if prompt in PROMPTS else FAMILIES
         true = np.mean([self._of(family, len(picture)) for family in families], axis=0)
-        return dict(zip(("grain", "grain, plain areas"), (self._powers(picture) / true).tolist(), strict=True))
-
-    def _powers(self, picture: Pixels) -> tuple[float, ...]:
-        return grain(picture), grain(picture, self.plain)
+        return dict(zip(("grain", "grain, plain areas"), (_powers(picture) / true).tolist(), strict=True))
 
     def _of(self, family: str, height: int) -> tuple[float, ...]:
         if (family, height) not in self._true:
             rng = np.random.default_rng((UNSEEN, height))
             pictures = [render(sample_scene(rng, family), height) for _ in range(self.scenes)]
-            self._true[family, height] = tuple(np.mean([self._powers(each) for each in pictures], axis=0).tolist())
+            self._true[family, height] = tuple(np.mean([_powers(each) for each in pictures], axis=0).tolist())
         return self._true[family, height]
+
+
+def _powers(picture: Pixels) -> tuple[float, float]:
+    return grain(picture), grain(picture, share=0.75)
 
 
 def kid(pictures: Tensor, true: Tensor) -> tuple[float, float]:
