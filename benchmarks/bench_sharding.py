@@ -15,7 +15,7 @@ from panokit import Runtime, Sampler
 from panokit.checkpoint import Checkpoint
 from panokit.testing.processes import Processes
 
-SCRIPT = Path(__file__).parents[1] / "tests" / "ranks.py"
+SCRIPT = Path(__file__).parents[1] / "tests" / "runtime" / "ranks.py"
 
 
 def seconds(folder: Path, size: int, steps: int) -> list[float]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-PRELOAD = ["panokit.cli", "panokit.painting", "panokit.strategy", "panokit.testing.tiny", "panokit.testing.toys"]
+PRELOAD = ["panokit.cli", "panokit.painting", "panokit.runtime.strategy", "panokit.testing.tiny", "panokit.testing.toys"]
 
 
 @final

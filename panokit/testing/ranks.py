@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panokit.runtime import Runtime
-from panokit.sharding import chunks, deal
+from panokit.runtime.sharding import chunks, deal
 from panokit.testing.demands import ConformanceError
 
 Made = TypeVar("Made")

@@ -46,7 +46,7 @@ def fabric_for(
             return Fabric(devices=devices, strategy=strategy, **options)
         if hasattr(sys, "ps1") and not launched:
             raise SettingError(NOTEBOOK.format(devices))
-        from panokit.strategy import WindowStrategy
+        from panokit.runtime.strategy import WindowStrategy
 
         return Fabric(devices=devices, strategy=WindowStrategy(timedelta(seconds=timeout)), **options)
     except SettingError:
@@ -82,7 +82,7 @@ def start(strategy: Any) -> Event:
     """
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-    from panokit.strategy import WindowStrategy
+    from panokit.runtime.strategy import WindowStrategy
 
     met = Event()
     environment: Any = getattr(strategy, "cluster_environment", None)

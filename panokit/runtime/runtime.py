@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import nn
 
 from panokit.errors import RankError, SettingError, ShardingWarning
-from panokit.group import Group, Status
-from panokit.launch import NOTEBOOK, fabric_for, start
-from panokit.offload import HOST, Turns, release, waits
-from panokit.pieces import Pieces, Rows, joined
 from panokit.recipe import differences
+from panokit.runtime.group import Group, Status
+from panokit.runtime.launch import NOTEBOOK, fabric_for, start
+from panokit.runtime.offload import HOST, Turns, release, waits
+from panokit.runtime.pieces import Pieces, Rows, joined
+from panokit.runtime.sharding import Chunk, better, busiest, chunks, deal
 from panokit.settings import Attention, Precision
-from panokit.sharding import Chunk, better, busiest, chunks, deal
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from panokit.sharding import busiest
+from panokit.runtime.sharding import busiest
 from panokit.testing.processes import Processes
 
 SCRIPT = Path(__file__).with_name("ranks.py")

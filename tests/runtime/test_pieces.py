@@ -8,7 +8,7 @@ from torch import Tensor
 
 from panokit import Runtime, Sampler
 from panokit.errors import OutOfMemoryError, ShardingWarning
-from panokit.pieces import Pieces
+from panokit.runtime.pieces import Pieces
 from panokit.testing.tiny import tiny_model
 
 

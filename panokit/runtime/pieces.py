@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from panokit.errors import OutOfMemoryError, ShardingWarning
-from panokit.sharding import Chunk
+from panokit.runtime.sharding import Chunk
 
 Rows = tuple[Tensor, ...]
 

@@ -1,4 +1,4 @@
-"""The command line: `panokit generate`, `rerun`, `plugins` and `check`. Options are the arguments in `panokit.commands`."""
+"""The command line: `panokit generate`, `rerun`, `plugins` and `check`. Options are the arguments in `panokit.cli.commands`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from panokit import commands
+from panokit.cli import commands
 from panokit.errors import (
     ContractError,
     FallbackWarning,

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Guidance, Runtime, Sampler, decoding, group
+from panokit import DiffusersScheduler, Guidance, Runtime, Sampler, decoding
 from panokit.checkpoint import Checkpoint
 from panokit.cli import main
 from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.run import Run
+from panokit.runtime import group
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDGuidance
 from panokit_multidiffusion import MultiDiffusion

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panokit.sharding import better, busiest, chunks, deal
+from panokit.runtime.sharding import better, busiest, chunks, deal
 
 WINDOWS, MICRO_BATCH, RANKS = st.integers(1, 600), st.integers(1, 16), st.integers(1, 64)
 

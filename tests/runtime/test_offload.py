@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panokit.offload import HOST, Turns, release, waits
+from panokit.runtime.offload import HOST, Turns, release, waits
 
 DEVICE = torch.device("cpu", 0)  # the same memory by another name
 

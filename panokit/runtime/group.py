@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from panokit.errors import PanokitError, RankError, RankFailedError
-from panokit.lifeline import Lifeline
-from panokit.pieces import Rows
-from panokit.sharding import Chunk
+from panokit.runtime.lifeline import Lifeline
+from panokit.runtime.pieces import Rows
+from panokit.runtime.sharding import Chunk
 
 Made = TypeVar("Made")
 

@@ -1,0 +1,5 @@
+"""Where a run is computed: devices, precision, and the ranks that share windows, on Lightning Fabric."""
+
+from panokit.runtime.runtime import Runtime
+
+__all__ = ["Runtime"]
