@@ -106,7 +106,7 @@ def begun(model: Model, guidance: Any, height: int, width: int, **runtime: Any) 
 
 def look(run: Run, grid: Grid, x: Tensor, i: int) -> Tensor:
     """The clean estimate of one window."""
-    return run.look(x, grid, [i], run.level).x0
+    return run.model_pass.look(x, grid, [i], run.level).x0
 
 
 def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
@@ -124,14 +124,14 @@ def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
         (gradient,) = torch.autograd.grad(loss, x)
         x = x.detach() if i == anchor else x.detach() - weight * gradient
         with torch.no_grad():
-            moved.append(run.predict(x, grid, [i], run.level))
-    return run.fuser.fuse(torch.cat(moved), grid)
+            moved.append(run.model_pass.predict(x, grid, [i], run.level))
+    return run.parts.fuser.fuse(torch.cat(moved), grid)
 
 
 def literal_msd(run: Run, weight: float) -> Tensor:
     """A guided step whose loss goes back into everything that could be trained, weights too."""
     grid, below = run.grid, run.grid.scaled(2)
-    low = run.fuser.fuse(
+    low = run.parts.fuser.fuse(
         torch.cat([look(run, below, below.crop(mean(run.canvas, 2, 2), [i]), i) for i in range(len(below))]).detach(), below
     )
     moved = []
@@ -142,8 +142,8 @@ def literal_msd(run: Run, weight: float) -> Tensor:
             apart.square().sum().backward()
         assert x.grad is not None
         with torch.no_grad():
-            moved.append(run.predict(x.detach() - weight * x.grad, grid, [i], run.level))
-    return run.fuser.fuse(torch.cat(moved), grid)
+            moved.append(run.model_pass.predict(x.detach() - weight * x.grad, grid, [i], run.level))
+    return run.parts.fuser.fuse(torch.cat(moved), grid)
 
 
 def ratios(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
@@ -162,7 +162,7 @@ def stage(run: Run) -> Callable[[], Any]:
 
     def step() -> Tensor:
         with torch.no_grad():
-            return run.estimate(run.canvas, run.grid, run.guided, run.level)[1]
+            return run.pass_over(run.canvas, run.grid, run.guided, run.level).pred
 
     return step
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, final
 
 from PIL import Image
 
-from panokit.panorama import check_output, to_image, written_aside
+from panokit.output import check_output, written_aside
+from panokit.panorama import to_image
 from panokit.preview import preview
 from panokit.run import Run
 
@@ -54,7 +55,7 @@ class Preview:
 
     def on_step_end(self, run: Run) -> None:
         """Write the picture, on rank 0."""
-        if run.runtime.rank == 0 and _due(run, self.every) and (image := picture(run)):
+        if run.runtime.global_rank == 0 and _due(run, self.every) and (image := picture(run)):
             with written_aside(Path(self.path)) as aside:
                 image.save(aside)
 
@@ -83,7 +84,7 @@ class Log:
         now = time.perf_counter()
         scalars = {"seconds": now - self._before, "memory": float(run.runtime.peak_memory), **run.scalars}
         self._before = now
-        if run.runtime.rank != 0:
+        if run.runtime.global_rank != 0:
             return
         step = run.level.step
         image = picture(run) if self.pictures and _due(run, self.pictures) else None
@@ -95,7 +96,7 @@ class Log:
     def on_run_end(self, run: Run) -> None:
         """Have what loggers keep written down."""
         for logger in self.loggers:
-            if run.runtime.rank == 0 and hasattr(logger, "save"):
+            if run.runtime.global_rank == 0 and hasattr(logger, "save"):
                 logger.save()
 
 

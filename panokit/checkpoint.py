@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from panokit.errors import FallbackWarning, SettingError
-from panokit.panorama import written_aside
-from panokit.recipe import differences
+from panokit.output import written_aside
+from panokit.plain import differences
 from panokit.run import Run
 
 _MINUTE = 60.0
@@ -60,7 +60,7 @@ class Checkpoint:
             SettingError: there is no checkpoint `resume`, it is of another recipe, or it is damaged and so is the one before.
         """
         self._last, self.useful = time.monotonic(), False
-        if state := run.runtime.first(lambda: self._state(run.recipe)):
+        if state := run.runtime.broadcast(lambda: self._state(run.recipe)):
             run.restore(state)
 
     def on_step_end(self, run: Run) -> None:
@@ -68,7 +68,7 @@ class Checkpoint:
         if run.done or not run.runtime.writes or self.every == 0:
             return
         due = time.monotonic() - self._last >= _MINUTE if self.every is None else run.level.step % self.every == 0
-        if due or run.runtime.stopping:
+        if due or run.stopping:
             self.write(run)
             self._last = time.monotonic()
 

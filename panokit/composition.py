@@ -7,20 +7,20 @@ A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, wei
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 from docstring_parser import parse
-from jsonargparse import ArgumentError, ArgumentParser
 
 from panokit import registry
-from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 from panokit.denoiser import Prompt, Regions
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
+from panokit.hints import fit, hints_of
+from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
 from panokit.scheduler import Scheduler
@@ -58,20 +58,18 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
     if not trusted:
         check_plain({"plugin": name, **settings})
     maker = _maker(base, name)
-    if maker is DiffusersScheduler:
-        settings = {"name": name, **settings}
     settings = {key: _nested(value, trusted) for key, value in settings.items()}
     return _made(name, maker, settings)
 
 
 def describe(plugin: Fuser | Guidance | Scheduler) -> dict[str, Any]:
     """The part that describes a plugin: its name and all its settings, as numbers, text, lists and mappings."""
-    if isinstance(plugin, DiffusersScheduler):
-        return {"plugin": plugin.name, "options": _plain(dict(plugin.options))}
     settings: dict[str, Any] = {}
     if is_dataclass(plugin):
-        settings = {each.name: getattr(plugin, each.name) for each in fields(plugin)}
-    return {"plugin": _name(type(plugin)), **{key: _plain(value) for key, value in settings.items()}}
+        settings = {field.name: getattr(plugin, field.name) for field in fields(plugin)}
+    # The last of the names is where the class is, which fits always.
+    name, given = next((name, given) for name, given in _names(type(plugin)) if given.items() <= settings.items())
+    return {"plugin": name, **{key: _plain(value) for key, value in settings.items() if key not in given}}
 
 
 def prompt_from(data: object) -> Prompt:
@@ -100,16 +98,24 @@ def prompt_from(data: object) -> Prompt:
 def parameters(base: type[Fuser] | type[Guidance] | type[Scheduler], name: str) -> tuple[str, list[Parameter]]:
     """What a plugin is for, in its own words, and its settings."""
     maker = _maker(base, name)
-    documented = parse(_class(maker).__doc__ or "")
-    own = inspect.signature(maker).parameters  # a class method has defaults of its own
+    cls, given = registry.made_class(maker), registry.bound(maker)
+    documented = parse(cls.__doc__ or "")
     meaning = {param.arg_name: " ".join((param.description or "").split()) for param in documented.params}
-    hidden = ("name",) if maker is DiffusersScheduler else ()
-    found = [
-        Parameter(key, _type(each), "" if each.default is each.empty else repr(each.default), meaning.get(key, ""))
-        for key, inherited in inspect.signature(_class(maker)).parameters.items()
-        if (each := own.get(key, inherited)) and key not in hidden
+    own = inspect.signature(maker).parameters  # a class method has defaults of its own
+    settings = {key: own.get(key, parameter) for key, parameter in _parameters(cls).items() if key not in given}
+    summary = (documented if given else parse(maker.__doc__ or "")).short_description or ""
+    return summary, [
+        Parameter(key, _type(parameter), _default(cls, parameter), meaning.get(key, "")) for key, parameter in settings.items()
     ]
-    return parse(maker.__doc__ or "").short_description or "", found
+
+
+def _default(cls: type, parameter: inspect.Parameter) -> str:
+    """The default of a setting; empty if there is none."""
+    if parameter.default is parameter.empty:
+        return ""
+    factories = {field.name: field.default_factory for field in fields(cls)} if is_dataclass(cls) else {}
+    factory: Any = factories.get(parameter.name, MISSING)
+    return repr(parameter.default if factory is MISSING else factory())
 
 
 def _split(base: type, part: object) -> tuple[str, dict[str, Any]]:
@@ -127,42 +133,40 @@ def _split(base: type, part: object) -> tuple[str, dict[str, Any]]:
 
 def _maker(base: type, name: str) -> Callable[..., Any]:
     """The class behind a name, or a class method of it."""
-    kind = _kind(base)
-    builtin = DiffusersScheduler.names() if base is Scheduler else ()
-    return DiffusersScheduler if name in builtin else registry.maker(kind, name, base, builtin)
+    return registry.maker(_kind(base), name, base)
 
 
 def _kind(cls: type) -> Kind:
     return next(kind for kind, base in BASES.items() if issubclass(cls, base))
 
 
-def _class(maker: Callable[..., Any]) -> type:
-    """The class that a maker makes, whose settings a class method passes on."""
-    return maker if isinstance(maker, type) else cast("Any", maker).__self__
-
-
 def _nested(value: Any, trusted: bool) -> Any:
     """A setting, with the guidances in it made."""
-    if isinstance(value, Mapping) and "plugin" in value:
-        return build(Guidance, value, trusted=trusted)
-    return [_nested(item, trusted) for item in value] if isinstance(value, list) else value
+
+    def is_part(node: Any) -> bool:
+        return isinstance(node, Mapping) and "plugin" in node
+
+    return map_leaves(value, lambda leaf: build(Guidance, leaf, trusted=trusted) if is_part(leaf) else leaf, is_leaf=is_part)
 
 
 def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
     """Call the maker, with settings that it knows, of the types that it says."""
-    parser = ArgumentParser(exit_on_error=False, print_config=None)
-    parser.add_class_arguments(_class(maker), fail_untyped=False)
-    known = vars(parser.get_defaults()).keys()
-    for key in settings.keys() - known:
-        close = get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise SettingError(f"{name} has no setting {key!r}: {hint}it has {', '.join(sorted(known)) or 'none'}")
+    cls = registry.made_class(maker)
+    known = {key: parameter for key, parameter in _parameters(cls).items() if key not in registry.bound(maker)}
+    hints, fitted = hints_of(cls), {}
+    for key, value in settings.items():
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise SettingError(f"{name} has no setting {key!r}: {hint}it has {', '.join(sorted(known)) or 'none'}")
+        try:
+            fitted[key] = fit(value, hints.get(key, Any))
+        except TypeError as cause:
+            wanted = _type(known[key])
+            hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in wanted else ""
+            raise SettingError(f"{key} of {name} came as {value!r}: it must be of the type {wanted}{hint}") from cause
     try:
-        checked = parser.instantiate(parser.parse_object(dict(settings)))
-    except ArgumentError as cause:
-        raise SettingError(_why(name, maker, settings, str(cause))) from cause
-    try:
-        return maker(**{key: checked[key] for key in settings})
+        return maker(**fitted)
     except SettingError as cause:
         raise SettingError(f"{name}: {cause}") from cause
     except (TypeError, ValueError) as cause:  # abstract, or with settings that have no default, or do not go together
@@ -170,16 +174,10 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
         raise SettingError(f"{name} cannot be made {how}: {cause}") from cause
 
 
-def _why(name: str, maker: Callable[..., Any], settings: Mapping[str, Any], message: str) -> str:
-    """What jsonargparse objects to, in our words where it names the setting."""
-    named = re.search(r'key "(\w+)', message)
-    key = named[1] if named else ""
-    if key not in settings:
-        return f"{name} cannot be made: {' '.join(message.split())}"
-    signature = inspect.signature(_class(maker)).parameters
-    wanted = f"it must be of the type {_type(signature[key])}" if key in signature else " ".join(message.split())
-    hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in wanted else ""
-    return f"{key} of {name} came as {settings[key]!r}: {wanted}{hint}"
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """A class's settings: the arguments of its constructor that have a name."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {key: parameter for key, parameter in inspect.signature(cls).parameters.items() if parameter.kind in named}
 
 
 def _type(parameter: inspect.Parameter) -> str:
@@ -190,21 +188,25 @@ def _type(parameter: inspect.Parameter) -> str:
 
 
 @cache
-def _name(cls: type) -> str:
-    """What the registry calls a plugin's class, or where the class is."""
+def _names(cls: type) -> list[tuple[str, dict[str, Any]]]:
+    """What the registry calls a plugin's class, each name with the settings that are part of it; last, where the class is."""
     home = cls.__module__.partition(".")[0]
-    for entry in registry.plugins(_kind(cls)):
-        if entry.entry.module.partition(".")[0] == home and entry.load() is cls:  # which is imported already
-            return entry.name
-    return f"{cls.__module__}:{cls.__qualname__}"
+    names = []
+    for plugin in registry.plugins(_kind(cls)):
+        if plugin.entry.module.partition(".")[0] != home:
+            continue  # nothing is imported but the class's own package, which is there already
+        maker = plugin.load()
+        if isinstance(maker, type | partial) and registry.made_class(maker) is cls:
+            names.append((plugin.name, registry.bound(maker)))
+    return [*names, (f"{cls.__module__}:{cls.__qualname__}", {})]
 
 
 def _plain(value: Any) -> Any:
-    """A setting as plain data; what is none, a function say, as its repr without an address: for people, and for comparison."""
-    if isinstance(value, Fuser | Guidance | Scheduler):
-        return describe(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | None) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    """A setting as numbers, text, lists and mappings. Anything else becomes its `repr`, without memory addresses."""
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, Fuser | Guidance | Scheduler):
+            return describe(leaf)
+        return leaf if isinstance(leaf, bool | int | float | str | None) else re.sub(r" at 0x[0-9a-f]+", "", repr(leaf))
+
+    return map_leaves(value, plain, sequence=list)

@@ -1,16 +1,18 @@
 """The model: a denoiser that knows windows, a codec between latents and images, and what a prompt can be."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit.errors import SettingError
+from panokit.errors import FallbackWarning, SettingError
 from panokit.grid import Grid
 from panokit.scheduler import Level, Training
+from panokit.settings import Execution
 
 Number = int | float
 Box = tuple[Number, Number, Number, Number]
@@ -68,33 +70,67 @@ Prompt = str | Regions
 
 
 class Denoiser(ABC):
-    """The model, classifier-free guidance inside.
+    """The model: a network that predicts what is in noisy windows, with classifier-free guidance inside.
 
-    What `encode` and `condition` return is the denoiser's own affair: the core only hands it on.
+    What `encode` and `condition` return is the denoiser's own affair: the core only hands it on. For any number of ranks to
+    make the same bits, a prediction must treat its windows one by one, and draw no noise.
     """
 
     channels: int
-    """Channels of the canvas."""
+    """Channels of the canvas, `c`."""
     window: tuple[int, ...]
     """Cells of the picture that the model was trained on, one entry an axis."""
     training: Training
-    """What the model was trained with."""
+    """What the model was trained with: a scheduler needs it to build its noise levels."""
+    choices: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Execution` that `configure` obeys. A runtime warns about the others if the user sets them."""
 
     @abstractmethod
     def modules(self) -> Iterable[nn.Module]:
-        """The networks to freeze and place on a device."""
+        """All networks: the runtime freezes them, moves them to a device and converts their precision."""
+
+    def configure(self, execution: Execution) -> None:
+        """Have the networks compute as asked. Called once, after they are placed; does nothing unless overridden.
+
+        Args:
+            execution: attention, checkpointing and compilation, of which a denoiser obeys its `choices`.
+        """
+        return
 
     @abstractmethod
     def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
-        """Embeddings for one run; called once."""
+        """Turn the texts into what `condition` needs. Called once a run, without gradients.
+
+        Args:
+            prompt: what to paint: a text, or `Regions` with a text for each part of the canvas.
+            negative_prompt: what to keep away from; empty for nothing.
+            guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
+        """
 
     @abstractmethod
     def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
-        """What the windows `index` of any grid over the scene are conditioned on."""
+        """The conditioning of some windows.
+
+        Args:
+            embeddings: what `encode` returned.
+            grid: where the windows lie. It may be coarser than the run's, because guidances denoise smaller canvases of the
+                same scene.
+            index: window numbers on that grid, in any order.
+        """
 
     @abstractmethod
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
-        """The model's prediction for noisy windows, in its own prediction type and the precision of `x`."""
+        r"""The model's prediction for noisy windows.
+
+        Args:
+            x: windows in the model's own coordinates, $x = \alpha x_0 + \sigma \epsilon$.
+            level: their noise level. `level.t` is the timestep that the network takes.
+            condition: what `condition` returned for the same windows.
+
+        Returns:
+            The prediction in the model's own type (`training.prediction`), of the shape, dtype and device of `x`. A gradient
+            must flow from it to `x`.
+        """
 
 
 class Codec(ABC):
@@ -102,10 +138,16 @@ class Codec(ABC):
 
     factor: int
     """Pixels a latent cell is wide."""
+    choices: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Execution` that `configure` obeys."""
 
     @abstractmethod
     def modules(self) -> Iterable[nn.Module]:
-        """The networks to freeze and place on a device."""
+        """All networks: the runtime freezes them, moves them to a device and converts their precision."""
+
+    def configure(self, execution: Execution) -> None:
+        """Have the networks compute as asked; see `Denoiser.configure`."""
+        return
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
@@ -118,7 +160,13 @@ class Codec(ABC):
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser, the codec of its latents (None where the canvas is the picture), and the name it was loaded by."""
+    """A denoiser, the codec of its latents, and a name.
+
+    Attributes:
+        denoiser: the model.
+        codec: between latents and images; None where the canvas is the picture.
+        name: what the model was loaded by, as recipes keep it.
+    """
 
     denoiser: Denoiser
     codec: Codec | None
@@ -128,3 +176,23 @@ class Model:
     def factor(self) -> int:
         """Pixels a cell of the canvas is wide."""
         return self.codec.factor if self.codec else 1
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All networks of both."""
+        parts: tuple[Denoiser | Codec | None, ...] = (self.denoiser, self.codec)
+        return [network for part in parts if part for network in part.modules()]
+
+    def configure(self, execution: Execution) -> None:
+        """Have all networks compute as asked, and warn about what none of them obeys.
+
+        Args:
+            execution: attention, checkpointing and compilation.
+        """
+        parts = [part for part in (self.denoiser, self.codec) if part]
+        for part in parts:
+            part.configure(execution)
+        for name, value in execution.chosen.items():
+            if not any(name in part.choices for part in parts):
+                message = f"{name} is {value!r}, and the model {self.name} has no such choice: nothing changes"
+                warnings.warn(message, FallbackWarning, stacklevel=3)

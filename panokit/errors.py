@@ -4,8 +4,8 @@
 class PanokitError(Exception):
     """Root of panokit's errors; its children also inherit the builtin that a caller would catch."""
 
-    told = False
-    """Whether the first rank raises it too, so that the others need not tell the user."""
+    reported = False
+    """Whether rank 0 raises it too, so that the other ranks need not report it."""
 
 
 class SettingError(PanokitError, ValueError):

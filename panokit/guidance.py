@@ -8,7 +8,7 @@ share is made in `prepare`, the same on every rank. And a guidance object never 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -81,20 +81,32 @@ class Step(Protocol):
             guided: pairs of a guidance and its memory.
         """
 
+    @property
+    def others(self) -> "Sequence[Guidance]":
+        """The run's other guidances: a canvas that this one paints may want some of them."""
+
     def paint(self, grid: Grid, guidances: "Sequence[Guidance]" = ()) -> Float[Tensor, "*c_size"]:
         """A finished canvas of other windows: a run of its own, of the same prompt and all steps.
 
-        Its noise is keyed as `noise` is, with the size of that canvas.
+        Its noise is keyed by the run's seed, the level, this guidance and the size of that canvas.
 
         Args:
             grid: where its windows lie.
-            guidances: what guides it, besides the run's guidances of other classes.
+            guidances: what guides it, exactly these; `others` are the run's.
+
+        Raises:
+            KeyboardInterrupt: the run was asked to stop.
         """
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
-        """Standard normal noise, keyed by the run's seed, the level, the canvas's size and the guidance.
+        """Standard normal noise, the same on every rank.
 
-        It is the same on every rank. Of the guidance counts its class, and its place among those of its class.
+        It is keyed by the run's seed, the level, the canvas's size, the guidance's `noise_key`, the number of guidances with
+        the same key that stand before it, and the hook, `known` or `prepare`. So guidances of different classes may change
+        places, and others may come and go, without a change of this one's noise.
+
+        Args:
+            shape: of the noise. A second call in one step draws fresh noise.
         """
 
 
@@ -104,6 +116,10 @@ class Guidance(ABC):
     jacobian: Literal["full", "identity"] = "full"
     """`full`: the gradient goes through the denoiser to the noisy window. `identity`: it corrects the clean estimate after
     the last pass, with no backward through the denoiser; the noise estimate stays what it was."""
+
+    noise_key: ClassVar[str] = ""
+    """What keys the noise that the guidance draws; its module and class unless given. A key of its own keeps pictures the same
+    when the class moves or is renamed."""
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
         """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it.

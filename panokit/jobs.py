@@ -4,28 +4,63 @@ A job is a mapping of the options that decide a picture: those in `JOB`. Its nam
 all of it, so the same job has the same name wherever it is made, and what is there need not be made again.
 """
 
-import hashlib
 import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, final
 
 from panokit.composition import Plugin, build, prompt_from
+from panokit.denoiser import Prompt
 from panokit.errors import PanokitError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
+from panokit.hints import make
 from panokit.panorama import Panorama
 from panokit.recipe import embedded
 from panokit.runtime import Runtime
-from panokit.sampler import Sampler
+from panokit.sampler import Plan, Sampler
 from panokit.scheduler import Scheduler
+from panokit.settings import SETTINGS, Composition, Settings, unknown_option
 
-PARTS = ("model", "scheduler", "fuser", "guidances")
-CALL = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap", "seed")
-JOB = ("prompt", *CALL, *PARTS)
+PARTS = tuple(field.name for field in fields(Composition))
+JOB = ("prompt", *SETTINGS, *PARTS)
 
-_VERSIONS = ("panokit", "torch", "diffusers")
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """A panorama that somebody wants.
+
+    Attributes:
+        prompt: what to paint.
+        settings: size, steps, seed and so on.
+        composition: model, scheduler, fuser and guidances, as plain data.
+    """
+
+    prompt: Prompt
+    settings: Settings
+    composition: Composition
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Job":
+        """The job that a mapping describes, with the names in `JOB`; what is None or missing has its default.
+
+        Raises:
+            SettingError: there is no option of that name, or a value cannot work.
+        """
+        for name in data:
+            if name not in JOB:
+                raise SettingError(unknown_option(str(name), JOB))
+        given = {name: value for name, value in data.items() if value is not None}
+        if not isinstance(given.get("prompt"), str | Mapping):
+            raise SettingError('the job has no prompt: {"prompt": "a lake"}')
+        return cls(
+            prompt_from(given["prompt"]),
+            make(Settings, {name: given[name] for name in SETTINGS if name in given}),
+            make(Composition, {name: given[name] for name in PARTS if name in given}),
+        )
 
 
 @final
@@ -36,7 +71,8 @@ class Worker:
     `dataset.map_batches(Worker, fn_constructor_args=[config])`.
 
     Args:
-        config: options of jobs, for those that do not say, by the names in `JOB`, and arguments of `Runtime`.
+        config: options of jobs, for those that do not name them, by the names in `JOB`, and arguments of `Runtime`.
+        trusted: False for jobs out of a file that somebody else may have written: see `composition.build`.
 
     Raises:
         SettingError: an option that neither of them has.
@@ -50,8 +86,9 @@ class Worker:
             self.runtime = Runtime(**given)
         except TypeError as cause:
             raise SettingError(f"neither a job nor a Runtime has that option: {cause}") from cause
+        self._models: dict[str, Sampler] = {}
         self._samplers: dict[str, Sampler] = {}
-        self._parts: dict[str, Any] = {}
+        self._plugins: dict[str, Any] = {}
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
         """The batch, columns by name, with the columns `png`, the pictures' files, and `error`, empty where all went well.
@@ -68,72 +105,59 @@ class Worker:
             panorama = self.make(job)
         except PanokitError as error:
             return b"", str(error)
+        except Exception as error:  # whatever a plugin raises
+            return b"", f"{type(error).__name__}: {error}"
         file = io.BytesIO()
         panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
         return file.getvalue(), ""
 
-    def make(self, job: Mapping[str, Any], *, callbacks: Sequence[object] = (), progress: bool = False) -> Panorama:
+    def make(self, job: Mapping[str, Any] | Job, *, callbacks: Sequence[object] = (), progress: bool = False) -> Panorama:
         """The panorama that a job asks for.
 
-        Raises:
-            PanokitError: it asks for something that cannot be.
-        """
-        sampler, prompt, settings = self.prepared(job, callbacks)
-        return sampler(prompt, **settings, progress=progress)
-
-    def prepared(self, job: Mapping[str, Any], callbacks: Sequence[object] = ()) -> tuple[Sampler, Any, dict[str, Any]]:
-        """A sampler for a job, and what to call it with; sizes default to one window's height and four windows' width.
+        Args:
+            job: the job, or a mapping that describes it.
+            callbacks: what is called while it is made.
+            progress: whether to show a progress bar where there is a terminal.
 
         Raises:
             PanokitError: it asks for something that cannot be.
         """
-        if unknown := job.keys() - {*JOB}:
-            raise SettingError(f"a job has no option {sorted(unknown)[0]!r}: it has {', '.join(JOB)}")
-        job = {"model": "landscapes", **self.defaults, **job}
-        prompt = prompt_from(job.get("prompt"))
-        scheduler = self._part(Scheduler, job.get("scheduler", "ddim"))
-        fuser = self._part(Fuser, job.get("fuser", "multidiffusion"))
-        if not isinstance(parts := job.get("guidances", ()), list | tuple):
-            raise SettingError(f"guidances is {parts!r}: it must be a list, [{parts!r}]")
-        guidances = [self._part(Guidance, part) for part in parts]
-        sampler = Sampler(
-            self._model(job["model"]),
-            scheduler=scheduler,
-            fuser=fuser,
-            guidances=guidances,
-            runtime=self.runtime,
-            callbacks=callbacks,
-        )
-        high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
-        settings = {key: job[key] for key in CALL if key in job}
-        settings["height"] = high if settings.get("height") is None else settings["height"]
-        settings["width"] = 4 * wide if settings.get("width") is None else settings["width"]
-        return sampler, prompt, settings
+        return self.plan(job).make(callbacks=callbacks, progress=progress)
 
-    def _part(self, base: type[Plugin], part: object) -> Plugin:
+    def plan(self, job: Mapping[str, Any] | Job) -> Plan:
+        """What a job would make, if no value is wrong by itself; `Plan.check` asks the scheduler and the guidances, too.
+
+        Raises:
+            PanokitError: it asks for something that cannot be.
+        """
+        job = job if isinstance(job, Job) else Job.of({**self.defaults, **job})
+        return self._sampler(job.composition).plan(job.prompt, **job.settings.as_data())
+
+    def _sampler(self, composition: Composition) -> Sampler:
+        """A sampler of these parts, made once. Models and plugins are shared by all samplers."""
+        key = json.dumps([getattr(composition, name) for name in PARTS], default=repr)
+        if key not in self._samplers:
+            self._samplers[key] = Sampler(
+                self._model(composition.model),
+                scheduler=self._plugin(Scheduler, composition.scheduler),
+                fuser=self._plugin(Fuser, composition.fuser),
+                guidances=[self._plugin(Guidance, part) for part in composition.guidances],
+                runtime=self.runtime,
+            )
+        return self._samplers[key]
+
+    def _plugin(self, base: type[Plugin], part: object) -> Plugin:
         """A plugin as a job describes it, made once: it never changes."""
         key = f"{base.__name__} {json.dumps(part, default=repr)}"
-        if key not in self._parts:
-            self._parts[key] = build(base, part, trusted=self.trusted)
-        return self._parts[key]
+        if key not in self._plugins:
+            self._plugins[key] = build(base, part, trusted=self.trusted)
+        return self._plugins[key]
 
     def _model(self, name: str) -> Any:
         """A model by its name, loaded and placed once."""
-        if name not in self._samplers:
-            self._samplers[name] = Sampler(name, runtime=self.runtime)
-        return self._samplers[name].model
-
-
-def name_of(recipe: Mapping[str, Any]) -> str:
-    """What a picture is called: its prompt, its seed, and a hash of all that makes it but the versions of libraries."""
-    words = words_of(recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions")
-    told = json.dumps({key: value for key, value in recipe.items() if key not in _VERSIONS}, sort_keys=True)
-    return f"{words}-{recipe['seed']}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-
-
-def words_of(prompt: str) -> str:
-    """A prompt as part of a file's name."""
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
+        if name not in self._models:
+            self._models[name] = Sampler(name, runtime=self.runtime)
+        return self._models[name].model
 
 
 def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
@@ -142,10 +166,10 @@ def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
     Raises:
         SettingError: it is no such part.
     """
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part.strip())
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise SettingError(f"part is {part!r}: it must be such as 2/8, the second of eight, from 1/8 to 8/8")
-    return list(jobs[int(found[1]) - 1 :: int(found[2])])
+    return list(jobs[int(match[1]) - 1 :: int(match[2])])
 
 
 def _plain(value: Any) -> Any:

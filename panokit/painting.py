@@ -1,4 +1,4 @@
-"""From jobs to files: pictures with names, checkpoints while they are made, a word on each, and what to do when one fails."""
+"""From jobs to files: checkpoints while pictures are made, a line about each, and what to do when one fails."""
 
 import os
 import time
@@ -14,136 +14,107 @@ from panokit import recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
 from panokit.errors import OutputError, PanokitError, RankError, SettingError
-from panokit.jobs import Worker, name_of
-from panokit.panorama import Panorama, check_output, contact_sheet, written_aside
+from panokit.jobs import Job, Worker
+from panokit.output import Output, written_aside
+from panokit.panorama import Panorama, contact_sheet
+from panokit.run import Run
+from panokit.runtime import Runtime
+from panokit.sampler import Plan
 from panokit.signals import asking
 
 
 @final
-@dataclass(frozen=True)
-class Output:
-    """Where pictures go, and what else is written.
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A picture to make, and the file that it goes to.
 
     Attributes:
-        out: a picture, or a folder where pictures are named after their jobs; this one unless given.
-        sheet: a contact sheet.
-        latents: whether the latents go beside each picture.
-        preview: a picture to write again after each step.
-        quiet: whether to show no progress.
-        resume: a checkpoint to go on from.
-        checkpoint_every: steps from one checkpoint to the next; once a minute unless given, and never with 0.
-        jobs: whether the same command, given again, leaves what is there and goes on with the rest.
+        plan: what is made.
+        output: what is written.
+        path: the picture's file.
     """
 
-    out: str | None = None
-    sheet: str | None = None
-    latents: bool = False
-    preview: str | None = None
-    quiet: bool = False
-    resume: str | None = None
-    checkpoint_every: int | None = None
-    jobs: bool = False
+    plan: Plan
+    output: Output
+    path: Path
 
     @property
-    def folder(self) -> Path | None:
-        """Where pictures are named after their jobs, if they are."""
-        return Path(self.out or ".") if self.out is None or self.out.endswith("/") or Path(self.out).is_dir() else None
-
-    def check(self, count: int) -> None:
-        """Raise a PanokitError if so many pictures cannot be written so."""
-        if self.folder is None and count > 1:
-            raise SettingError(
-                f"{count} pictures do not go into one file {self.out}: name a folder, {Path(self.out or '.').parent}/"
-            )
-        if self.resume and count > 1:
-            raise SettingError(f"a checkpoint is of one picture, not of {count}: --jobs takes up all of them by itself")
-        if self.checkpoint_every is not None and self.checkpoint_every < 0:
-            raise SettingError(f"checkpoint_every is {self.checkpoint_every}: it must be a number of steps, or 0 for never")
-        for target in (self._picture, self.sheet, self.preview):
-            if target:
-                check_output(target)
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raise an OutputError if the formats do not hold such a picture."""
-        for target in (self._picture, self.preview):
-            if target:
-                check_output(target, size)
-
-    @property
-    def _picture(self) -> str:
-        return str(self.folder / "picture.png") if self.folder else str(self.out)
-
-    def path(self, made_from: Mapping[str, Any]) -> Path:
-        """The file of a picture."""
-        return self.folder / f"{name_of(made_from)}.png" if self.folder else Path(str(self.out))
+    def pixels(self) -> int:
+        """How much work it is, beside others."""
+        width, height = self.plan.size
+        return width * height
 
 
-def paint(jobs: Sequence[Mapping[str, Any]], worker: Worker, output: Output) -> None:
-    """Make a picture of each job, and write it.
+def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Task:
+    """The task of a job, if it can be done.
 
     Raises:
-        PanokitError: a job asks for something that cannot be, or a picture cannot be written.
+        PanokitError: it cannot.
     """
-    painter = _Painter(jobs, worker, [output] * len(jobs))
-    with _stopping(worker, output):
-        made = worker.runtime.replicas(painter.one, len(jobs))
-    if output.sheet:
-        sheet = Path(output.sheet)
-        worker.runtime.first(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama]))
-        _say(worker, f"{sheet}: {len(made)} pictures")
+    plan = worker.plan(job).check()
+    output.check_size(plan.size)
+    if not worker.trusted:
+        recipe.check_work(plan.passes)
+    return Task(plan, output, output.path(plan.recipe))
 
 
-def paint_all(jobs: Sequence[Mapping[str, Any]], worker: Worker, outputs: Sequence[Output]) -> int:
-    """The same for many: what is there is left, and a job that fails is written down and does not keep the others.
+def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], worker: Worker, output: Output) -> list[Task]:
+    """The tasks of the jobs of a file, in its order.
 
     Args:
-        jobs: what to make.
+        path: the file.
+        jobs: the jobs by their lines.
+        wrong: what is wrong with other lines.
         worker: who makes them.
-        outputs: where each goes.
+        output: where they go.
+
+    Raises:
+        SettingError: some cannot be, or are the same; it names their lines.
+    """
+    problems = dict(wrong)
+    tasks: dict[Path, tuple[int, Task]] = {}
+    for line, job in jobs.items():
+        try:
+            task = prepare(job, worker, output)
+        except PanokitError as error:
+            problems[line] = str(error)
+            continue
+        first, _ = tasks.setdefault(task.path, (line, task))
+        if first != line:
+            problems[line] = f"it is the same job as line {first}: keep one of them"
+    if problems:
+        shown = "; ".join(f"line {line}: {problems[line]}" for line in sorted(problems)[:5])
+        raise SettingError(f"{path}, {shown}" + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
+    return [task for _, task in tasks.values()]
+
+
+def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
+    """Make every picture, and write it; a contact sheet of all, where the first task asks for one.
+
+    Raises:
+        PanokitError: a picture cannot be made or written.
+    """
+    painter = _Painter(tasks, runtime)
+    with painter.stopping():
+        made = runtime.replicas(painter.one, len(tasks))
+    if name := tasks[0].output.sheet:
+        sheet = Path(name)
+        runtime.broadcast(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama]))
+        _print(runtime, f"{sheet}: {len(made)} pictures")
+
+
+def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
+    """The same for many: a picture that is there is left, and one that fails is noted and does not keep the others.
 
     Returns:
         How many failed.
     """
-    painter = _Painter(jobs, worker, outputs)
-    with _stopping(worker, *outputs):
-        ends = worker.runtime.replicas(painter.attempt, len(jobs))
+    painter = _Painter(tasks, runtime)
+    with painter.stopping():
+        ends = runtime.replicas(painter.attempt, len(tasks))
     counts = {end: ends.count(end) for end in ("made", "there already", "failed")}
-    _say(worker, ", ".join(f"{count} {end}" for end, count in counts.items()))
+    _print(runtime, ", ".join(f"{count} {end}" for end, count in counts.items()))
     return counts["failed"]
-
-
-def check(job: Mapping[str, Any], worker: Worker, output: Output) -> Path:
-    """The file that a job ends in.
-
-    Raises:
-        PanokitError: the job cannot be.
-    """
-    sampler, prompt, settings = worker.prepared(job)
-    grid = sampler.check(prompt, **settings)
-    output.check_size((settings["width"], settings["height"]))
-    if not worker.trusted:
-        recipe.check_work(len(grid) * settings.get("steps", 50))
-    return output.path(sampler.recipe(prompt, **settings))
-
-
-def check_all(
-    path: str, jobs: Mapping[int, Mapping[str, Any]], wrong: Mapping[int, str], worker: Worker, output: Output
-) -> None:
-    """Raise a SettingError if jobs cannot be, or are the same; with those that are known to be wrong, by their lines."""
-    found = dict(wrong)
-    lines: dict[Path, int] = {}
-    for line, job in jobs.items():
-        try:
-            target = check(job, worker, output)
-        except PanokitError as error:
-            found[line] = str(error)
-            continue
-        if target in lines:
-            found[line] = f"it is the same job as line {lines[target]}: keep one of them"
-        lines.setdefault(target, line)
-    if found:
-        told = "; ".join(f"line {line}: {found[line]}" for line in sorted(found)[:5])
-        raise SettingError(f"{path}, {told}" + (f"; and {len(found) - 5} more" if len(found) > 5 else ""))
 
 
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -152,82 +123,99 @@ _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 @final
 class _Painter:
-    """Makes one job's picture, on whichever ranks."""
+    """Makes the pictures of tasks one by one, on whichever ranks."""
 
-    def __init__(self, jobs: Sequence[Mapping[str, Any]], worker: Worker, outputs: Sequence[Output]) -> None:
-        self._jobs, self._worker, self._outputs = jobs, worker, outputs
+    def __init__(self, tasks: Sequence[Task], runtime: Runtime) -> None:
+        self._tasks, self._runtime, self._stopper = tasks, runtime, _Stopper()
         self._start, self._done, self._painted = time.monotonic(), 0, 0
-        runtime = worker.runtime
-        shared = len(jobs) < runtime.world_size
-        self._own = range(len(jobs)) if shared else range(runtime.rank, len(jobs), runtime.world_size)
-        self._left = sum(_pixels(jobs[k]) for k in self._own)
+        shared = len(tasks) < runtime.world_size
+        self._own = range(len(tasks)) if shared else range(runtime.global_rank, len(tasks), runtime.world_size)
+        self._left = sum(tasks[k].pixels for k in self._own)
+
+    def stopping(self) -> AbstractContextManager[None]:
+        """Where checkpoints were asked for, the first signal asks all ranks to write one and end."""
+        return asking(self._stopper.stop) if any(task.output.checkpoint_every for task in self._tasks) else nullcontext()
 
     def one(self, k: int) -> Panorama | None:
         """Make it and write it; what a contact sheet needs of it, if there is to be one."""
-        sampler, prompt, settings = self._worker.prepared(self._jobs[k])
-        again = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
-        return self._made(k, self._outputs[k].path(sampler.recipe(prompt, **settings)), again)
+        restarted = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
+        return self._make(self._tasks[k], again=restarted)
 
     def attempt(self, k: int) -> str:
         """Make it and write it, unless it is there; how that ended."""
-        runtime = self._worker.runtime
-        sampler, prompt, settings = self._worker.prepared(self._jobs[k])
-        path = self._outputs[k].path(sampler.recipe(prompt, **settings))
-        note = path.with_suffix(".error.txt")
-        if runtime.first(path.exists):
-            self._passed(k)
+        runtime, task = self._runtime, self._tasks[k]
+        note = task.path.with_suffix(".error.txt")
+        if runtime.broadcast(task.path.exists):
+            self._count(task)
             return "there already"
         try:
-            self._made(k, path, again=True)
-        except (RankError, OutputError):  # no other job would fare better
+            self._make(task, again=True)
+        except (RankError, OutputError):  # no other task would fare better
             raise
         except Exception as error:  # whatever a plugin does
-            what = f"{type(error).__name__}: {error}"
-            runtime.first(lambda: _write_note(note, what))
-            self._tell(k, f"{path}: failed, {' '.join(what.split())}")
+            problem = f"{type(error).__name__}: {error}"
+            runtime.broadcast(lambda: _write_note(note, problem))
+            self._report(task, f"{task.path}: failed, {' '.join(problem.split())}")
             return "failed"
-        runtime.first(lambda: note.unlink(missing_ok=True))
+        runtime.broadcast(lambda: note.unlink(missing_ok=True))
         return "made"
 
-    def _made(self, k: int, path: Path, again: bool) -> Panorama | None:
-        worker, output = self._worker, self._outputs[k]
+    def _make(self, task: Task, again: bool) -> Panorama | None:
+        runtime, output, path = self._runtime, task.output, task.path
         kept = Checkpoint(path.with_name(f"{path.name}.checkpoint"), output.checkpoint_every, output.resume, again)
-        callbacks: list[object] = [kept, *([Preview(output.preview)] if output.preview else [])]
+        callbacks: list[object] = [self._stopper, kept, *([Preview(output.preview)] if output.preview else [])]
         try:
-            panorama = worker.make(self._jobs[k], callbacks=callbacks, progress=not output.quiet)
+            panorama = task.plan.make(callbacks=callbacks, progress=not output.quiet)
         except (KeyboardInterrupt, RankError) as error:
-            if not (kept.useful and worker.runtime.writes):
+            if not (kept.useful and runtime.writes):
                 raise
-            how = "the same command goes on" if output.jobs else f"--resume {kept.path} goes on"
+            how = "the same command goes on" if output.again else f"--resume {kept.path} goes on"
             ended = type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint")
             raise ended from error
-        worker.runtime.first(lambda: self._write(panorama, path, latents=output.latents))
-        worker.runtime.first(kept.clear)
-        self._tell(k, f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
+        runtime.broadcast(lambda: _write(panorama, path, latents=output.latents))
+        runtime.broadcast(kept.clear)
+        self._report(task, f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
 
-    def _write(self, panorama: Panorama, path: Path, *, latents: bool) -> None:
-        panorama.save(path)
-        if latents:
-            panorama.save_latents(path.with_suffix(".safetensors"))
-
-    def _tell(self, k: int, what: str) -> None:
-        """A line; with many jobs, how far they are and how long the rest will take."""
-        self._passed(k)
-        self._painted += _pixels(self._jobs[k])
+    def _report(self, task: Task, what: str) -> None:
+        """A line; with many tasks, how far they are and how long the rest will take."""
+        self._count(task)
+        self._painted += task.pixels
         left = (time.monotonic() - self._start) / self._painted * self._left
         count = len(self._own)
         many = f" ({self._done} of {count}{f', {left / 60:.0f} min left' * (left >= 60)})" if count > 1 else ""
-        _say(self._worker, what + many)
+        _print(self._runtime, what + many)
 
-    def _passed(self, k: int) -> None:
+    def _count(self, task: Task) -> None:
         self._done += 1
-        self._left -= _pixels(self._jobs[k])
+        self._left -= task.pixels
 
 
-def _pixels(job: Mapping[str, Any]) -> int:
-    """How much work a job is, beside others."""
-    return (job.get("height") or 1) * (job.get("width") or 1)
+@final
+class _Stopper:
+    """A callback that hands a signal on to the run that is going, and to those that would follow."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._run: Run | None = None
+
+    def stop(self) -> None:
+        """Ask the run to end after its step."""
+        self._asked = True
+        if self._run:
+            self._run.stop()
+
+    def on_run_start(self, run: Run) -> None:
+        """Know the run that is going."""
+        self._run = run
+        if self._asked:
+            run.stop()
+
+
+def _write(panorama: Panorama, path: Path, *, latents: bool) -> None:
+    panorama.save(path)
+    if latents:
+        panorama.save_latents(path.with_suffix(".safetensors"))
 
 
 def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> None:
@@ -247,11 +235,6 @@ def _thumbnail(image: Image) -> Image:
     return small
 
 
-def _say(worker: Worker, what: str) -> None:
-    if worker.runtime.writes:
+def _print(runtime: Runtime, what: str) -> None:
+    if runtime.writes:
         print(what, flush=True)
-
-
-def _stopping(worker: Worker, *outputs: Output) -> AbstractContextManager[None]:
-    """Where checkpoints were asked for, the first signal asks all ranks to write one and end."""
-    return asking(worker.runtime.stop) if any(output.checkpoint_every for output in outputs) else nullcontext()

@@ -2,8 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -12,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.errors import OutputError
+from panokit.output import check_output, written_aside
 from panokit.recipe import embedded
 
 if TYPE_CHECKING:
@@ -69,17 +68,6 @@ class Panorama:
         return buffer.getvalue()
 
 
-_FORMATS: dict[str | None, int] = {
-    "PNG": 1 << 31,
-    "JPEG": 65_500,
-    "WEBP": 16_383,
-    "TIFF": 1 << 31,
-    "BMP": 1 << 31,
-    "PPM": 1 << 31,
-}
-"""What pictures are written as, and how many pixels a side each format holds."""
-
-
 def to_image(picture: Float[Tensor, "3 H W"]) -> "Image":
     """A picture in [0, 1] in 8 bits a channel, rounded and clamped."""
     from PIL import Image
@@ -106,46 +94,3 @@ def contact_sheet(panoramas: Sequence[Panorama], width: int = 2048) -> "Image":
         text = f"{prompt if isinstance(prompt, str) else 'regions'}, seed {seed}"
         draw.text((left + 4, top + heights[k] - caption + 2), text[: cell // 7], fill="black", font=font)
     return sheet
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place when all is written; never half a file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield aside
-        aside.replace(path)
-    except (OSError, ValueError) as cause:
-        reason = cause.strerror if isinstance(cause, OSError) else None
-        raise OutputError(f"cannot write {path}: {reason or cause}") from cause
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def check_output(path: str | os.PathLike[str], size: tuple[int, int] = (1, 1)) -> Path:
-    """The path, if a picture of `size`, (width, height), can be written there; asked before a long run as well as after it.
-
-    Raises:
-        OutputError: the ending is unknown, its format does not hold such a picture, the folder is missing, or it cannot be
-            written to.
-    """
-    from PIL import Image
-
-    path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in _FORMATS:
-        raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format; try .png, .jpg or .webp")
-    largest = _FORMATS[kind]
-    if max(size) > largest:
-        raise OutputError(f"cannot write {path}: {kind} holds {largest} pixels a side, and the picture is {size}; try .png")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"cannot write {path}: permission denied; choose another place")
-    return path

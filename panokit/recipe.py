@@ -6,6 +6,7 @@ for people and their tools; JPEG and WebP keep the same two in Exif, as `ImageDe
 What is read from a file is data, whoever wrote it: it is parsed as JSON, bounded, and checked, and nothing is imported for it.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from typing import Any
 from panokit.errors import FallbackWarning, SettingError
 
 _KEY = "panokit"
+_VERSIONS = ("panokit", "torch", "diffusers")
+"""What is in a recipe and makes no other picture."""
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
 _EXIF_HOLDS = 65_000
@@ -43,6 +46,18 @@ _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that no parser takes for anything else."""
 _IMPORTABLE = re.compile(r"\s*[^\W\d]\w*(\.[^\W\d]\w*)+\s*")
 """What a library might take for something to import."""
+
+
+def name_of(recipe: Mapping[str, Any]) -> str:
+    """What a picture is called: its prompt, its seed, and a hash of all that makes it but the versions of libraries."""
+    words = words_of(recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions")
+    content = json.dumps({key: value for key, value in recipe.items() if key not in _VERSIONS}, sort_keys=True)
+    return f"{words}-{recipe['seed']}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def words_of(prompt: str) -> str:
+    """A prompt as part of a file's name."""
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
 
 
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
@@ -141,25 +156,6 @@ def check(recipe: Mapping[str, Any]) -> None:
         for value in part.values():
             if isinstance(value, int) and abs(value) > NUMBER:
                 raise SettingError(f"the recipe sets a plugin to {value!s:.24}, more than without trusting it (--trust)")
-
-
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What two recipes disagree on, thing by thing: `steps is 25 and 50`."""
-    one, two = dict(_flat(mine)), dict(_flat(theirs))
-    return [
-        f"{key} is {one.get(key, 'missing')!r} and {two.get(key, 'missing')!r}"
-        for key in {**one, **two}
-        if one.get(key) != two.get(key)
-    ]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All leaves of nested data, by their paths."""
-    if isinstance(value, Mapping | list | tuple) and value:
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _flat(item, f"{path}.{key}".lstrip("."))
-    else:
-        yield path, value
 
 
 def check_work(calls: int) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Literal, TypeVar, final
@@ -71,8 +73,7 @@ def states(found: Sequence[Plugin], patience: float = 10.0) -> list[tuple[str, s
         except BaseException as error:  # KeyboardInterrupt, say, of a thread that nobody interrupts
             answers.put((k, f"broken: {type(error).__name__}: {error}", ""))
         else:
-            line = (plugin.__doc__ or "").strip().partition("\n")[0] if isinstance(plugin, type) else ""
-            answers.put((k, "ok", line))
+            answers.put((k, "ok", _summary(plugin)))
 
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         for k in range(len(found)):
@@ -89,26 +90,32 @@ def states(found: Sequence[Plugin], patience: float = 10.0) -> list[tuple[str, s
     return known
 
 
+def _summary(maker: Any) -> str:
+    """The first line of what a plugin says about itself; of a preset, how it is made."""
+    if isinstance(maker, partial):
+        return f"{made_class(maker).__name__}({', '.join(map(repr, bound(maker).values()))})"
+    return (maker.__doc__ or "").strip().partition("\n")[0] if isinstance(maker, type) else ""
+
+
 def plugins(kind: Kind) -> list[Plugin]:
     """All installed plugins of a kind, by name; none is imported."""
     found = [Plugin(kind, entry.name, entry) for entry in entry_points(group=f"panokit.{kind}")]
     return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
 
 
-def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
+def load(kind: Kind, name: str) -> Any:
     """The object behind a name, or behind `module:attribute`.
 
     Args:
         kind: which group to look in.
         name: an entry point's name, or `module:attribute` for what is not installed as a plugin.
-        builtin: names that work besides the installed ones, for the error's sake.
 
     Raises:
         PluginNotFoundError: nothing, or more than one distribution, answers to the name.
         PluginLoadError: it is there and cannot be imported.
     """
     if ":" in name:
-        return _attribute(kind, name)
+        return attribute(name)
     named = [plugin for plugin in plugins(kind) if plugin.name == name]
     if len(named) > 1:
         raise PluginNotFoundError(
@@ -116,32 +123,50 @@ def load(kind: Kind, name: str, builtin: Sequence[str] = ()) -> Any:
             f"{' and '.join(plugin.distribution for plugin in named)}; uninstall one, or write module:Class"
         )
     if not named:
-        raise PluginNotFoundError(unknown(kind, name, builtin))
+        raise PluginNotFoundError(unknown(kind, name))
     return named[0].load()
 
 
-def maker(kind: Kind, name: str, base: type[Made], builtin: Sequence[str] = ()) -> Callable[..., Made]:
-    """The class behind a name, or behind `module:Class`; or a class method of it, `module:Class.method`.
+def maker(kind: Kind, name: str, base: type[Made]) -> Callable[..., Made]:
+    """What makes the plugin behind a name, or behind `module:attribute`: a class, a class method, or a `functools.partial`.
 
     Raises:
-        PluginNotFoundError: nothing, or more than one distribution, answers to the name, or `module:attribute` is no `base`.
+        PluginNotFoundError: nothing, or more than one distribution, answers to the name, or `module:attribute` makes no `base`.
         PluginLoadError: it is there and cannot be imported.
-        ContractError: it is installed for this kind, and is no `base`.
+        ContractError: it is installed for this kind, and makes no `base`.
     """
-    found = load(kind, name, builtin)
-    cls = getattr(found, "__self__", found)  # of a class method its class
+    target = load(kind, name)
+    cls = made_class(target)
     if isinstance(cls, type) and issubclass(cls, base):
-        return found
-    what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        return target
+    what = f"the class {cls.__name__}" if isinstance(cls, type) else f"a {type(target).__name__}"
     error = PluginNotFoundError if ":" in name else ContractError  # the one is the user's choice, the other the plugin's word
     raise error(f"{name} is {what}, and {kind} are subclasses of panokit.{base.__name__}: name one of these")
 
 
-def _attribute(kind: Kind, name: str) -> Any:
-    """The object behind `module:attribute`."""
+def made_class(maker: Any) -> Any:
+    """The class that a maker makes: itself, or that of a class method, or of a `functools.partial`, which is a preset."""
+    maker = maker.func if isinstance(maker, partial) else maker
+    return getattr(maker, "__self__", maker)
+
+
+def bound(maker: Any) -> dict[str, Any]:
+    """The arguments that a preset has given already."""
+    if not isinstance(maker, partial):
+        return {}
+    return dict(signature(maker.func).bind_partial(*maker.args, **maker.keywords).arguments)
+
+
+def attribute(name: str) -> Any:
+    """The object behind `module:attribute`.
+
+    Raises:
+        PluginNotFoundError: the name leads to nothing.
+        PluginLoadError: the module is there and cannot be imported.
+    """
     module = name.partition(":")[0]
     try:
-        return EntryPoint(name, name, f"panokit.{kind}").load()
+        return EntryPoint(name, name, "panokit").load()
     except Exception as cause:  # whatever an outside module does while it is imported
         missing = isinstance(cause, ModuleNotFoundError) and module.startswith(cause.name or "")
         if missing or isinstance(cause, AttributeError | ValueError):
@@ -153,9 +178,9 @@ def _attribute(kind: Kind, name: str) -> Any:
         ) from cause
 
 
-def unknown(kind: Kind, name: str, builtin: Sequence[str] = ()) -> str:
-    """What to say of a name that nobody answers to: the closest match, and what there is."""
-    return unknown_among(kind, name, {*(plugin.name for plugin in plugins(kind)), *builtin})
+def unknown(kind: Kind, name: str) -> str:
+    """What to say about a name that nobody answers to: the closest match, and what is installed."""
+    return unknown_among(kind, name, {plugin.name for plugin in plugins(kind)})
 
 
 def unknown_among(kinds: str, name: str, names: Collection[str]) -> str:

@@ -1,56 +1,57 @@
 """One panorama from noise to latents: the loop."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.denoiser import Codec, Denoiser
+from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
-from panokit.fuser import Fuser
 from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
-from panokit.runtime import Runtime
-from panokit.scheduler import Level, Solver
-
-Guided = Sequence[tuple[Guidance, Any]]
+from panokit.passes import Guided, Parts, Pass, Passed, expect
+from panokit.plain import map_leaves
+from panokit.scheduler import Level
 
 
 @final
 class Run:
     """One canvas on its way from noise to latents.
 
-    A run owns everything that changes: the canvas, the solver, the guidances' memories and the generator. Its first draw is
-    the initial noise, `torch.randn((c, *size))`; later draws are the solver's, one for the canvas a step.
+    A run owns everything that changes: the canvas, the solver, the guidances' memories and the generator. The generator's
+    first draw is the initial noise, `torch.randn((c, *size))`; later draws are the solver's, one for the canvas a step.
+
+    Args:
+        parts: the model, the solver's maker, the fuser and the runtime.
+        guidances: what moves the windows, in any order.
+        grid: where the windows lie.
+        seed: of the generator.
+        recipe: plain data that the picture and its checkpoints carry.
 
     Attributes:
         canvas: `c *size`, at noise level `level`.
         level: the level that the next model call is for; the terminal one when the run is done.
-        recipe: what makes it: plain data that its picture and its checkpoints carry.
+        guided: the guidances, each with its memory.
+
+    Raises:
+        ContractError: a guidance has another `jacobian` than its contract allows.
+        SettingError: a guidance cannot work on such a canvas, or torch is in inference mode.
     """
 
     def __init__(
         self,
+        parts: Parts,
         *,
-        denoiser: Denoiser,
-        codec: Codec | None,
-        solver: Solver,
-        fuser: Fuser,
         guidances: Sequence[Guidance],
-        runtime: Runtime,
         grid: Grid,
-        embeddings: Any,
         seed: int,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        self.denoiser, self.codec, self.solver, self.fuser = denoiser, codec, solver, fuser
-        self.runtime, self.grid, self.embeddings, self.seed = runtime, grid, embeddings, seed
-        self.recipe: Mapping[str, Any] = recipe or {}
         for guidance in guidances:
             if guidance.jacobian not in ("full", "identity"):
                 raise ContractError(
@@ -59,40 +60,15 @@ class Run:
                 )
         if torch.is_inference_mode_enabled():
             raise SettingError("panokit takes gradients, which inference mode forbids: use torch.no_grad, or nothing at all")
-        self.guided: Guided = [(guidance, guidance.begin(grid, solver.levels)) for guidance in guidances]
+        self.parts, self.grid, self.seed, self.recipe = parts, grid, seed, recipe or {}
+        self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
+        self.model_pass = Pass(parts, self.solver)
+        self.guided: Guided = [(guidance, guidance.begin(grid, self.solver.levels)) for guidance in guidances]
         self.generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((denoiser.channels, *grid.size), generator=self.generator)
-        self.canvas: Float[Tensor, "*c_size"] = solver.start(noise.to(runtime.device, runtime.dtype))
-        self.level: Level = solver.levels[0]
-        self._outset = deepcopy(solver.state())
-        self._last: tuple[Tensor, Tensor, Level] | None = None
-        self._told: tuple[list[str], Tensor] | None = None
-
-    @property
-    def seen(self) -> Estimate | None:
-        """What the denoiser made of the canvas at the last level, or None before the first; computed when asked for."""
-        return self.read(*self._last) if self._last else None
-
-    @property
-    def scalars(self) -> dict[str, float]:
-        """What the guidances that were awake did in the last step: each one's energy and gradient norm, means over windows.
-
-        The keys are `energy/NAME/K` and `gradient/NAME/K`, with the class's name and how many of it stand before.
-        """
-        if self._told is None:
-            return {}
-        names, told = self._told
-        means = told.mean(0).tolist()
-        return {
-            f"{what}/{name}": mean
-            for name, (_, *guided) in zip(names, means, strict=True)
-            for what, mean in zip(("energy", "gradient"), guided, strict=True)
-        }
-
-    @property
-    def done(self) -> bool:
-        """Whether the canvas is at the terminal level."""
-        return self.level.index == len(self.solver.levels) - 1
+        noise = torch.randn((parts.denoiser.channels, *grid.size), generator=self.generator)
+        self.canvas: Float[Tensor, "*c_size"] = self.solver.start(noise.to(self.runtime.device, self.runtime.dtype))
+        self.level: Level = self.solver.levels[0]
+        self._last: tuple[Passed, Level] | None = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -110,142 +86,117 @@ class Run:
             self._stage()
 
     def _stage(self) -> None:
-        """One model call on every window, where the canvas is not known, and one step of the solver on the canvas."""
+        """One pass of the model over all windows, unless the canvas is known, and one step of the solver on the canvas."""
+        passed = self._from_known() or self.pass_over(self.canvas, self.grid, self.guided, self.level)
+        self._require_finite(passed.pred)
+        canvas = self.solver.step(passed.pred, passed.x, self.level, self.generator)
+        contract = "it must return the canvas one level down"
+        self.canvas = expect(canvas, passed.x.shape, f"{type(self.solver).__name__}.step", contract)
+        self._last = passed, self.level
+        self.level = self.solver.levels[self.level.index + 1]
+
+    def _from_known(self) -> Passed | None:
+        """What takes the place of a pass where a guidance knows the clean canvas; see `Guidance.known`."""
         x0 = self.known()
         if x0 is None:
-            x, pred = self.estimate(self.canvas, self.grid, self.guided, self.level)
-        else:
-            self._told = None
-            x = self.canvas if self.level.index else self.canvas + self.level.alpha * x0  # which was noise and nothing else
-            pred = self.solver.pred(x0, x, self.level)
+            return None
+        x = self.canvas if self.level.index else self.canvas + self.level.alpha * x0  # the first canvas is noise alone
+        return Passed(x, self.solver.pred(x0, x, self.level), None)
+
+    def known(self) -> Float[Tensor, "*c_size"] | None:
+        """The clean canvas at this level, from the first guidance that returns one; None if none does."""
+        for place, (guidance, memory) in enumerate(self.guided):
+            x0 = guidance.known(self.view(place, "known"), memory)
+            if x0 is not None:
+                name = f"{type(guidance).__name__}.known"
+                x0 = expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None").to(self.canvas)
+                if not torch.isfinite(x0).all():
+                    raise NotFiniteError(f"what {name} returned at step {self.level.step + 1} holds NaN or infinity")
+                return x0
+        return None
+
+    def view(self, place: int, hook: "Hook") -> "CanvasStep":
+        """What the guidance at a place in `guided` sees of the run's own canvas."""
+        return CanvasStep(self, self.canvas, self.grid, self.level, place, _streams(self.guided)[place], hook)
+
+    def pass_over(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level, place: int | None = None) -> Passed:
+        """Prepare the guidances that are awake, and pass over any canvas.
+
+        Args:
+            canvas: `c *size`.
+            grid: where its windows lie.
+            guided: what guides it, each guidance with its memory.
+            level: its noise level.
+            place: for a canvas of a guidance's own, where in `Run.guided` that guidance stands.
+        """
+        streams = _streams(guided)
+        prepared = []
+        for k, (guidance, memory) in enumerate(guided):
+            if level.main and guidance.strength(level) != 0:
+                step = CanvasStep(self, canvas, grid, level, k if place is None else place, streams[k], "prepare")
+                prepared.append((guidance, guidance.prepare(step, memory)))
+        return self.model_pass.estimate(canvas, grid, prepared, level)
+
+    def _require_finite(self, pred: Tensor) -> None:
         if not torch.isfinite(torch.stack(pred.aminmax())).all():  # NaN is both; several times as fast as looking at each
             raise NotFiniteError(
                 f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
                 f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: "
                 "try precision 32-true or bf16-mixed, or weaker guidance"
             )
-        self._last = x, pred, self.level
-        canvas = self.solver.step(pred, x, self.level, self.generator)
-        self.canvas = _expect(canvas, x.shape, f"{type(self.solver).__name__}.step", "it must return the canvas one level down")
-        self.level = self.solver.levels[self.level.index + 1]
 
-    def known(self) -> Tensor | None:
-        """The clean estimate of the canvas at its level, where a guidance knows it; see `Guidance.known`."""
-        for (guidance, memory), key in zip(self.guided, _keys(self.guided), strict=True):
-            x0 = guidance.known(CanvasStep(self, self.canvas, self.grid, self.level, key), memory)
-            if x0 is not None:
-                name = f"{type(guidance).__name__}.known"
-                x0 = _expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None").to(self.canvas)
-                if not torch.isfinite(x0).all():
-                    raise NotFiniteError(f"what {name} returned at step {self.level.step + 1} holds NaN or infinity")
-                return x0
-        return None
-
-    def paint(self, grid: Grid, guidances: Sequence[Guidance], seed: int) -> Tensor:
+    def paint(self, grid: Grid, guidances: Sequence[Guidance], seed: int) -> Float[Tensor, "*c_size"]:
         """A finished canvas of other windows; see `Step.paint`.
 
         Raises:
-            KeyboardInterrupt: the runtime was asked to stop.
+            KeyboardInterrupt: the run was asked to stop.
         """
-        solver = deepcopy(self.solver)
-        solver.restore(self._outset)
-        run = Run(
-            denoiser=self.denoiser,
-            codec=self.codec,
-            solver=solver,
-            fuser=self.fuser,
-            guidances=guidances,
-            runtime=self.runtime,
-            grid=grid,
-            embeddings=self.embeddings,
-            seed=seed,
-        )
+        run = Run(self.parts, guidances=guidances, grid=grid, seed=seed)
         while not run.done:
             run.step()
-            if self.runtime.stopping:
+            if self.stopping:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
         return run.canvas
 
-    def estimate(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level) -> tuple[Tensor, Tensor]:
-        """The guided canvas and the prediction for it, both fused: what the sampler makes of any canvas."""
-        awake = [
-            (g, memory, key)
-            for (g, memory), key in zip(guided, _keys(guided), strict=True)
-            if level.main and g.strength(level) != 0
-        ]
-        contexts = [(g, g.prepare(CanvasStep(self, canvas, grid, level, key), memory)) for g, memory, key in awake]
-        shape = (*canvas.shape[: -len(grid.size)], *grid.window)
-        self._told = None  # `prepare` may have estimated canvases of its own: what is told is told of the last one
-        if not contexts:
-            (pred,) = self.runtime.map(
-                lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid), [shape]
-            )
-            return canvas, self._fuse(pred, grid)
-        full = any(guidance.jacobian == "full" for guidance, _ in contexts)
-        *windows, told = self.runtime.map(
-            self._window(canvas, grid, contexts, level),
-            len(grid),
-            [shape, shape, (len(contexts), 3)],
-            micro_batch=self.runtime.guided_micro_batch if full else None,
-        )
-        _hold(told[..., 0], [guidance for guidance, _ in contexts], level)
-        self._told = [key for _, _, key in awake], told
-        x, pred = (self._fuse(rows, grid) for rows in windows)
-        return x, pred
+    @property
+    def done(self) -> bool:
+        """Whether the canvas is at the terminal level."""
+        return self.level.index == len(self.solver.levels) - 1
 
-    def _fuse(self, windows: Tensor, grid: Grid) -> Tensor:
-        canvas = self.fuser.fuse(windows, grid)
-        expected = (*windows.shape[1 : -len(grid.size)], *grid.size)
-        return _expect(canvas, expected, f"{type(self.fuser).__name__}.fuse", "it must return one canvas")
+    def stop(self) -> None:
+        """Ask for the end of this run after its current step, on all ranks. A signal handler may call it."""
+        self.parts.stop.asked = True
 
-    def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
-        """The denoiser's prediction for windows of any grid."""
-        with self.runtime.autocast():
-            pred = self.denoiser(x, level, self.denoiser.condition(self.embeddings, grid, index))
-        _expect(pred, x.shape, type(self.denoiser).__name__, "a prediction has the shape of its windows")
-        return pred.to(x.dtype)
+    @property
+    def stopping(self) -> bool:
+        """Whether the run ends after the last step: a rank was asked to stop, and all know."""
+        return self.parts.stop.agreed
 
-    def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
-        """The same, as an estimate; with a graph where grad is on."""
-        return self.read(x, self.predict(x, grid, index, level), level)
+    @property
+    def seen(self) -> Estimate | None:
+        """What the denoiser made of the canvas at the last level, or None before the first; computed when asked for."""
+        if self._last is None:
+            return None
+        passed, level = self._last
+        return self.model_pass.read(passed.x, passed.pred, level)
 
-    def read(self, x: Tensor, pred: Tensor, level: Level) -> Estimate:
-        """The estimate that a prediction means."""
-        return Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What the guidances that were awake did in the last step: their energies and gradient norms, means over windows.
 
-    def _window(
-        self, canvas: Tensor, grid: Grid, contexts: Guided, level: Level
-    ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
-        """What happens to guided windows: moved by the full guidances, denoised, corrected by the identity ones.
-
-        Besides window and prediction it returns three numbers for each guidance: 1 where it was finite and 0 where not, its
-        energy, and the norm of its gradient. Looking at them here would wait for the device at every chunk.
+        The keys are `energy/NAME/K` and `gradient/NAME/K`, with the class's name and how many of that name stand before.
         """
-        full = any(guidance.jacobian == "full" for guidance, _ in contexts)
-        identity = any(guidance.jacobian == "identity" for guidance, _ in contexts)
-
-        def window(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-            x = grid.crop(canvas, index)
-            told = x.new_zeros((len(index), len(contexts), 3))
-            if full:
-                with torch.enable_grad():
-                    seen = self.look(x.requires_grad_(), grid, index, level)
-                to_x, to_x0 = _gradients("full", contexts, seen, index, told)
-                x = x.detach() - to_x - _through(seen, to_x0)
-            pred = self.predict(x, grid, index, level)
-            if identity:
-                seen = self.read(x, pred, level)
-                _, to_x0 = _gradients("identity", contexts, seen, index, told)
-                x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
-                pred = self.solver.pred(x0, x, level)
-            return x, pred, told
-
-        return window
-
-    def below(self, level: Level) -> Level:
-        """The next main level down, or the terminal one."""
-        levels = self.solver.levels[level.index + 1 :]
-        return next((below for below in levels if below.main), levels[-1])
+        if self._last is None or (stats := self._last[0].stats) is None:
+            return {}
+        level = self._last[1]
+        names = [type(guidance).__name__ for guidance, _ in self.guided]
+        labels = [f"{name}/{names[:k].count(name)}" for k, name in enumerate(names)]
+        awake = [label for label, (guidance, _) in zip(labels, self.guided, strict=True) if guidance.strength(level) != 0]
+        return {
+            f"{what}/{label}": mean
+            for label, (_, *means) in zip(awake, stats.mean(0).tolist(), strict=True)
+            for what, mean in zip(("energy", "gradient"), means, strict=True)
+        }
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, besides its settings: tensors, numbers, and dicts and lists of them."""
@@ -259,13 +210,18 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on as the run went on whose `state` this was; the settings must be the same."""
-        self.canvas = state["canvas"].to(self.runtime.device)
+        device = self.runtime.device
+        self.canvas = state["canvas"].to(device)
         self.level = self.solver.levels[state["level"]]
         self.generator.set_state(state["generator"])
         self.solver.restore(state["solver"])
-        memories = _moved(deepcopy(state["memories"]), self.runtime.device)
-        self.guided = [(g, memory) for (g, _), memory in zip(self.guided, memories, strict=True)]
+        memories = map_leaves(deepcopy(state["memories"]), lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
+        self.guided = [(guidance, memory) for (guidance, _), memory in zip(self.guided, memories, strict=True)]
         self._last = None
+
+
+Hook = Literal["known", "prepare"]
+"""Which method of a guidance a step is for."""
 
 
 @final
@@ -277,134 +233,48 @@ class CanvasStep:
     canvas: Float[Tensor, "*c_size"]
     grid: Grid
     level: Level
-    guidance: str
-    """Whose step it is, in one word: what keys its noise."""
-
-    def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self._seed(self.grid))
-
-    def _seed(self, grid: Grid) -> int:
-        """Of the noise for a canvas of that size, drawn by this guidance at this step."""
-        key = f"{self.run.seed}/{self.level.index}/{self.guidance}/{grid.size}"
-        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
+    place: int
+    """Where in `Run.guided` the guidance stands, or the one that it helps."""
+    stream: str
+    """What keys its noise, among all guidances of this canvas."""
+    hook: Hook
+    _generator: torch.Generator | None = field(default=None, repr=False)
 
     @property
     def codec(self) -> Codec | None:
         return self.run.codec
 
+    @property
+    def others(self) -> Sequence[Guidance]:
+        return [guidance for place, (guidance, _) in enumerate(self.run.guided) if place != self.place]
+
     @torch.no_grad()
     def look(self, index: Sequence[int]) -> Estimate:
-        return self.run.look(self.grid.crop(self.canvas, index), self.grid, index, self.level)
+        return self.run.model_pass.look(self.grid.crop(self.canvas, index), self.grid, index, self.level)
 
     @torch.no_grad()
     def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: Guided = ()) -> Estimate:
-        return self.run.read(*self.run.estimate(canvas, grid, guided, self.level), self.level)
+        passed = self.run.pass_over(canvas, grid, guided, self.level, self.place)
+        return self.run.model_pass.read(passed.x, passed.pred, self.level)
 
     @torch.no_grad()
     def paint(self, grid: Grid, guidances: Sequence[Guidance] = ()) -> Float[Tensor, "*c_size"]:
-        taken = {self.guidance.partition("/")[0], *(type(guidance).__qualname__ for guidance in guidances)}
-        others = [guidance for guidance, _ in self.run.guided if type(guidance).__qualname__ not in taken]
-        return self.run.paint(grid, [*guidances, *others], self._seed(grid))
+        return self.run.paint(grid, guidances, _seed(self.run.seed, self.level.index, self.stream, grid.size))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
+        if self._generator is None:
+            hook = () if self.hook == "prepare" else (self.hook,)
+            seed = _seed(self.run.seed, self.level.index, self.stream, *hook, self.grid.size)
+            self._generator = torch.Generator().manual_seed(seed)
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
 
 
-def _keys(guided: Guided) -> list[str]:
-    """A name for each guidance, the same in every process: its class, and how many of that class stand before it."""
-    names = [type(guidance).__qualname__ for guidance, _ in guided]
-    return [f"{name}/{names[:k].count(name)}" for k, name in enumerate(names)]
+def _streams(guided: Guided) -> list[str]:
+    """What keys the noise of each guidance, the same in every process: its key, and how many of that key stand before it."""
+    keys = [guidance.noise_key or f"{type(guidance).__module__}:{type(guidance).__qualname__}" for guidance, _ in guided]
+    return [f"{key}/{keys[:k].count(key)}" for k, key in enumerate(keys)]
 
 
-def _moved(memory: Any, device: torch.device) -> Any:
-    """A guidance's memory, its tensors on a device."""
-    match memory:
-        case Tensor():
-            return memory.to(device)
-        case dict():
-            return {key: _moved(part, device) for key, part in memory.items()}
-        case list() | tuple():
-            return type(memory)(_moved(part, device) for part in memory)
-    return memory
-
-
-def _expect(found: Any, shape: Sequence[int], source: str, contract: str) -> Tensor:
-    """What a plugin returned, if it is a tensor of this shape."""
-    if not isinstance(found, Tensor):
-        raise ContractError(f"{source} returned {type(found).__name__}, expected a tensor {tuple(shape)}; {contract}")
-    if found.shape != shape:
-        raise ContractError(f"{source} returned shape {tuple(found.shape)}, expected {tuple(shape)}; {contract}")
-    return found
-
-
-def _gradients(jacobian: str, contexts: Guided, seen: Estimate, index: Sequence[int], told: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind.
-
-    They are taken at detached leaves, guidance by guidance, so that a decoder's graph is freed before the next, and before
-    the one backward through the denoiser. What there is to tell of each goes into `told`, (n, guidances, 3).
-    """
-    to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
-    for k, (guidance, context) in enumerate(contexts):
-        if guidance.jacobian != jacobian:
-            continue
-        x, x0 = seen.x.detach().requires_grad_(), seen.x0.detach().requires_grad_()
-        with torch.enable_grad():
-            energy = guidance.energy(Estimate(x, x0, seen.level, seen.below), index, context)
-        _check(guidance, energy, len(index), seen.level)
-        strength = guidance.strength(seen.level)
-        sound, square = torch.ones(len(index), dtype=torch.bool, device=x.device), x.new_zeros(len(index))
-        for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
-            if gradient is not None:
-                total += strength * gradient
-                sound &= _finite(gradient) | ~_finite(seen.x0)  # the prediction's fault is told as such
-                square += gradient.flatten(1).square().sum(1)
-        told[:, k] = torch.stack([sound, energy.detach(), square.sqrt()], dim=1)
-    return to_x, to_x0
-
-
-def _finite(rows: Tensor) -> Tensor:
-    return torch.isfinite(rows).flatten(1).all(1)
-
-
-def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """An energy that is constant, as an anchor's is, has no graph and no gradient."""
-    if not energy.requires_grad:
-        return (None,) * len(leaves)
-    return torch.autograd.grad(energy, leaves, torch.ones_like(energy), allow_unused=True)
-
-
-def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
-    """The vector-Jacobian product through the denoiser: from a gradient at x0 to one at x.
-
-    It is linear, so each window's gradient is scaled by a power of two to about 1 and back: exact, and half precision neither
-    underflows nor overflows on the way.
-    """
-    _, exponent = torch.frexp(to_x0.abs().flatten(1).amax(dim=1))
-    scale = exponent.view(-1, *(1,) * (to_x0.ndim - 1))
-    (gradient,) = torch.autograd.grad(seen.x0, seen.x, torch.ldexp(to_x0, -scale))
-    return torch.ldexp(gradient, scale)
-
-
-def _hold(sound: Tensor, guidances: Sequence[Guidance], level: Level) -> None:
-    """Raise where a guidance's gradient was not finite, naming it and the windows."""
-    if bool(sound.all()):
-        return
-    for k, guidance in enumerate(guidances):
-        windows = (sound[:, k] == 0).nonzero().flatten().tolist()
-        if windows:
-            shown = ", ".join(map(str, windows[:8])) + (f" and {len(windows) - 8} more" if len(windows) > 8 else "")
-            raise NotFiniteError(
-                f"the gradient of {type(guidance).__name__} at step {level.step + 1} of {level.steps} (level {level.index}) "
-                f"holds NaN or infinity in windows {shown}: give it less weight, or precision 32-true"
-            )
-
-
-def _check(guidance: Guidance, energy: Any, n: int, level: Level) -> None:
-    name = type(guidance).__name__
-    if not isinstance(energy, Tensor):
-        raise ContractError(f"{name}.energy returned {type(energy).__name__} at level {level.index}; it must return a tensor")
-    if energy.shape != (n,):
-        raise ContractError(
-            f"{name}.energy returned shape {tuple(energy.shape)} for {n} windows at level {level.index}; "
-            f"it must return one number a window, ({n},): sum over all axes but the first"
-        )
+def _seed(*keys: object) -> int:
+    """A seed that depends on all keys."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, keys)).encode()).digest()[:7])

@@ -1,17 +1,15 @@
 """Composition: a model, a scheduler, a fuser and guidances make panoramas from prompts."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeVar, Unpack, final, overload
+from typing import Any, TypeVar, final, overload
 
 import torch
-from torch import nn
 
-from panokit.backbones.diffusers.attention import attend, attends
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import decode
@@ -21,16 +19,66 @@ from panokit.fuser import Fuser
 from panokit.grid import Grid
 from panokit.guidance import Guidance
 from panokit.panorama import Panorama, to_image
+from panokit.passes import Parts
 from panokit.progress import steps_bar
 from panokit.run import Run
 from panokit.runtime import Runtime
-from panokit.scheduler import Scheduler
-from panokit.settings import NUMERICS, Settings, Wrap
+from panokit.scheduler import Scheduler, Solver
+from panokit.settings import NUMERICS, Settings, takes_settings
 
 LARGEST = 1 << 30
 """The most pixels of a canvas: beyond that neither memory nor picture formats hold it."""
 
 Part = TypeVar("Part", Fuser, Guidance, Scheduler)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A panorama that can be made, before anything is computed.
+
+    Attributes:
+        sampler: what makes it.
+        prompt: what to paint.
+        settings: the arguments of the call, with a height and a width.
+        grid: where the windows lie.
+        recipe: everything that makes the picture, as plain data.
+    """
+
+    sampler: "Sampler"
+    prompt: Prompt
+    settings: Settings
+    grid: Grid
+    recipe: Mapping[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        factor = self.sampler.model.factor
+        high, wide = self.grid.size
+        return wide * factor, high * factor
+
+    @property
+    def passes(self) -> int:
+        """How many windows all steps take together, but for what guidances add."""
+        return len(self.grid) * self.settings.steps
+
+    def check(self) -> "Plan":
+        """The same plan, when the scheduler and the guidances have agreed to it.
+
+        Raises:
+            SettingError: one of them cannot do it.
+        """
+        self.sampler._check(self)
+        return self
+
+    def begin(self) -> Run:
+        """A run that has not made a step; see `Sampler.begin`."""
+        return self.sampler._begin(self)
+
+    def make(self, *, callbacks: Sequence[object] = (), progress: bool = True) -> Panorama:
+        """The panorama; see `Sampler.__call__`."""
+        return self.sampler._make(self, callbacks, progress)
 
 
 @final
@@ -73,14 +121,11 @@ class Sampler:
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
         self.runtime.launch()
         self.model = _model(model)
-        if isinstance(model, Model) and not all(self._has(network) for network in _networks(model)):
+        if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
             self.model = deepcopy(model)  # the caller's, and other samplers', stays what it is
-        for network in _networks(self.model):
+        for network in self.model.networks:
             self.runtime.place(network)
-            attend(network, self.runtime.attention)
-
-    def _has(self, network: nn.Module) -> bool:
-        return self.runtime.has(network) and attends(network, self.runtime.attention)
+        self.model.configure(self.runtime.placement.execution)
 
     def __repr__(self) -> str:
         return (
@@ -88,143 +133,148 @@ class Sampler:
             f"guidances={list(self.guidances)!r}, runtime={self.runtime!r})"
         )
 
-    def stream(self, prompt: Prompt, **settings: Unpack[Settings]) -> Iterator[Run]:
-        """The run after each of its steps, with the arguments of a call; `break` ends it, without an `on_run_end`.
+    @takes_settings
+    def plan(self, prompt: Prompt, **settings: Any) -> Plan:
+        """What a call with these arguments would make, if no value is wrong by itself; nothing is computed.
+
+        Args:
+            prompt: what to paint: a text, or `Regions`.
+            settings: see `Settings`.
 
         Raises:
-            KeyboardInterrupt: the runtime was asked to stop; the step is done, and callbacks know.
+            SettingError: a value cannot work; the error says which, and what would.
         """
-        yield from self._watched(self.begin(prompt, **settings))
+        return self._plan(prompt, settings)
 
-    def _watched(self, run: Run) -> Iterator[Run]:
-        """The same, of a run that is begun."""
-        self._call("on_run_start", run)
-        while not run.done:
-            run.step()
-            self._call("on_step_end", run)
-            yield run
-            if self.runtime.stopping and not run.done:
-                raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps}")
-        self.runtime.together(lambda: self._call("on_run_end", run))
-
-    def _call(self, hook: Hook, run: Run) -> None:
-        try:
-            call(self.callbacks, hook, run)
-            self.runtime.fabric.call(hook, run=run)
-        except Exception as error:  # of one rank alone, it may be
-            self.runtime.owe(error)
-
-    def begin(
-        self,
-        prompt: Prompt,
-        *,
-        height: int,
-        width: int,
-        negative_prompt: str = "",
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        stride: int | None = None,
-        wrap: Wrap = False,
-        seed: int = 0,
-    ) -> Run:
+    @takes_settings
+    def begin(self, prompt: Prompt, **settings: Any) -> Run:
         """A run that has not made a step: what `stream` steps, and what a checkpoint is restored into.
+
+        Args:
+            prompt: what to paint: a text, or `Regions`.
+            settings: see `Settings`.
 
         Raises:
             SettingError: the size, the stride or the number of steps cannot work.
             RankError: another rank was asked for something else, or has other versions.
         """
-        settings: Settings = {
-            "height": height,
-            "width": width,
-            "negative_prompt": negative_prompt,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "stride": stride,
-            "wrap": wrap,
-            "seed": seed,
-        }
-        denoiser = self.model.denoiser
-        grid = self._checked(prompt, **settings)
-        recipe = self.recipe(prompt, **settings)
-        self.runtime.alike(recipe)
-        self.runtime.advise(len(grid))
-        with torch.no_grad(), self.runtime.autocast():
-            embeddings = denoiser.encode(prompt, negative_prompt, guidance_scale)
-        solver = self.scheduler.begin(steps, self.runtime.device, denoiser.training)
-        with self._cells_told():
-            return Run(
-                denoiser=denoiser,
-                codec=self.model.codec,
-                solver=solver,
-                fuser=self.fuser,
-                guidances=self.guidances,
-                runtime=self.runtime,
-                grid=grid,
-                embeddings=embeddings,
-                seed=seed,
-                recipe=recipe,
-            )
+        return self._begin(self._plan(prompt, settings))
 
-    def check(self, prompt: Prompt, **settings: Unpack[Settings]) -> Grid:
-        """The windows of a call with these arguments, if it can work; nothing is computed.
+    @takes_settings
+    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[Run]:
+        """The run after each of its steps; `break` ends it, without an `on_run_end`.
+
+        Args:
+            prompt: what to paint: a text, or `Regions`.
+            settings: see `Settings`.
 
         Raises:
-            SettingError: it cannot.
+            KeyboardInterrupt: the run was asked to stop; its step is done, and callbacks know.
         """
-        grid = self._checked(prompt, **settings)
-        solver = self.scheduler.begin(settings.get("steps", 50), self.runtime.device, self.model.denoiser.training)
-        with self._cells_told():
-            for guidance in self.guidances:
-                guidance.begin(grid, solver.levels)
-        return grid
+        yield from self._steps(self.begin(prompt, **settings), self.callbacks)
 
-    @contextmanager
-    def _cells_told(self) -> Iterator[None]:
-        """What guidances say of sizes, they say in cells: they know no pixels."""
-        try:
-            yield
-        except SettingError as error:
-            raise SettingError(f"{error} (a cell is {self.model.factor} x {self.model.factor} pixels)") from error
-
-    def _checked(
+    @overload
+    def __call__(
+        self, prompt: Prompt, *, callbacks: Sequence[object] = (), progress: bool = True, **settings: Any
+    ) -> Panorama: ...
+    @overload
+    def __call__(
+        self, prompt: list[Prompt], *, callbacks: Sequence[object] = (), progress: bool = True, **settings: Any
+    ) -> list[Panorama]: ...
+    @takes_settings
+    def __call__(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Sequence[Prompt],
         *,
-        height: int,
-        width: int,
-        negative_prompt: str = "",
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        stride: int | None = None,
-        wrap: Wrap = False,
-        seed: int = 0,
-    ) -> Grid:
-        """The windows, if no value is wrong by itself."""
-        if not isinstance(prompt, str | Regions) or not isinstance(negative_prompt, str):
-            found = f"{type(prompt).__name__} and {type(negative_prompt).__name__}"
-            raise SettingError(f"prompt and negative_prompt are {found}: they must be text, or the prompt Regions")
-        for name, value in (("height", height), ("width", width), ("steps", steps), ("seed", seed), ("stride", stride)):
-            if not isinstance(value, int) and not (name == "stride" and value is None):
-                raise SettingError(f"{name} is {value!r}: it must be a whole number")
-        if not math.isfinite(guidance_scale):
-            raise SettingError(f"guidance_scale is {guidance_scale}: it must be a number; 1 or less turns guidance off")
-        if steps < 1:
-            raise SettingError(f"steps is {steps}: at least 1 denoising step is needed")
-        if not 0 <= seed < 1 << 64:
-            raise SettingError(f"seed is {seed}: it must be from 0 to {(1 << 64) - 1}")
-        return self.grid(height, width, stride, wrap)
+        callbacks: Sequence[object] = (),
+        progress: bool = True,
+        **settings: Any,
+    ) -> Panorama | list[Panorama]:
+        """Make a panorama; from a list of prompts, a list of panoramas, each as if it had been asked for alone.
 
-    def grid(self, height: int, width: int, stride: int | None = None, wrap: Wrap = False) -> Grid:
-        """Where the windows lie on a canvas of `height` x `width` pixels; the stride is half a window unless given.
+        Args:
+            prompt: what to paint: a text, or `Regions`.
+            callbacks: further callbacks for this call.
+            progress: whether to show a progress bar where there is a terminal.
+            settings: height, width, steps and whatever else `Settings` has.
+
+        Raises:
+            SettingError: a value cannot work; the error says which, and what would.
+            NotFiniteError: the model returned NaN or infinity.
+        """
+        if isinstance(prompt, str | Regions) or not isinstance(prompt, Sequence):
+            return self._make(self._plan(prompt, settings), callbacks, progress)
+        if not prompt:
+            raise SettingError("the list of prompts is empty: give at least one")
+        plans = [self._plan(text, settings) for text in prompt]
+        return self.runtime.replicas(lambda k: self._make(plans[k], callbacks, progress), len(plans))
+
+    def _make(self, plan: Plan, callbacks: Sequence[object], progress: bool) -> Panorama:
+        run = plan.begin()
+        with steps_bar(run, shown=progress and self.runtime.global_rank == 0) as advance:
+            for _ in self._steps(run, (*self.callbacks, *callbacks)):
+                advance()
+        return self.runtime.barrier(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
+
+    def _steps(self, run: Run, callbacks: Sequence[object]) -> Iterator[Run]:
+        """The run after each of its steps, with its callbacks called."""
+
+        def notify(hook: Hook) -> None:
+            try:
+                call(callbacks, hook, run)
+                self.runtime.fabric.call(hook, run=run)
+            except Exception as error:  # it may be of this rank alone
+                self.runtime.defer(error)
+
+        notify("on_run_start")
+        while not run.done:
+            run.step()
+            notify("on_step_end")
+            yield run
+            if run.stopping and not run.done:
+                raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps}")
+        self.runtime.barrier(lambda: notify("on_run_end"))
+
+    def _begin(self, plan: Plan) -> Run:
+        self.runtime.require_same(plan.recipe)
+        self.runtime.advise(len(plan.grid))
+        denoiser, settings = self.model.denoiser, plan.settings
+        with torch.no_grad(), self.runtime.autocast():
+            embeddings = denoiser.encode(plan.prompt, settings.negative_prompt, settings.guidance_scale)
+        parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings)
+        with self._pixels_explained():
+            return Run(parts, guidances=self.guidances, grid=plan.grid, seed=settings.seed, recipe=plan.recipe)
+
+    def _check(self, plan: Plan) -> None:
+        with self._pixels_explained():
+            levels = self._solver(plan)().levels
+            for guidance in self.guidances:
+                guidance.begin(plan.grid, levels)
+
+    def _solver(self, plan: Plan) -> Callable[[], Solver]:
+        """Makes a fresh solver."""
+        return partial(self.scheduler.begin, plan.settings.steps, self.runtime.device, self.model.denoiser.training)
+
+    def _plan(self, prompt: object, settings: Mapping[str, Any]) -> Plan:
+        """The plan, if no value is wrong by itself."""
+        if not isinstance(prompt, str | Regions):
+            raise SettingError(f"prompt is a {type(prompt).__name__}: it must be text, or Regions")
+        chosen = Settings.of(settings)
+        high, wide = (cells * self.model.factor for cells in self.model.denoiser.window)
+        height = high if chosen.height is None else chosen.height
+        chosen = replace(chosen, height=height, width=4 * wide if chosen.width is None else chosen.width)
+        return Plan(self, prompt, chosen, self._grid(chosen), self._recipe(prompt, chosen))
+
+    def _grid(self, settings: Settings) -> Grid:
+        """Where the windows lie.
 
         Raises:
             SettingError: a size below one window or off the codec's factor (the nearest that works is offered), or beyond
                 `LARGEST`; or a stride that is not from one cell to one window.
         """
-        factor, window = self.model.factor, self.model.denoiser.window
-        size = tuple(
-            _cells(n, w, factor, name) for n, w, name in zip((height, width), window, ("height", "width"), strict=True)
-        )
+        factor, window, stride = self.model.factor, self.model.denoiser.window, settings.stride
+        pixels = {"height": settings.height or 0, "width": settings.width or 0}
+        size = tuple(_cells(n, w, factor, name) for (name, n), w in zip(pixels.items(), window, strict=True))
         if stride is None:
             strides = tuple(max(1, w // 2) for w in window)
         elif stride < factor or stride % factor or stride // factor > min(window):
@@ -236,74 +286,19 @@ class Sampler:
             )
         else:
             strides = (stride // factor,) * len(window)
-        if not isinstance(wrap, bool) and wrap not in ("x", "y", "xy"):
-            raise SettingError(f'wrap is {wrap!r}: it must be False, True (the same as "x"), "x", "y" or "xy"')
-        if height * width > LARGEST:
-            raise SettingError(f"{width} x {height} pixels are more than a canvas may have, {LARGEST}: make it smaller")
-        axes = ("x" if wrap else "") if isinstance(wrap, bool) else wrap
-        return Grid(size, window, strides, ("y" in axes, "x" in axes))
+        if pixels["height"] * pixels["width"] > LARGEST:
+            raise SettingError(
+                f"{pixels['width']} x {pixels['height']} pixels are more than a canvas may have, {LARGEST}: make it smaller"
+            )
+        return Grid(size, window, strides, settings.wraps)
 
-    @overload  # to mypy a text is also a sequence of texts; the first overload takes it
-    def __call__(  # type: ignore[overload-overlap]
-        self, prompt: Prompt, *, progress: bool = True, **settings: Unpack[Settings]
-    ) -> Panorama: ...
-    @overload
-    def __call__(self, prompt: Sequence[Prompt], *, progress: bool = True, **settings: Unpack[Settings]) -> list[Panorama]: ...
-    def __call__(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        *,
-        height: int,
-        width: int,
-        negative_prompt: str = "",
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        stride: int | None = None,
-        wrap: Wrap = False,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> Panorama | list[Panorama]:
-        """Make a panorama; from a list of prompts, a list of panoramas, each as if it had been asked for alone.
-
-        Args:
-            prompt: what to paint: a text, or `Regions`.
-            height: pixels, a multiple of the codec's factor, one window or more.
-            width: likewise.
-            negative_prompt: what to keep away from.
-            steps: denoising steps, 1 or more.
-            guidance_scale: of classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off.
-            stride: pixels from one window to the next; half a window unless given.
-            wrap: whether the panorama closes to a ring: `True` or `"x"` sideways, `"y"` up and down, `"xy"` both.
-            seed: of the one generator that everything random comes from.
-            progress: whether to show a progress bar where there is a terminal.
-
-        Raises:
-            SettingError: a value that cannot work; it says which, and what would.
-            NotFiniteError: the model returned NaN or infinity.
-        """
-        settings: Settings = {
-            "height": height,
-            "width": width,
-            "negative_prompt": negative_prompt,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "stride": stride,
-            "wrap": wrap,
-            "seed": seed,
-        }
-        if isinstance(prompt, str | Regions) or not isinstance(prompt, Sequence):
-            return self._panorama(prompt, settings, progress)
-        if not prompt:
-            raise SettingError("the list of prompts is empty: give at least one")
-        prompts = list(prompt)
-        return self.runtime.replicas(lambda k: self._panorama(prompts[k], settings, progress), len(prompts))
-
-    def _panorama(self, prompt: Prompt, settings: Settings, progress: bool) -> Panorama:
-        run = self.begin(prompt, **settings)
-        with steps_bar(run, shown=progress and self.runtime.rank == 0) as advance:
-            for _ in self._watched(run):
-                advance()
-        return self.runtime.together(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
+    @contextmanager
+    def _pixels_explained(self) -> Iterator[None]:
+        """Guidances know no pixels: what they say about sizes is in cells."""
+        try:
+            yield
+        except SettingError as error:
+            raise SettingError(f"{error} (a cell is {self.model.factor} x {self.model.factor} pixels)") from error
 
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:
@@ -320,20 +315,14 @@ class Sampler:
             )
         return picture
 
-    def recipe(self, prompt: Prompt, **settings: Unpack[Settings]) -> dict[str, Any]:
-        """What a panorama is made from, with the arguments of a call: all settings of all parts and versions, in plain data."""
+    def _recipe(self, prompt: Prompt, settings: Settings) -> dict[str, Any]:
+        """All settings of all parts, and versions, as plain data."""
         return {
             "panokit": version("panokit"),
             "torch": version("torch"),
             "diffusers": version("diffusers"),
             "prompt": prompt if isinstance(prompt, str) else asdict(prompt),
-            "negative_prompt": "",
-            "steps": 50,
-            "guidance_scale": 7.5,
-            "stride": None,
-            "wrap": False,
-            "seed": 0,
-            **settings,
+            **settings.as_data(),
             "model": self.model.name,
             "scheduler": describe(self.scheduler),
             "fuser": describe(self.fuser),
@@ -341,11 +330,6 @@ class Sampler:
             "precision": self.runtime.precision,
             **{key: getattr(self.runtime, key) for key in NUMERICS},
         }
-
-
-def _networks(model: Model) -> list[nn.Module]:
-    parts: Iterable[Any] = filter(None, (model.denoiser, model.codec))
-    return [network for part in parts for network in part.modules()]
 
 
 def _plugin(given: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:

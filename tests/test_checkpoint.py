@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panokit import DiffusersScheduler, Model, Runtime, Sampler, SettingError, checkpoint
+from panokit import DiffusersScheduler, Model, Run, Runtime, Sampler, SettingError, checkpoint
 from panokit.checkpoint import Checkpoint, read
 from panokit.errors import FallbackWarning, OutputError
 from panokit.testing.toys import toy_run
@@ -76,8 +76,7 @@ def test_one_comes_once_a_minute_unless_told_otherwise(tiny: Model, tmp_path: Pa
 def test_a_run_that_is_asked_to_stop_leaves_one(tiny: Model, tmp_path: Path) -> None:
     made = sampler(tiny, Checkpoint(tmp_path / "a"))
     runs = made.stream("a lake", **SIZE)
-    next(runs)
-    made.runtime.stop()
+    next(runs).stop()
     next(runs)  # the step after which it hears of it
     with pytest.raises(KeyboardInterrupt, match="stopped after step 2 of 4"):
         next(runs)
@@ -94,10 +93,16 @@ def test_a_checkpoint_comes_after_some_steps() -> None:
         Checkpoint("a", -1)
 
 
+class Stops:
+    """Asks the run to end after its first step."""
+
+    def on_run_start(self, run: Run) -> None:
+        run.stop()
+
+
 def test_one_that_is_never_written_is_for_going_on_alone(tiny: Model, tmp_path: Path) -> None:
     interrupted(tiny, tmp_path / "a")
-    made = sampler(tiny, Checkpoint(tmp_path / "b", 0, resume=tmp_path / "a"))
-    made.runtime.stop()
+    made = sampler(tiny, Checkpoint(tmp_path / "b", 0, resume=tmp_path / "a"), Stops())
     runs = made.stream("a lake", **SIZE)
     assert next(runs).level.step == 4
     assert not (tmp_path / "b").exists()

@@ -15,8 +15,8 @@ from panokit_multidiffusion import MultiDiffusion
 
 
 def toy(run: Run) -> ToyDenoiser:
-    assert isinstance(run.denoiser, ToyDenoiser)
-    return run.denoiser
+    assert isinstance(run.parts.denoiser, ToyDenoiser)
+    return run.parts.denoiser
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from panokit import SettingError
-from panokit.jobs import Worker, name_of, part_of
+from panokit.jobs import Worker, part_of
+from panokit.recipe import name_of
 
 SMALL = {"height": 16, "width": 24, "steps": 2}
 
@@ -63,7 +64,7 @@ def test_a_worker_makes_a_batch_and_tells_what_failed(folder: Path) -> None:
 
 def test_networks_and_plugins_are_made_once(folder: Path) -> None:
     worker = Worker({"model": str(folder), **SMALL, "accelerator": "cpu"})
-    one, two = (worker.prepared({"prompt": prompt, "guidances": ["msd"]})[0] for prompt in ("a lake", "a city"))
+    one, two = (worker.plan({"prompt": prompt, "guidances": ["msd"]}).sampler for prompt in ("a lake", "a city"))
     assert one.model is two.model
     assert one.guidances[0] is two.guidances[0]
 
@@ -75,5 +76,5 @@ def test_options_that_nobody_has_are_told(unannotated: None, config: dict[str, A
 
 
 def test_a_job_with_an_option_of_its_own_is_told(folder: Path) -> None:
-    with pytest.raises(SettingError, match="a job has no option 'devices'"):
+    with pytest.raises(SettingError, match="there is no option devices: there are "):
         Worker({"accelerator": "cpu"}).make({"prompt": "a lake", "devices": 2})

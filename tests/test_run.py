@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -48,13 +48,22 @@ def relative(canvas: Tensor, expected: Tensor) -> float:
 # --- the guidance pass --------------------------------------------------------------------------------------
 
 
+def use(run: Run, **parts: Any) -> None:
+    """Go on with other parts."""
+    run.model_pass = replace(run.model_pass, parts=replace(run.parts, **parts))
+
+
 def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
     """Guided MultiDiffusion as papers write it: window by window, moved, denoised, stepped by DDIM, averaged."""
-    denoiser, grid, canvas = ToyDenoiser(run.grid.window, prediction=run.denoiser.training.prediction), run.grid, run.canvas
+    denoiser, grid, canvas = (
+        ToyDenoiser(run.grid.window, prediction=run.parts.denoiser.training.prediction),
+        run.grid,
+        run.canvas,
+    )
     levels = run.solver.levels
 
     def x0_and_eps(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        pred, a, s = denoiser(x, level, run.embeddings), level.alpha, level.sigma
+        pred, a, s = denoiser(x, level, run.parts.embeddings), level.alpha, level.sigma
         if denoiser.training.prediction == "v_prediction":
             x0 = a * x - s * pred
             return x0, (x - a * x0) / s
@@ -300,7 +309,7 @@ def test_a_look_at_windows_is_unguided_and_without_graph() -> None:
     asking.step()
     ((seen, canvas, grid),) = probe(asking).answers
     windows = grid.crop(canvas, [2, 0])
-    eps = ToyDenoiser()(windows, level, asking.embeddings)
+    eps = ToyDenoiser()(windows, level, asking.parts.embeddings)
     assert torch.equal(seen.x, windows)
     torch.testing.assert_close(seen.eps, eps)
     assert not seen.x0.requires_grad
@@ -343,11 +352,11 @@ def test_a_known_canvas_lies_under_the_first_noise_and_asks_no_denoiser() -> Non
         seen.append(run.seen.x0)
         assert run.scalars == {}
     torch.testing.assert_close(torch.stack(seen), torch.full((2, *noise.shape), 2.0).to(noise), rtol=1e-12, atol=1e-12)
-    assert isinstance(run.denoiser, ToyDenoiser)
-    assert run.denoiser.forwards == []
+    assert isinstance(run.parts.denoiser, ToyDenoiser)
+    assert run.parts.denoiser.forwards == []
     run.step()
     assert run.scalars
-    assert sum(run.denoiser.forwards) == 2 * len(run.grid)
+    assert sum(run.parts.denoiser.forwards) == 2 * len(run.grid)
 
 
 @pytest.mark.parametrize("scheduler", [ToyScheduler(eta=1.0), ToyScheduler(corrector=True)])
@@ -399,9 +408,9 @@ def test_a_known_canvas_takes_the_runs_type_and_must_be_finite() -> None:
         toy_run(guidances=[Double(float("nan"))], runtime=single).step()
 
 
-def test_painting_ends_when_the_runtime_is_asked_to_stop() -> None:
+def test_painting_ends_when_the_run_is_asked_to_stop() -> None:
     def asked(step: Step) -> Tensor:
-        run.runtime.stop()
+        run.stop()
         return step.paint(Grid((4, 6), (4, 4), (2, 2), (False, False)))
 
     run = toy_run(guidances=[Probe(asked)], steps=5)
@@ -422,9 +431,9 @@ def test_what_is_painted_is_a_run_of_its_own_that_leaves_this_one_alone(schedule
     assert torch.equal(asking.paint(grid, [pull], seed=7), finished(alone))
 
 
-def test_what_is_painted_is_guided_by_the_runs_other_guidances_too() -> None:
+def test_what_is_painted_is_guided_by_exactly_what_is_given_which_may_be_the_runs_other_guidances() -> None:
     grid, pull = Grid((4, 6), (4, 4), (2, 2), (False, False)), Pull("identity", to=3)
-    asking = toy_run(guidances=[pull, Probe(lambda step: step.paint(grid))], steps=1)
+    asking = toy_run(guidances=[pull, Probe(lambda step: step.paint(grid, step.others))], steps=1)
     given = toy_run(guidances=[Probe(lambda step: step.paint(grid, [pull]))], steps=1)
     asking.step()
     given.step()
@@ -557,7 +566,7 @@ def test_a_prediction_that_is_not_finite_stops_the_run_and_names_the_step(bad: f
 
     run = toy_run((4, 8), guidances=guidances)
     run.step()
-    run.denoiser = Spy(run.denoiser, spoil)
+    use(run, denoiser=Spy(run.parts.denoiser, spoil))
     level = run.level
     message = f"the prediction at step 2 of 3 (level 1, t = {level.t}) holds NaN or infinity"
     with pytest.raises(NotFiniteError, match=re.escape(message)):
@@ -627,7 +636,7 @@ def test_a_fuser_that_returns_no_canvas_is_named() -> None:
             return windows.new_zeros((1, *grid.size))
 
     run = toy_run()
-    run.fuser = Flat()
+    use(run, fuser=Flat())
     with pytest.raises(
         ContractError, match=r"Flat.fuse returned shape \(1, 6, 9\), expected \(2, 6, 9\); it must return one canvas"
     ):
@@ -637,7 +646,7 @@ def test_a_fuser_that_returns_no_canvas_is_named() -> None:
 @pytest.mark.parametrize("tilt", [-1.0, float("inf")])
 def test_a_weight_that_is_no_finite_number_above_nothing_is_named(tilt: float) -> None:
     run = toy_run()
-    run.fuser = Mean(tilt=tilt)
+    use(run, fuser=Mean(tilt=tilt))
     with pytest.raises(ContractError, match=r"Mean.weight .* it must return one finite weight a cell, each above 0"):
         run.step()
 

@@ -121,7 +121,7 @@ def test_each_region_has_its_own_prompt(sampler: Sampler) -> None:
 
 
 def test_a_window_takes_the_topmost_box_its_centre_lies_in(sampler: Sampler) -> None:
-    grid = sampler.grid(16, 64)
+    grid = sampler.plan("a lake", height=16, width=64).grid
     regions = Regions((((0, 0, 1, 1), "under"), ((0.5, 0, 1, 1), "over")), elsewhere="nowhere")
     texts = [regions.texts[k] for k in regions.assign(grid, range(len(grid)))]
     centres = [grid.centre(i)[1] for i in range(len(grid))]
@@ -259,14 +259,14 @@ def test_what_is_no_plugin_is_refused(tiny: Model, cpu: Runtime, settings: dict[
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompt": None}, "prompt and negative_prompt are NoneType and str: they must be text"),
-        ({"prompt": ["a lake", 3]}, "prompt and negative_prompt are int and str"),
-        ({"negative_prompt": None}, "str and NoneType"),
-        ({"height": 24.0}, "height is 24.0: it must be a whole number"),
-        ({"steps": 2.5}, "steps is 2.5: it must be a whole number"),
-        ({"stride": "8"}, "stride is '8': it must be a whole number"),
+        ({"prompt": None}, "prompt is a NoneType: it must be text, or Regions"),
+        ({"prompt": ["a lake", 3]}, "prompt is a int: it must be text"),
+        ({"negative_prompt": None}, "negative_prompt came as None: it must be text"),
+        ({"height": 24.0}, "height came as 24.0: it must be a whole number"),
+        ({"steps": 2.5}, "steps came as 2.5: it must be a whole number"),
+        ({"stride": "8"}, "stride came as '8': it must be a whole number"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        ({"wrap": 2}, "wrap is 2: it must be False, True"),
+        ({"wrap": 2}, "wrap came as 2: it must be true or false or x or y or xy"),
     ],
 )
 @pytest.mark.usefixtures("unannotated")

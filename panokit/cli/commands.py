@@ -2,126 +2,69 @@
 
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from panokit import registry
+from panokit.cli.groups import Devices, Prompts, text_of
 from panokit.errors import ContractError, FallbackWarning, OutputError, PluginNotFoundError, SettingError
-from panokit.options import assign, configuration, no_option, plain, typed
+from panokit.hints import make
+from panokit.options import assign, configuration, plain
+from panokit.output import Output
 from panokit.registry import Kind
-from panokit.settings import NUMERICS, Attention, Precision, Wrap
+from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings
 
 if TYPE_CHECKING:
-    from panokit.jobs import Worker
+    from panokit.jobs import Job, Worker
 
-Part = str | dict[str, Any]
-
-COMPOSITION = ("model", "scheduler", "fuser", "guidances")
-CALL = ("height", "width", "negative_prompt", "steps", "guidance_scale", "stride", "wrap")
+NAMES = (*(field.name for field in fields(Composition)), *SETTINGS)
+"""What decides a picture, besides its prompt."""
 
 
-def generate(
-    texts: Sequence[str] = (),
-    *,
-    prompt: str | list[Any] | dict[str, Any] | None = None,
-    prompts: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    negative_prompt: str = "",
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    stride: int | None = None,
-    wrap: Wrap = False,
-    seed: int | str = 0,
-    model: str = "landscapes",
-    scheduler: Part = "ddim",
-    fuser: Part = "multidiffusion",
-    guidances: list[Part] = [],  # noqa: B006 - jsonargparse shows the default, and nobody appends to it
-    devices: int | Literal["auto"] = 1,
-    num_nodes: int = 1,
-    timeout: float = 300.0,
-    precision: Precision = "32-true",
-    micro_batch: int = 8,
-    guided_micro_batch: int | None = None,
-    checkpointing: bool = False,
-    attention: Attention = "auto",
-    channels_last: bool = False,
-    compile: bool = False,
-    offload: bool = False,
-    out: str | None = None,
-    sheet: str | None = None,
-    latents: bool = False,
-    preview: str | None = None,
-    jobs: str | None = None,
-    part: str = "1/1",
-    resume: str | None = None,
-    checkpoint_every: int | None = None,
-    quiet: bool = False,
-) -> int:
+def generate(prompts: Prompts, settings: Settings, composition: Composition, devices: Devices, output: Output) -> int:
     """Make panoramas from prompts and write them to files.
 
     Args:
-        texts: What to paint; several make a panorama each.
-        prompt: The same, for configurations: a text, a list, or boxes with texts.
-        prompts: A file with a prompt a line.
-        height: Pixels; one window of the model unless given.
-        width: Pixels; four windows of the model unless given.
-        negative_prompt: What to keep away from.
-        steps: Denoising steps.
-        guidance_scale: Of classifier-free guidance; 1 or less turns it off.
-        stride: Pixels from one window to the next; half a window unless given.
-        wrap: Close the panorama to a ring: true or x sideways, y up and down, xy both.
-        seed: Same seed, same picture; 1..8 makes one of each.
-        model: An installed model, a folder in diffusers' format, or a hub id.
-        scheduler: Such as ddim, euler, dpm++_2m, unipc; --scheduler.options.eta=1 sets an option of it.
-        fuser: What joins the windows; --fuser.SETTING=VALUE sets something of it.
-        guidances: What keeps the windows in agreement; --guidances+=NAME adds one, --guidances.SETTING=VALUE sets something of
-            the last, --guidances.help NAME tells what there is to set.
-        devices: How many devices of each machine to deal the windows to, or the prompts, if there are as many; auto for all.
-        num_nodes: How many machines.
-        timeout: Seconds that a device waits for another.
-        precision: Of the networks.
-        micro_batch: Windows that go through the model at once.
-        guided_micro_batch: The same where guidance goes back through the model; as many unless given.
-        checkpointing: Save memory in guided steps, for time.
-        attention: How it is computed; auto is SDPA, xformers needs CUDA, sliced saves memory.
-        channels_last: Keep channels last in memory, for speed.
-        offload: Let networks take turns on the device, for one that does not hold them all.
-        compile: Compile the model's repeated blocks, which takes a while.
-        out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
-        sheet: A picture of all pictures, smaller and side by side, to write as well.
-        latents: Write the latents too, beside each picture, as safetensors.
-        preview: A picture to write again after each step: what the panorama will look like.
-        jobs: A file of jobs, one a line as JSON, {"prompt": "a lake", "seed": 3}, with what differs from the options given;
-            what is there is left, and a job that fails does not keep the others.
-        part: Of the jobs, for several machines that know nothing of each other: 2/8 is the second of eight.
-        resume: A checkpoint to go on from, with the command that wrote it.
-        checkpoint_every: Steps from one checkpoint to the next, and one when interrupted; 0 for none. Unless given, once a
-            minute.
-        quiet: Show no progress.
+        prompts: what to paint.
+        settings: of the call; the seed is among the prompts.
+        composition: model, scheduler, fuser and guidances.
+        devices: where the networks run.
+        output: what is written.
+
+    Returns:
+        The exit status: 1 if a job failed.
     """
-    given = locals()
-    output = {key: given[key] for key in ("out", "sheet", "latents", "preview", "quiet", "resume", "checkpoint_every")}
-    runtime = {key: given[key] for key in ("devices", "num_nodes", "timeout", "offload", "precision", *NUMERICS)}
-    composition = {key: given[key] for key in (*COMPOSITION, *CALL)}
-    if jobs is not None:
-        if texts or prompt or prompts:
-            raise SettingError("--jobs says what to paint: leave out the prompts, or write them into it")
-        return _make_all(jobs, {**composition, "seed": seed}, part, runtime, output)
-    wanted: list[Any] = list(texts) or (prompt if isinstance(prompt, list) else [] if prompt is None else [prompt])
-    wanted += _lines(prompts) if prompts else []
-    if not wanted:
-        raise SettingError("there is no prompt: say what to paint, or name a file of prompts with --prompts")
-    made = [{**composition, "prompt": prompt, "seed": each} for prompt, each in product(wanted, _seeds(seed))]
-    _make(made, runtime, output)
-    return 0
+    from panokit.jobs import Job, part_of
+    from panokit.painting import paint, paint_all, prepare, prepare_all
+
+    options = {**settings.as_data(), **vars(composition)}
+    if prompts.jobs is None:
+        jobs = [Job.of({**options, "prompt": prompt, "seed": seed}) for prompt, seed in prompts.all]
+        output.check(len(jobs))
+        worker = _worker(devices.as_data())
+        paint([prepare(job, worker, output) for job in jobs], worker.runtime)
+        return 0
+    if prompts.prompt or prompts.prompts:
+        raise SettingError("--jobs says what to paint: leave out the prompts, or write them into it")
+    output = replace(output, again=True)
+    if output.folder is None:
+        raise SettingError(f"the pictures of jobs go into a folder, and {output.out} is none: --out FOLDER/")
+    if output.sheet or output.resume:
+        raise SettingError("jobs take themselves up where they were, and make no contact sheet: leave out --resume and --sheet")
+    by_line, wrong = _jobs(prompts.jobs, {**options, "seed": prompts.seed})
+    output.check(len(by_line))
+    part_of([], prompts.part)  # before hours of work
+    worker = _worker(devices.as_data())
+    tasks = prepare_all(prompts.jobs, by_line, wrong, worker, output)
+    return 1 if paint_all(part_of(tasks, prompts.part), worker.runtime) else 0
 
 
 def rerun(
@@ -146,17 +89,19 @@ def rerun(
         changes: One thing to change: guidances.weight=0, seed=3.
     """
     from panokit import recipe
+    from panokit.jobs import Job
+    from panokit.painting import paint, prepare
 
-    found = recipe.read(image)
-    keys = (*COMPOSITION, *CALL, "prompt", "seed", "precision", *NUMERICS)
-    missing = [key for key in ("prompt", "height", "width", "seed", "model") if found.get(key) is None]
+    kept = recipe.read(image)
+    keys = (*NAMES, "prompt", "precision", *NUMERICS)
+    missing = [key for key in ("prompt", "height", "width", "seed", "model") if kept.get(key) is None]
     if missing:
         raise SettingError(f"the recipe in {image} is damaged: it does not say {', '.join(missing)}")
-    wanted = {key: found[key] for key in keys if found.get(key) is not None}
+    wanted = {key: kept[key] for key in keys if kept.get(key) is not None}
     if not trust:
         if all(plugin.name != wanted["model"] for plugin in registry.plugins("models")):
             raise SettingError(
-                f"the recipe names the model {wanted['model']!r}, which is not installed by that name: "
+                f"the recipe names the model {wanted['model']!r:.80}, which is not installed by that name: "
                 "trust it (--trust) to load a folder or from the hub"
             )
         recipe.check(wanted)
@@ -167,17 +112,18 @@ def rerun(
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
             raise SettingError(f"there is no {option} in a recipe: {hint}")
         assign(wanted, path, value)
+    numerics = {key: wanted.pop(key) for key in ("precision", *NUMERICS) if key in wanted}
     try:
-        settings = typed(generate, wanted)
+        job, runtime = Job.of(wanted), make(Devices, {**numerics, "devices": devices, "offload": offload})
     except SettingError as error:
         raise SettingError(f"the recipe in {image}: {error}") from error
-    runtime = {"devices": devices, "offload": offload, **{key: settings[key] for key in ("precision", *NUMERICS)}}
-    job = {key: settings[key] for key in (*COMPOSITION, *CALL, "prompt", "seed")}
-    output = {"out": out or f"{Path(image).stem}-rerun.png", "quiet": quiet}
-    _make([job], runtime, output, trusted=trust)
+    output = Output(out=out or f"{Path(image).stem}-rerun.png", quiet=quiet)
+    output.check(1)
+    worker = _worker(runtime.as_data(), trusted=trust)
+    paint([prepare(job, worker, output)], worker.runtime)
     for package in ("panokit", "torch", "diffusers"):
-        if found.get(package, version(package)) != version(package):
-            message = f"it was made with {package} {found[package]}, and this is {version(package)}: bits may differ"
+        if kept.get(package, version(package)) != version(package):
+            message = f"it was made with {package} {kept[package]!s:.40}, and this is {version(package)}: bits may differ"
             warnings.warn(message, FallbackWarning, stacklevel=2)
 
 
@@ -250,16 +196,10 @@ def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
     """
     if name is not None:
         return explain(kind or _kind_of(name, kind), name)
-    import diffusers
-
-    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
-
     found = [plugin for each in registry.KINDS if kind in (None, each) for plugin in registry.plugins(each)]
     states = registry.states(found)
     rows = [("kind", "name", "distribution", "version", "state", "")]
     rows += [(plugin.kind, plugin.name, *plugin.origin, *state) for plugin, state in zip(found, states, strict=True)]
-    if kind in (None, "schedulers"):
-        rows += [("schedulers", each, "diffusers", diffusers.__version__, "ok", "") for each in DiffusersScheduler.names()]
     _print_table(rows)
     return None
 
@@ -306,55 +246,23 @@ def check(plugin: str, *, kind: Kind | None = None) -> int:
     return 1 if failed else 0
 
 
-def resolved(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `generate`, with every setting of every part."""
+def resolved(composition: Composition) -> dict[str, Any]:
+    """The parts of a composition, with every setting of each."""
     from panokit.composition import BASES, build, describe
 
     def whole(kind: Kind, part: Part) -> dict[str, Any]:
         return describe(build(BASES[kind], part))
 
-    parts = {
-        "scheduler": whole("schedulers", options["scheduler"]),
-        "fuser": whole("fusers", options["fuser"]),
-        "guidances": [whole("guidances", part) for part in options["guidances"]],
+    return {
+        "model": composition.model,
+        "scheduler": whole("schedulers", composition.scheduler),
+        "fuser": whole("fusers", composition.fuser),
+        "guidances": [whole("guidances", part) for part in composition.guidances],
     }
-    return {**options, **parts}
-
-
-def _make(
-    jobs: Sequence[Mapping[str, Any]], runtime: Mapping[str, Any], output: Mapping[str, Any], *, trusted: bool = True
-) -> None:
-    """Make a picture of each job, after all has been checked that can be."""
-    from panokit.painting import Output, check, paint
-
-    to = Output(**output)
-    to.check(len(jobs))
-    worker = _worker(runtime, trusted=trusted)
-    for job in jobs:
-        check(job, worker, to)
-    paint(jobs, worker, to)
-
-
-def _make_all(path: str, options: Mapping[str, Any], part: str, runtime: Mapping[str, Any], output: Mapping[str, Any]) -> int:
-    """The same of a file of jobs; the exit status is 1 if one failed."""
-    from panokit.jobs import part_of
-    from panokit.painting import Output, check_all, paint_all
-
-    to = Output(**output, jobs=True)
-    if to.folder is None:
-        raise SettingError(f"the pictures of jobs go into a folder, and {to.out} is none: --out FOLDER/")
-    if to.sheet or to.resume:
-        raise SettingError("jobs take themselves up where they were, and make no contact sheet: leave out --resume and --sheet")
-    jobs, wrong = _jobs(path, options)
-    to.check(len(jobs))
-    own = part_of([*jobs.values()], part)
-    worker = _worker(runtime)
-    check_all(path, jobs, wrong, worker, to)
-    return 1 if paint_all(own, worker, [to] * len(own)) else 0
 
 
 def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
-    """Who makes them, without a word from libraries."""
+    """Who makes the pictures, without a word from libraries."""
     from panokit.jobs import Worker
 
     _hush()
@@ -362,68 +270,33 @@ def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
 
 
 def _hush() -> None:
-    """Let libraries say nothing that is not for users."""
-    import diffusers.utils
+    """Let libraries say nothing that is not for users. Those that a composition may not need are told by the environment."""
     import lightning.fabric  # noqa: F401 - it sets the level of its logger
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()  # hints for developers
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # hints for developers
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a banner for each rank
 
 
-def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """The jobs in a file, by their lines, with the options that they do not say; and what is wrong with the other lines."""
-    from panokit.jobs import JOB
+def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict[int, str]]:
+    """The jobs in a file, by their lines, with the options that they do not name; and what is wrong with the other lines."""
+    from panokit.jobs import Job
 
-    found: dict[int, dict[str, Any]] = {}
+    jobs: dict[int, Job] = {}
     wrong: dict[int, str] = {}
-    for number, line in enumerate(_text(path, "jobs", "give a file with a job a line, as JSON").splitlines(), start=1):
+    for number, line in enumerate(text_of(path, "jobs", "give a file with a job a line, as JSON").splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            said = json.loads(line)
-            if not isinstance(said, dict):
-                raise SettingError(f"it is a {type(said).__name__}, and a job maps options to values")
-            if unknown := said.keys() - {*JOB}:
-                raise SettingError(no_option(sorted(unknown)[0], JOB, ""))
-            settings = typed(generate, {**options, **said})
-            if not isinstance(settings["prompt"], str | dict):
-                raise SettingError('it has no prompt: {"prompt": "a lake"}')
-            found[number] = {key: settings[key] for key in JOB}
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise SettingError(f"it is a {type(data).__name__}, and a job maps options to values")
+            jobs[number] = Job.of({**options, **data})
         except (ValueError, RecursionError) as error:  # of which a SettingError is one
             wrong[number] = str(error)
-    if not found and not wrong:
+    if not jobs and not wrong:
         raise SettingError(f"{path} holds no job: write one a line, as JSON")
-    return found, wrong
-
-
-def _text(path: str, what: str, form: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        why = getattr(cause, "strerror", None) or cause
-        raise SettingError(f"the {what} in {path} cannot be read ({why}): {form}") from cause
-
-
-def _lines(path: str) -> list[str]:
-    """The prompts in a file."""
-    lines = [line.strip() for line in _text(path, "prompts", "give a text file with a prompt a line").splitlines()]
-    found = [line for line in lines if line]
-    if not found:
-        raise SettingError(f"{path} holds no prompt: write one a line")
-    return found
-
-
-def _seeds(seed: int | str) -> list[int]:
-    """One seed, or all from first to last, `1..8`."""
-    span = re.fullmatch(r"(\d{1,20})\.\.(\d{1,20})", f"{seed}..{seed}" if isinstance(seed, int) else seed.strip())
-    first, last = map(int, span.groups()) if span else (1, 0)
-    if not 0 <= last - first < 10_000 or last >= 1 << 64:
-        raise SettingError(
-            f"seed is {seed!s:.80}: it must be a whole number from 0 to {(1 << 64) - 1}, or a range of up to 10000 such as 1..8"
-        )
-    return list(range(first, last + 1))
+    return jobs, wrong
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -440,10 +313,10 @@ def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
     from panokit.composition import BASES, build
 
     if ":" in name:
-        made = registry.load(kind or "models", name)
-        if not callable(made):
-            raise PluginNotFoundError(f"{name} is a {type(made).__name__}: name a class, or what else makes a plugin")
-        return made
+        maker = registry.attribute(name)
+        if not callable(maker):
+            raise PluginNotFoundError(f"{name} is a {type(maker).__name__}: name a class, or what else makes a plugin")
+        return maker
     found = _kind_of(name, kind)
     if found == "models":
         denoiser = load_model(name).denoiser
@@ -456,17 +329,12 @@ def _kind_of(name: str, kind: Kind | None) -> Kind:
     from panokit.composition import BASES
 
     if ":" in name:
-        found = registry.load(kind or "models", name)
-        cls = getattr(found, "__self__", found)  # of a class method its class
+        cls = registry.made_class(registry.attribute(name))
         of = [each for each, base in BASES.items() if isinstance(cls, type) and issubclass(cls, base)]
         if not of:
             raise PluginNotFoundError(f"{name} is no subclass of panokit.Fuser, panokit.Guidance or panokit.Scheduler")
         return of[0]
-    from panokit.backbones.diffusers.scheduler import DiffusersScheduler
-
     names = {each: {plugin.name for plugin in registry.plugins(each)} for each in ([kind] if kind else registry.KINDS)}
-    if "schedulers" in names:
-        names["schedulers"].update(DiffusersScheduler.names())
     kinds = [each for each in names if name in names[each]]
     if not kinds:
         raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))

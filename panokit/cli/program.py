@@ -1,22 +1,21 @@
-"""The command line: `panokit generate`, `rerun`, `plugins` and `check`. Options are the arguments in `panokit.cli.commands`."""
+"""The command line: from words to a command, and from errors to a line and a status."""
 
-import json
+import argparse
 import os
-import re
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from difflib import get_close_matches
-from functools import cache
-from inspect import signature
-from typing import Any, NamedTuple, TextIO
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from panokit.cli import commands
+from panokit.cli.groups import Devices, Prompts
+from panokit.cli.words import PARTS, Words, sort
 from panokit.errors import (
     ContractError,
     FallbackWarning,
@@ -29,36 +28,33 @@ from panokit.errors import (
     SettingError,
     ShardingWarning,
 )
-from panokit.options import assign, configuration, no_option, objection, plain
-from panokit.registry import Kind
+from panokit.hints import hints_of, make
+from panokit.options import assign, configuration, objection, plain
+from panokit.output import Output
+from panokit.settings import Composition, Settings, unknown_option
 from panokit.signals import TerminatedError, terminated
 
-_PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
-_SETTING = re.compile(rf"--({'|'.join(_PARTS)})\.(\w+(?:\.\w+)*)")
-_ALONE = ("--help", "--print_config")
-"""Options without a value."""
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
+Made = TypeVar("Made")
 
-class _PartSetting(NamedTuple):
-    """`--guidances.weight=5`: a setting of a part of the composition."""
-
-    part: str
-    key: str
-    value: str
-    added: int
-    """How many guidances are added before it."""
-
-
-class _Words(NamedTuple):
-    """What the command line says, by who reads it."""
-
-    command: str
-    configs: list[str]
-    settings: list[_PartSetting]
-    options: list[str]
-    texts: list[str]
-    added: int
-    """How many guidances are added."""
+_SUMMARY = "Panoramas from pretrained diffusion models, by interchangeable parts."
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "generate": commands.generate,
+    "rerun": commands.rerun,
+    "evaluate": commands.evaluate,
+    "plugins": commands.plugins,
+    "check": commands.check,
+}
+_GROUPS: Mapping[type, set[str | int]] = {
+    Prompts: set(),
+    Settings: {"seed"},
+    Composition: set(),
+    Devices: set(),
+    Output: {"again"},
+}
+"""The options of `generate`, and the fields that are none: `Prompts` has a seed that may be a range."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -71,8 +67,6 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with _warnings_in_one_line(), terminated():
             return _run(list(sys.argv[1:] if args is None else args))
-    except ArgumentError as error:
-        return _complain(error, 2)
     except (ContractError, NotFiniteError, OutOfMemoryError, RankError, RankFailedError) as error:
         return _complain(error, 1)
     except PanokitError as error:
@@ -88,171 +82,155 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    words = _sorted(args)
+    command = args[0] if args else ""
+    if command not in _COMMANDS:
+        return _without_command(args)
+    hints = _hints(command)
+    words = sort(args, hints, [name for name, hint in hints.items() if hint is bool])
     for setting in words.settings:
         if setting.key == "help":
-            commands.explain(_PARTS[setting.part], setting.value)
+            commands.explain(PARTS[setting.part], setting.value)
             return 0
-    # Configurations go first, wherever they stand: what is said on the command line itself has the last word.
-    configs = [f"--config={json.dumps(configuration(path), default=str)}" for path in words.configs]
-    texts = ["--", *words.texts] if words.texts else []
-    try:
-        given = _parser(words.command).parse_args([words.command, *configs, *words.options, *texts])
-    except ArgumentError as error:
-        raise SettingError(_objection(str(error), words.command)) from error
-    options = given[given.command]
-    if given.command == "rerun":
-        options.changes += [f"{each.part}.{each.key}={each.value}" for each in words.settings]
-    elif given.command != "generate" and words.settings:
+    if command == "generate":
+        return _generate(words, hints)
+    if command == "rerun":
+        words.options += [f"--set={setting.part}.{setting.key}={setting.value}" for setting in words.settings]
+    elif words.settings:
         first = words.settings[0]
-        raise SettingError(f"panokit {given.command} takes no settings of a plugin, --{first.part}.{first.key}")
-    if given.command != "generate":
-        return _COMMANDS[given.command](**vars(options)) or 0
+        raise SettingError(f"panokit {command} takes no settings of a plugin, --{first.part}.{first.key}")
+    given = _parsed(_function_parser(command), [*words.options, *(["--", *words.texts] if words.texts else [])], hints)
+    return _COMMANDS[command](**given) or 0
+
+
+def _without_command(args: Sequence[str]) -> int:
+    """The version, or what commands there are."""
+    parser = argparse.ArgumentParser(prog="panokit", usage="panokit COMMAND ...", description=_SUMMARY, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="Show this; panokit COMMAND --help shows its options.")
+    parser.add_argument("--version", action="store_true", help="Show the version.")
+    subcommands = parser.add_subparsers(metavar="COMMAND")
+    for name, function in _COMMANDS.items():
+        subcommands.add_parser(name, help=(function.__doc__ or "").partition("\n")[0])
+    if args[:1] == ["--version"]:
+        print(f"panokit {version('panokit')}")
+        return 0
+    if args and args[0] not in ("-h", "--help"):
+        close = get_close_matches(args[0], _COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_COMMANDS)}"
+        raise SettingError(f"there is no command {args[0]!r}: {hint}")
+    parser.print_help(sys.stdout if args else sys.stderr)
+    return 0 if args else 2
+
+
+def _generate(words: Words, hints: Mapping[str, Any]) -> int:
+    """Defaults, then configurations in their order, then the command line itself: the later ones win."""
+    options: dict[str, Any] = {}
+    for path in words.configs:
+        for name, value in configuration(path).items():
+            if name not in hints:
+                raise SettingError(unknown_option(str(name), [*hints, "config"], "--"))
+            options[name] = value
+    options |= _parsed(_generate_parser(), words.options, hints, defaults=False)
+    if words.texts:
+        options["prompt"] = words.texts
+    show = options.pop("print_config", False)
+    _set_parts(options, words)
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def group(cls: type[Made]) -> Made:
+        names = {field.name for field in fields(cast("Any", cls))} - _GROUPS[cls]
+        return make(cls, {name: given[name] for name in names & given.keys()})
+
+    prompts, settings, composition = group(Prompts), group(Settings), group(Composition)
+    devices, output = group(Devices), group(Output)
+    if not show:
+        return commands.generate(prompts, settings, composition, devices, output)
+    shown = {**asdict(prompts), **asdict(settings), **commands.resolved(composition), **asdict(devices), **asdict(output)}
+    shown = {name: value for name, value in shown.items() if name in hints} | {"seed": prompts.seed}
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _set_parts(options: dict[str, Any], words: Words) -> None:
+    """Add the plugins that the command line names, and set their settings."""
+    for name, value in words.parts:
+        if name == "guidances+":
+            options["guidances"] = [*_listed(options.get("guidances")), plain(value)]
+        else:
+            options[name] = plain(value)
     for setting in words.settings:
         path = f"{setting.part}.{setting.key}"
         if setting.part == "guidances" and not setting.key[0].isdecimal():
-            which = len(options.guidances) - 1 - (words.added - setting.added)
+            which = len(_listed(options.get("guidances"))) - 1 - (words.added - setting.added)
             if which < 0:
                 raise SettingError(f"--{path} has no guidance to set it of: add one before it, --guidances+=NAME")
             path = f"guidances.{which}.{setting.key}"
+        if options.get(setting.part) is None:
+            options[setting.part] = getattr(Composition(), setting.part)
         assign(options, path, plain(setting.value))
-    return _generate(options)
 
 
-def _generate(options: Namespace) -> int:
-    options.pop("config", None)
-    if options.pop("print_config"):
-        options.prompt = options.pop("texts") or options.prompt
-        print(yaml.safe_dump(commands.resolved(options.as_dict()), sort_keys=False, allow_unicode=True), end="")
-        return 0
-    return commands.generate(**vars(options))
+def _listed(guidances: Any) -> list[Any]:
+    if guidances is None:
+        return []
+    if not isinstance(guidances, list):
+        raise SettingError(f"guidances came as {guidances!r:.80}: it must be a list, [{guidances!r:.80}]")
+    return guidances
 
 
-def _plain_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
-    parser.add_function_arguments(function, as_positional=True)
-    return parser
+def _hints(command: str) -> dict[str, Any]:
+    """The types of a command's options, by name."""
+    if command != "generate":
+        hints = hints_of(_COMMANDS[command])
+        return {name: hint for name, hint in hints.items() if name not in ("return", "changes")}
+    return {
+        field.name: hints_of(group)[field.name]
+        for group, skipped in _GROUPS.items()
+        for field in fields(group)
+        if field.name not in skipped
+    }
 
 
-def _generate_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
-    parser.add_argument("texts", nargs="*", default=[], metavar="PROMPT", help="What to paint; several make a panorama each.")
-    parser.add_argument("--config", action="config", help="A YAML file of options; several are merged, the last has its way.")
+def _parsed(
+    parser: "ArgumentParser", options: Sequence[str], hints: Mapping[str, Any], *, defaults: bool = True
+) -> dict[str, Any]:
+    """The options by name; without defaults only those that were given."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return dict(vars(parser.parse_args(list(options), defaults=defaults)))
+    except ArgumentError as error:
+        raise SettingError(objection(str(error), hints)) from error
+
+
+def _generate_parser() -> "ArgumentParser":
+    parser = _parser("generate [PROMPT ...]")
+    parser.add_argument("--config", metavar="FILE", help="A YAML file of options; several are merged, the last one wins.")
     parser.add_argument("--print_config", action="store_true", help="Print all options as such a file, and do nothing else.")
-    parser.add_function_arguments(function, skip={"texts"})
+    for group, skipped in _GROUPS.items():
+        parser.add_class_arguments(group, skip=skipped)
     return parser
 
 
-def _rerun_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
-    parser.add_argument("--set", dest="changes", action="append", metavar="NAME=VALUE", default=[], help="Change one thing.")
-    parser.add_function_arguments(function, as_positional=True, skip={"changes"})
-    return parser
-
-
-def _evaluate_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
-    parser.add_function_arguments(function)
-    return parser
-
-
-def _plugins_parser(function: Callable[..., Any]) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, print_config=None, allow_abbrev=False)
-    parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class; all of them unless given.")
-    parser.add_function_arguments(function, skip={"name"})
-    return parser
-
-
-_PARSERS: dict[str, Callable[[Callable[..., Any]], ArgumentParser]] = {
-    "generate": _generate_parser,
-    "rerun": _rerun_parser,
-    "plugins": _plugins_parser,
-    "evaluate": _evaluate_parser,
-}
-
-
-@cache
-def _parser(command: str) -> ArgumentParser:
-    """All commands by name, and the options of one of them."""
-    parser = ArgumentParser(
-        prog="panokit",
-        exit_on_error=False,
-        print_config=None,
-        allow_abbrev=False,
-        description="Panoramas from pretrained diffusion models, in parts that exchange.",
-    )
-    subcommands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
-    for name, function in _COMMANDS.items():
-        options = (
-            _PARSERS.get(name, _plain_parser)(function)
-            if name == command
-            else ArgumentParser(exit_on_error=False, allow_abbrev=False)
+def _function_parser(command: str) -> "ArgumentParser":
+    """The options of a command are its function's arguments."""
+    parser = _parser(command)
+    skip: set[str | int] = set()
+    if command == "rerun":
+        skip = {"changes"}
+        parser.add_argument(
+            "--set", dest="changes", action="append", metavar="NAME=VALUE", default=[], help="Change one thing."
         )
-        subcommands.add_subcommand(name, options, help=(function.__doc__ or "").partition("\n")[0])
+    if command == "plugins":
+        skip = {"name"}
+        parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class; all of them unless given.")
+    parser.add_function_arguments(_COMMANDS[command], as_positional=command != "evaluate", skip=skip)
     return parser
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {
-    "generate": commands.generate,
-    "rerun": commands.rerun,
-    "evaluate": commands.evaluate,
-    "plugins": commands.plugins,
-    "check": commands.check,
-}
-_SWITCHES = {
-    f"--{name}"
-    for function in _COMMANDS.values()
-    for name, parameter in signature(function).parameters.items()
-    if parameter.annotation is bool
-}
-"""Options that are true when they stand alone."""
+def _parser(usage: str) -> "ArgumentParser":
+    from jsonargparse import ArgumentParser  # which `panokit --help` need not wait for
 
-
-def _sorted(args: Sequence[str]) -> _Words:
-    """The words of a command line, in order within each sort: settings belong to what stands before them."""
-    left = deque(args)
-    command = left.popleft() if left and not left[0].startswith("-") else ""
-    words = _Words(command or "--help", [], [], [], [], 0)
-    while left:
-        word = left.popleft()
-        name, sign, value = word.partition("=")
-        if word == "--":
-            words.texts.extend(left)
-            break
-        if not word.startswith("--"):
-            (words.options if word == "-h" else words.texts).append(word)
-            continue
-        if name in _SWITCHES and not sign:
-            value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
-        elif not sign and name not in _ALONE:
-            if not left or left[0].startswith("--"):
-                names = signature(_COMMANDS[command]).parameters if command in _COMMANDS else ()
-                if name.lstrip("-").partition(".")[0].rstrip("+") not in {*names, "config", "set"}:
-                    raise SettingError(no_option(name, names))
-                raise SettingError(f"{word} came without a value: write {word}=VALUE")
-            value = left.popleft()
-        if match := _SETTING.fullmatch(name):
-            words.settings.append(_PartSetting(match[1], match[2], value, words.added))
-        elif name == "--config" and command != "evaluate":  # whose study it is
-            words.configs.append(value)
-        elif name == "--prompt" and command == "generate" and not value.lstrip().startswith(("{", "[")):
-            words.texts.append(value)
-        else:
-            words.options.append(word if name in _ALONE else f"{name}={value}")
-        if name.startswith("--guidances+"):
-            if value.lstrip().startswith("["):
-                raise SettingError(f"{name}={value} adds several at once: add them one by one, --guidances+=NAME")
-            words = words._replace(added=words.added + 1)
-    return words
-
-
-def _objection(message: str, command: str) -> str:
-    """What jsonargparse objects to, in one line that says what to do."""
-    if found := re.search(r"invalid choice: '(.*?)' \(choose from", " ".join(message.split())):
-        close = get_close_matches(found[1], _COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_COMMANDS)}"
-        return f"there is no command {found[1]!r}: {hint}"
-    return objection(message, _COMMANDS.get(command, main))
+    return ArgumentParser(prog=f"panokit {usage}", exit_on_error=False, print_config=None, allow_abbrev=False)
 
 
 @contextmanager
@@ -282,7 +260,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _complain(what: object, status: int) -> int:
     """Say it in one line; on other ranks than the first only what the first will not say."""
     rank = _rank()
-    same = getattr(what, "told", False) or (status == 2 and os.environ.get("LOCAL_RANK", "0") != "0")
+    same = getattr(what, "reported", False) or (status == 2 and os.environ.get("LOCAL_RANK", "0") != "0")
     if not (rank and same):
         line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
         print(f"panokit: {f'rank {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)

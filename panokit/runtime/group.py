@@ -40,9 +40,9 @@ class Group:
 
     def __init__(self, patience: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._patience, self._meetings, self._beaten = patience, 0, 0.0
+        self._patience, self._meetings, self._turns, self._beaten = patience, 0, 0, 0.0
         self._store = distributed_c10d._get_default_store()
-        self._lifeline = Lifeline(self.rank, self.size, self._told, max(patience, 60.0))
+        self._lifeline = Lifeline(self.rank, self.size, self._from_rank, max(patience, 60.0))
         atexit.register(self._close)
 
     def rows(
@@ -83,22 +83,22 @@ class Group:
             sent[-1] = status if failure is None else Status.FAILED
             received = like.new_empty((self.size, sent.numel()))
             _all_gather(received.view(-1), sent)
-            heard = [Status(round(each)) for each in received[:, -1].tolist()]
-            if Status.FAILED in heard:
-                raise _everywhere(self._told(failure, heard.index(Status.FAILED)), failure)
+            statuses = [Status(round(status)) for status in received[:, -1].tolist()]
+            if Status.FAILED in statuses:
+                raise _everywhere(self._from_rank(failure, statuses.index(Status.FAILED)), failure)
         rows = received[:, :-1].view(self.size, max(counts), sum(widths))
         numbers = [[i for chunk in share for i in chunk] for share in shares]
         place = {i: (rank, k) for rank, share in enumerate(numbers) for k, i in enumerate(share)}
         order = [place[i] for i in range(len(place))]
         ordered = rows[[rank for rank, _ in order], [k for _, k in order]]
         parts = ordered.split(widths, dim=1)
-        return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), max(heard)
+        return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), max(statuses)
 
     def check(self) -> None:
         """Raise a RankError if another rank has ended: what is begun together ends together."""
         self._lifeline.check()
 
-    def first(self, work: Callable[[], Made]) -> Made:
+    def broadcast(self, work: Callable[[], Made]) -> Made:
         """What `work` returns on the first rank, on every rank; or what it raises there.
 
         It goes by pickle between ranks of one run, and is for setting up and winding up, not for steps.
@@ -108,28 +108,28 @@ class Group:
         if self.rank == 0:
             try:
                 result = work()
-            except Exception as found:  # the others must hear of it
-                error = found
+            except Exception as raised:  # the others must learn of it
+                error = raised
         with self._lifeline.needed():
-            result, told = self._told((result, error and _portable(error)))
-        if told is not None:
-            raise _everywhere(told, error)
+            result, failure = self._from_rank((result, error and _portable(error)))
+        if failure is not None:
+            raise _everywhere(failure, error)
         return result
 
-    def together(self, own: Made, error: Exception | None) -> list[Made]:
+    def gather(self, own: Made, error: Exception | None) -> list[Made]:
         """What each rank says, in order, on every rank; or the first error that one has.
 
         Raises:
             PanokitError: that error.
         """
-        heard: list[Any] = [None] * self.size
+        received: list[Any] = [None] * self.size
         failure = error and _portable(error, f" (rank {self.rank})")
         with self._lifeline.needed():
-            dist.all_gather_object(heard, (own, failure))
-        for _, told in heard:
-            if told is not None:
-                raise _everywhere(told, failure)
-        return [said for said, _ in heard]
+            dist.all_gather_object(received, (own, failure))
+        for _, other in received:
+            if other is not None:
+                raise _everywhere(other, failure)
+        return [value for value, _ in received]
 
     def beat(self) -> None:
         """Let those that may wait for it know, about once a second, that this rank makes progress by itself."""
@@ -154,21 +154,25 @@ class Group:
                 return
             if gone:
                 self._lifeline.check()
-            found = [self._store.add(f"panokit/beat/{rank}", 0) for rank in away]
-            if found != beats:
-                beats, since = found, time.monotonic()
+            last = [self._store.add(f"panokit/beat/{rank}", 0) for rank in away]
+            if last != beats:
+                beats, since = last, time.monotonic()
             elif time.monotonic() - since > self._patience:
                 raise RankError(f"rank {away[0]} has made no progress for {self._patience:g} s, the timeout: it hangs")
             time.sleep(0.05)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether a rank has told that it was asked to stop."""
-        return self._lifeline.stopping
+    def begin_apart(self) -> int:
+        """The number, the same on all ranks, of the time from here on in which each makes pictures of its own."""
+        self._turns += 1
+        return self._turns
 
-    def stop(self) -> None:
-        """Tell all ranks that this one was asked to stop."""
-        self._lifeline.stop()
+    def stopping(self, turn: int) -> bool:
+        """Whether a rank was asked to stop in that time."""
+        return turn in self._lifeline.stops
+
+    def stop(self, turn: int) -> None:
+        """Let all ranks know that this one was asked to stop in that time."""
+        self._lifeline.stop(turn)
 
     def _close(self) -> None:
         """End in good order, so that no thread of the group outlives the interpreter."""
@@ -176,25 +180,25 @@ class Group:
         if dist.is_initialized() and (self._lifeline.lost < 0 or dist.get_backend() == "gloo"):  # NCCL may wait for the lost
             dist.destroy_process_group()
 
-    def _told(self, said: Any, rank: int = 0) -> Any:
-        """What one rank says, on every rank."""
-        box = [said]
+    def _from_rank(self, value: Any, rank: int = 0) -> Any:
+        """A value of one rank, on every rank."""
+        box = [value]
         dist.broadcast_object_list(box, src=rank)
         return box[0]
 
 
-def _everywhere(told: PanokitError, own: Exception | None) -> PanokitError:
+def _everywhere(error: PanokitError, own: Exception | None) -> PanokitError:
     """The error that all ranks raise, and the first one tells the user; on the rank where it arose, with its cause."""
-    told.told = True
-    if own is not None and str(own) in str(told):
-        told.__cause__ = own.__cause__ or own
-    return told
+    error.reported = True
+    if own is not None and str(own) in str(error):
+        error.__cause__ = own.__cause__ or own
+    return error
 
 
 def _portable(error: Exception, where: str = "") -> PanokitError:
     """The same error, in a form that travels: one of panokit's own, or a RankFailedError that names it."""
     if isinstance(error, PanokitError) and type(error).__module__ == PanokitError.__module__:
-        portable: PanokitError = error if error.told else type(error)(f"{error}{where}")
+        portable: PanokitError = error if error.reported else type(error)(f"{error}{where}")
     else:
         portable = RankFailedError(f"{type(error).__name__}: {error}{where}")
     if portable is not error:

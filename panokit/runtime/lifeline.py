@@ -22,7 +22,7 @@ GRACE = 0.8
 """Seconds that a rank which waits for one that has ended has to say so itself."""
 
 _WORD = struct.Struct("!i")
-_STOP, _LEFT = -1, -2
+_LEFT, _STOP = -1, -2
 """What is said in the place of the number of a rank that has ended: one was asked to stop; the first has said why it ends."""
 
 
@@ -39,7 +39,8 @@ class Lifeline:
 
     def __init__(self, rank: int, size: int, tell: Callable[[object], tuple[str, int, bytes]], patience: float) -> None:
         self._rank, self.lost = rank, -1
-        self.stopping = self._told = False
+        self.stops: set[int] = set()
+        self._reported = False
         self._free, self._known = Event(), Event()
         self._free.set()
         self._ends: dict[int, socket.socket] = {}
@@ -92,13 +93,13 @@ class Lifeline:
     def check(self) -> None:
         """Raise a RankError if another rank has ended."""
         if self._known.is_set():
-            error = RankError(_told(self.lost))
-            error.told = self._told
+            error = RankError(_ended(self.lost))
+            error.reported = self._reported
             raise error
 
-    def stop(self) -> None:
-        """Tell all ranks that this one was asked to stop."""
-        self._say(_STOP)
+    def stop(self, turn: int) -> None:
+        """Let all ranks know that this one was asked to stop: the turn, 0 or more, goes into `stops` everywhere else."""
+        self._say(_STOP - turn)
 
     def close(self) -> None:
         """Let the others know that this rank ends, and has said what there was to say."""
@@ -125,8 +126,8 @@ class Lifeline:
                     self._hear(key.data)
         self._known.set()
         if not self._free.wait(GRACE):  # in a kernel, or in a collective that does not notice
-            if not (self._rank and self._told):
-                print("panokit:", _told(self.lost), file=sys.stderr, flush=True)
+            if not (self._rank and self._reported):
+                print("panokit:", _ended(self.lost), file=sys.stderr, flush=True)
             os._exit(1)
 
     def _hear(self, rank: int) -> None:
@@ -135,13 +136,13 @@ class Lifeline:
         (word,) = _WORD.unpack(said) if said else (rank,)
         if self._rank == 0:
             self._say(word, but=rank)
-        if word == _STOP:
-            self.stopping = True
+        if word <= _STOP:
+            self.stops.add(_STOP - word)
         elif self.lost < 0:
-            self.lost, self._told = max(word, 0), word != 0  # of any other rank the first one tells
+            self.lost, self._reported = max(word, 0), word != 0  # of any other rank the first one tells
 
 
-def _told(rank: int) -> str:
+def _ended(rank: int) -> str:
     return f"rank {rank} has ended, and its windows are missing: look at what it said last"
 
 

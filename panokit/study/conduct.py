@@ -9,8 +9,10 @@ from typing import Any
 from panokit.errors import SettingError
 from panokit.grid import Grid
 from panokit.jobs import Worker
-from panokit.painting import Output, check, paint_all
-from panokit.recipe import differences
+from panokit.output import Output
+from panokit.painting import Task, paint_all, prepare
+from panokit.plain import differences
+from panokit.recipe import name_of
 from panokit.study.compare import Numbers, compare
 from panokit.study.cost import costs
 from panokit.study.evidence import Evidence, Networks, Shown, make_folders, read_json, write
@@ -32,13 +34,13 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     """
     worker = Worker(runtime)
     grids = {method: _checked(study.jobs(method)[0], worker) for method in study.methods}
-    sampler, *_ = worker.prepared(study.jobs(next(iter(study.methods)))[0])
-    factor, (high, wide) = sampler.model.factor, sampler.model.denoiser.window
+    model = worker.plan(study.jobs(next(iter(study.methods)))[0]).sampler.model
+    factor, (high, wide) = model.factor, model.denoiser.window
     window = (high * factor, wide * factor)
-    networks = worker.runtime.together(lambda: Networks(study, window))  # before hours of work
-    own = worker.runtime.first(lambda: given(study.reference_folder, window) if study.reference_folder else [])
+    networks = worker.runtime.barrier(lambda: Networks(study, window))  # before hours of work
+    own = worker.runtime.broadcast(lambda: given(study.reference_folder, window) if study.reference_folder else [])
     _enough(study, own)
-    worker.runtime.first(lambda: _hold(study, out))
+    worker.runtime.broadcast(lambda: _hold(study, out))
 
     made, *panoramas = _painted(
         {
@@ -60,7 +62,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     evidence.gather(
         [each for found in shown.values() for each in found], [path for each in references.values() for path in each]
     )
-    if worker.runtime.rank != 0:
+    if worker.runtime.global_rank != 0:
         return None
     numbers = {**compare(study, evidence, shown, references), "costs": taken}
     write(out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
@@ -76,9 +78,7 @@ def _parts(paths: Sequence[Path], count: int) -> Iterator[Sequence[Path]]:
 
 def _checked(job: Job, worker: Worker) -> Grid:
     """Where the windows of a job lie, if it can be."""
-    check(job, worker, Output())
-    sampler, _, settings = worker.prepared(job)
-    return sampler.grid(settings["height"], settings["width"], settings.get("stride"), settings.get("wrap", False))
+    return prepare(job, worker, Output()).plan.grid
 
 
 def _enough(study: Study, own: Sequence[Path]) -> None:
@@ -112,27 +112,21 @@ def _hold(study: Study, out: Path) -> None:
 
 def _painted(wanted: Mapping[Path, Sequence[Job]], worker: Worker) -> list[list[Path]]:
     """The pictures of jobs, folder by folder, made where they are not there."""
-    worker.runtime.first(lambda: make_folders(*wanted))
-    jobs: list[tuple[Job, Output]] = []
-    paths: list[Path] = []
-    for folder, each in wanted.items():
-        output = Output(out=f"{folder}/", jobs=True)
-        jobs += [(job, output) for job in each]
-        paths += _named(each, output, worker)
-    missing = worker.runtime.first(lambda: [k for k, path in enumerate(paths) if not path.exists()])
-    if missing and paint_all([jobs[k][0] for k in missing], worker, [jobs[k][1] for k in missing]):
+    worker.runtime.broadcast(lambda: make_folders(*wanted))
+    tasks = [task for folder, jobs in wanted.items() for task in _tasks(jobs, Output(out=f"{folder}/", again=True), worker)]
+    missing = worker.runtime.broadcast(lambda: [k for k, task in enumerate(tasks) if not task.path.exists()])
+    if missing and paint_all([tasks[k] for k in missing], worker.runtime):
         raise SettingError("pictures of the study could not be made: the *.error.txt where they were to be say why")
-    rest = iter(paths)
-    return [[*islice(rest, len(each))] for each in wanted.values()]
+    rest = iter(task.path for task in tasks)
+    return [[*islice(rest, len(jobs))] for jobs in wanted.values()]
 
 
-def _named(jobs: Sequence[Job], output: Output, worker: Worker) -> list[Path]:
-    """The files of jobs that differ in prompt and seed alone."""
-    if not jobs:
-        return []
-    check(jobs[0], worker, output)
-    sampler, _, settings = worker.prepared(jobs[0])
-    return [output.path(sampler.recipe(job["prompt"], **{**settings, "seed": job["seed"]})) for job in jobs]
+def _tasks(jobs: Sequence[Job], output: Output, worker: Worker) -> list[Task]:
+    """The tasks of jobs that differ in prompt and seed alone, so that one is checked for all."""
+    if jobs:
+        prepare(jobs[0], worker, output)
+    plans = [worker.plan(job) for job in jobs]
+    return [Task(plan, output, output.path(plan.recipe)) for plan in plans]
 
 
 def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]:
@@ -140,9 +134,9 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
     jobs = {method: study.jobs(method)[0] for method in study.methods}
     rounds = max(study.timings, worker.runtime.world_size)
     where = worker.runtime.device.type
-    keys = {method: f"{_named([job], Output(), worker)[0].stem}, {where}, {rounds}" for method, job in jobs.items()}
+    keys = {method: f"{name_of(worker.plan(job).recipe)}, {where}, {rounds}" for method, job in jobs.items()}
     path = out / "costs.json"
-    kept = worker.runtime.first(lambda: read_json(path))
+    kept = worker.runtime.broadcast(lambda: read_json(path))
     if not isinstance(kept, dict) or any(kept.get(method, {}).get("of") != key for method, key in keys.items()):
         if worker.runtime.writes:
             print(f"costs: {len(jobs)} methods in turns, rounds: {rounds}", flush=True)
@@ -150,5 +144,5 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
         kept = {
             method: {"of": keys[method], "rounds": rounds, **cost._asdict()} for method, cost in zip(jobs, found, strict=True)
         }
-        worker.runtime.first(lambda: write(path, json.dumps(kept, indent=1) + "\n"))
+        worker.runtime.broadcast(lambda: write(path, json.dumps(kept, indent=1) + "\n"))
     return {method: kept[method] for method in study.methods}

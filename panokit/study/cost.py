@@ -36,7 +36,8 @@ def costs(jobs: Sequence[Job], worker: Worker, rounds: int) -> list[Cost]:
 
 
 def _cost(job: Job, worker: Worker) -> Cost:
-    sampler, prompt, settings = worker.prepared(job)
+    plan = worker.plan(job)
+    sampler = plan.sampler
     denoiser = _Counted(sampler.model.denoiser)
     counted = Sampler(
         replace(sampler.model, denoiser=denoiser),
@@ -46,7 +47,7 @@ def _cost(job: Job, worker: Worker) -> Cost:
         runtime=sampler.runtime,
     )
     start = _seconds(sampler.runtime.device)
-    counted(prompt, **settings, progress=False)
+    counted(plan.prompt, **plan.settings.as_data(), progress=False)
     return Cost(denoiser.forward, denoiser.backward, _seconds(sampler.runtime.device) - start)
 
 

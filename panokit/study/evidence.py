@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.grid import Grid
-from panokit.panorama import written_aside
+from panokit.output import written_aside
 from panokit.runtime import Runtime
 from panokit.study.measures import Features, Pixels, batch, corners, crops, made, pixels, seam
 from panokit.study.plan import Study, slug
@@ -84,7 +84,7 @@ class Evidence:
             name: Features(networks.features[name], out / "features" / _key(name, network), runtime.device)
             for name, network in study.features.items()
         }
-        runtime.first(lambda: make_folders(self._told, *(each.folder for each in self._features.values())))
+        runtime.broadcast(lambda: make_folders(self._told, *(each.folder for each in self._features.values())))
 
     def gather(self, panoramas: Sequence[Shown], references: Sequence[Path]) -> None:
         """Make what is missing of it, shared by the ranks."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from panokit import registry
 from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.grid import Grid
-from panokit.panorama import written_aside
+from panokit.output import written_aside
 from panokit.study.plan import Network
 
 FEWEST = 2
@@ -123,7 +123,7 @@ def made(network: Network) -> Any:
             f"a network came as {network!r}: it must be module:Class, or {{plugin: module:Class, SETTING: VALUE}}"
         )
     try:
-        return registry.load("models", name)(**settings)
+        return registry.attribute(name)(**settings)
     except PanokitError:
         raise
     except Exception as cause:  # files that are not there, settings that it has not

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, final
 
 from panokit.errors import SettingError
-from panokit.options import assign, no_option, plain, typed
+from panokit.hints import fitted
+from panokit.options import assign, plain
+from panokit.settings import unknown_option
 
 Job = dict[str, Any]
 Network = str | Mapping[str, Any]
@@ -108,17 +110,17 @@ class Study:
         data = {name: value for name, value in data.items() if value is not None}  # as if it were not there
         names = [each.name for each in fields(cls)]
         if unknown := sorted(data.keys() - {*names}):
-            raise SettingError(no_option(unknown[0], names, ""))
+            raise SettingError(unknown_option(unknown[0], names))
         if missing := [name for name in ("prompts", "methods") if name not in data]:
             raise SettingError(f"the study does not say its {' and '.join(missing)}")
-        settings = typed(cls, data)
+        settings = fitted(cls, data)
         for method, parts in settings["methods"].items():
             if not isinstance(parts, Mapping) or not isinstance(parts.get("guidances", []), list):
                 raise SettingError(
                     f"the method {method} came as {parts!r}: it maps parts to what they are, {{guidances: [msd]}}"
                 )
         settings["methods"] = {str(method): parts for method, parts in settings["methods"].items()}
-        sweep = settings.pop("sweep")
+        sweep = settings.pop("sweep", "")
         return cls(**settings).swept(sweep) if sweep else cls(**settings)
 
     def as_data(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from panokit.errors import OutputError, SettingError
-from panokit.jobs import words_of
+from panokit.recipe import words_of
 from panokit.study.measures import pixels
 
 

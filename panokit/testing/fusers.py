@@ -9,7 +9,7 @@ from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
 from panokit.testing.demands import contents, demand, distance, unchanged
-from panokit.testing.ranks import Ranks
+from panokit.testing.ranks import VirtualRanks
 from panokit.testing.settings import pickles_and_reprs
 from panokit.testing.toys import toy_run
 
@@ -164,9 +164,9 @@ def same_for_any_number_of_ranks(make: Make) -> None:
             run.step()
         return run.canvas
 
-    (expected,) = Ranks(1, 2).run(canvas)
+    (expected,) = VirtualRanks(1, 2).run(canvas)
     for size in (2, 3):
-        for rank, found in enumerate(Ranks(size, 2).run(canvas)):
+        for rank, found in enumerate(VirtualRanks(size, 2).run(canvas)):
             demand(
                 torch.equal(found, expected),
                 f"rank {rank} of {size} has another canvas than a single rank: `fuse` is called on every rank with the same "

@@ -8,18 +8,20 @@ computed in float32, as users compute; what is compared by a tolerance, in float
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import NoneType
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from panokit.guidance import Estimate, Guidance
+from panokit.plain import walk
 from panokit.run import CanvasStep, Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Level, Training
 from panokit.settings import Precision
 from panokit.testing.demands import ConformanceError, contents, demand, distance, unchanged
-from panokit.testing.ranks import Ranks
+from panokit.testing.ranks import VirtualRanks
 from panokit.testing.settings import pickles_and_reprs
 from panokit.testing.toys import ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 
@@ -106,7 +108,7 @@ def known_is_a_clean_canvas(make: Make) -> None:
     name = f"{type(guidance).__name__}.known"
     while not run.done:
         canvas = contents(run.canvas)
-        found: Any = guidance.known(_step(run), memory)
+        found: Any = guidance.known(run.view(0, "known"), memory)
         demand(unchanged(canvas, run.canvas), f"{name} wrote to step.canvas, which the run goes on with: work on a copy")
         if found is not None:
             demand(
@@ -199,9 +201,9 @@ def same_for_any_number_of_ranks(make: Make) -> None:
     def canvas(runtime: Runtime) -> Tensor:
         return _finished(_run(make(), runtime=runtime))
 
-    (expected,) = Ranks(1, MICRO_BATCH).run(canvas)
+    (expected,) = VirtualRanks(1, MICRO_BATCH).run(canvas)
     for size in (2, 3):
-        for rank, found in enumerate(Ranks(size, MICRO_BATCH).run(canvas)):
+        for rank, found in enumerate(VirtualRanks(size, MICRO_BATCH).run(canvas)):
             demand(
                 torch.equal(found, expected),
                 f"rank {rank} of {size} has another canvas than a single rank: `prepare` must be the same on every rank, with "
@@ -331,14 +333,8 @@ def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
 @torch.no_grad()
 def _prepared(run: Run) -> _Moment:
     ((guidance, memory),) = run.guided
-    step = _step(run)
+    step = run.view(0, "prepare")
     return _Moment(guidance, step, guidance.prepare(step, memory))
-
-
-def _step(run: Run) -> CanvasStep:
-    """What the only guidance of a run sees of it, keyed as the run keys it."""
-    ((guidance, _),) = run.guided
-    return CanvasStep(run, run.canvas, run.grid, run.level, f"{type(guidance).__qualname__}/0")
 
 
 def _settings(guidance: Guidance) -> object:
@@ -356,10 +352,9 @@ def _levels() -> list[Level]:
 
 def _strange(memory: object) -> Iterator[object]:
     """What a checkpoint cannot hold."""
-    if isinstance(memory, Mapping):
-        memory = [*memory.keys(), *memory.values()]
-    if isinstance(memory, list | tuple):
-        for part in memory:
-            yield from _strange(part)
-    elif not isinstance(memory, Tensor | int | float | str | None):
-        yield memory
+    for node in walk(memory):
+        kept = (Tensor, int, float, str, NoneType)
+        if isinstance(node.value, Mapping):
+            yield from (key for key in node.value if not isinstance(key, kept))
+        elif not isinstance(node.value, (*kept, list, tuple)):
+            yield node.value

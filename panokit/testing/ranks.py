@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from panokit.runtime import Runtime
+from panokit.runtime.ranks import Ranks
 from panokit.runtime.sharding import chunks, deal
+from panokit.signals import Stop
 from panokit.testing.demands import ConformanceError
 
 Made = TypeVar("Made")
@@ -23,7 +25,32 @@ class _ApartError(ConformanceError):
 
 
 @final
-class Ranks:
+class _Thread(Ranks):
+    """One of the threads. Its runs do not stop, and what they say is said once."""
+
+    def __init__(self, rows: Callable[..., Rows]) -> None:
+        self._rows = rows
+
+    def map(
+        self, fn: Callable[[list[int]], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop
+    ) -> Rows:
+        return self._rows(fn, n, micro_batch=micro_batch)
+
+    def broadcast(self, work: Callable[[], Made]) -> Made:
+        return work()
+
+    def gather(self, work: Callable[[], Made]) -> list[Made]:
+        return [work()]
+
+    def barrier(self, work: Callable[[], Made]) -> Made:
+        return work()
+
+    def defer(self, error: Exception) -> None:
+        raise error
+
+
+@final
+class VirtualRanks:
     """As many ranks as asked for, one thread each, which meet in `Runtime.map`.
 
     They take turns: a rank hands over where it would wait for the rows of the others. So nothing races, and what differs
@@ -57,7 +84,7 @@ class Ranks:
     def _attend(self, rank: int, work: Callable[[Runtime], Made]) -> Made:
         with self._turn:
             runtime = Runtime(accelerator="cpu", micro_batch=self._micro_batch)
-            runtime.map = partial(self._map, rank, count())  # type: ignore[method-assign]  # a rank of its own
+            runtime.ranks = _Thread(partial(self._map, rank, count()))
             try:
                 return work(runtime)
             finally:
@@ -70,12 +97,11 @@ class Ranks:
         calls: Iterator[int],
         fn: Callable[[list[int]], Rows],
         n: int,
-        rows: Sequence[Sequence[int]],
         *,
-        micro_batch: int | None = None,
+        micro_batch: int,
     ) -> Rows:
         """`Runtime.map`, with this rank's chunks computed here and the others' taken from where they put them."""
-        call, plan = next(calls), chunks(n, micro_batch or self._micro_batch)
+        call, plan = next(calls), chunks(n, micro_batch)
         everything = [(call, chunk[0]) for chunk in plan]
         if self._lengths.setdefault(call, n) == n:
             self._rows |= {(call, chunk[0]): fn(chunk) for chunk in deal(plan, self._size)[rank]}

@@ -6,6 +6,7 @@ They are formulas of a few lines, so a test can say what must come out, in float
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -16,6 +17,7 @@ from panokit.denoiser import Codec, Denoiser, Prompt
 from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
+from panokit.passes import Parts
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
@@ -210,17 +212,10 @@ def toy_run(
     runtime = runtime or Runtime(accelerator="cpu", precision="64-true", micro_batch=micro_batch)
     denoiser = denoiser or ToyDenoiser((4,) * len(size))
     axes = len(size)
-    return Run(
-        denoiser=denoiser,
-        codec=codec,
-        solver=(scheduler or ToyScheduler()).begin(steps, runtime.device, denoiser.training),
-        fuser=fuser or Mean(),
-        guidances=guidances,
-        runtime=runtime,
-        grid=Grid(size, denoiser.window, (stride,) * axes, (wrap,) * axes),
-        embeddings=denoiser.encode(prompt, "", 1.0),
-        seed=seed,
-    )
+    begin = partial((scheduler or ToyScheduler()).begin, steps, runtime.device, denoiser.training)
+    parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(prompt, "", 1.0))
+    grid = Grid(size, denoiser.window, (stride,) * axes, (wrap,) * axes)
+    return Run(parts, guidances=guidances, grid=grid, seed=seed)
 
 
 @final

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -75,6 +75,8 @@ class MSDGuidance(Guidance):
         SettingError: a setting out of its range.
     """
 
+    noise_key: ClassVar[str] = "MSDGuidance"
+
     weight: float = 10.0
     decay: float = 2.0
     until: float = 0.5
@@ -144,7 +146,8 @@ class MSDGuidance(Guidance):
             memory.pop("painted", None)
             return None
         if "painted" not in memory:
-            memory["painted"] = step.paint(self._below(step.grid), self._guides(step.grid))
+            others = [guidance for guidance in step.others if not isinstance(guidance, MSDGuidance)]
+            memory["painted"] = step.paint(self._below(step.grid), [*self._guides(step.grid), *others])
         return enlarged(memory["painted"], self.factor, step.grid.wrap)
 
     def prepare(self, step: Step, memory: Memory) -> Coarse:

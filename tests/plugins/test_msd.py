@@ -36,8 +36,8 @@ def finished(run: Run) -> Tensor:
 
 
 def toy(run: Run) -> ToyDenoiser:
-    assert isinstance(run.denoiser, ToyDenoiser)
-    return run.denoiser
+    assert isinstance(run.parts.denoiser, ToyDenoiser)
+    return run.parts.denoiser
 
 
 @pytest.mark.parametrize(

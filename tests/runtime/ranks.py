@@ -56,7 +56,7 @@ def latents(path: str, cases: list[tuple[str, str, str]]) -> None:
         for run in sampler.stream("a lake", **size, steps=2, seed=3, wrap=wrap or False):  # noqa: B007 - only the last counts
             pass
         made.append(run.canvas)
-    torch.save(made, f"{path}.{shared.rank}")
+    torch.save(made, f"{path}.{shared.global_rank}")
 
 
 def outcome(work: Callable[[], Any]) -> int:
@@ -78,7 +78,7 @@ def mapped(kind: str, timeout: float = 60.0) -> int:
     shared.launch()
 
     def fn(index: list[int]) -> tuple[Tensor]:
-        if shared.rank == 1 and 2 in index:
+        if shared.global_rank == 1 and 2 in index:
             if kind == "raises":
                 raise ZeroDivisionError("no light")
             if kind == "refuses":
@@ -87,9 +87,9 @@ def mapped(kind: str, timeout: float = 60.0) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "hangs":
                 time.sleep(600)
-        if shared.rank != 1 and kind == "dies while others compute":
+        if shared.global_rank != 1 and kind == "dies while others compute":
             time.sleep(600)
-        if shared.rank == 1 and kind == "dies while others compute":
+        if shared.global_rank == 1 and kind == "dies while others compute":
             os.kill(os.getpid(), signal.SIGKILL)
         return (torch.tensor(index, dtype=torch.float32),)
 
@@ -103,26 +103,26 @@ def different() -> int:
     """Ranks that are about to make different pictures."""
     shared = runtime()
     sampler = Sampler(tiny_model(), runtime=shared)
-    return outcome(lambda: sampler.begin("a lake", height=16, width=32, steps=2 + shared.rank, seed=shared.rank))
+    return outcome(lambda: sampler.begin("a lake", height=16, width=32, steps=2 + shared.global_rank, seed=shared.global_rank))
 
 
 def written() -> int:
     """What the first rank alone does, and fails at."""
     shared = runtime()
     shared.launch()
-    outcome(lambda: shared.first(lambda: shared.rank))
+    outcome(lambda: shared.broadcast(lambda: shared.global_rank))
 
     def full() -> None:
         raise OutputError("cannot write a.png: No space left on device")
 
-    return outcome(lambda: shared.first(full))
+    return outcome(lambda: shared.broadcast(full))
 
 
 def replicas(path: str, prompts: list[str]) -> None:
     """Several prompts, as each rank has their panoramas."""
     shared = runtime()
     made = Sampler(tiny_model(), runtime=shared)(prompts, height=16, width=32, steps=2)
-    torch.save([panorama.latents for panorama in made], f"{path}.{shared.rank}")
+    torch.save([panorama.latents for panorama in made], f"{path}.{shared.global_rank}")
 
 
 def failing_replica() -> int:
@@ -151,11 +151,11 @@ def owing(when: str) -> int:
 
     class Fails:
         def on_step_end(self, run: Run) -> None:
-            if shared.rank == 1 and when == "step" and run.level.step == 1:
+            if shared.global_rank == 1 and when == "step" and run.level.step == 1:
                 raise OutputError("cannot write a.png: No space left on device")
 
         def on_run_end(self) -> None:
-            if shared.rank == 1 and when == "end":
+            if shared.global_rank == 1 and when == "end":
                 raise ZeroDivisionError("no steps")
 
     sampler = Sampler(tiny_model(), runtime=shared, callbacks=[Fails()])
@@ -172,7 +172,7 @@ def decoded(path: str, wrap: bool) -> None:
     decoding.WHOLE, decoding.TILE, decoding.OVERLAP = 64, 16, 4  # in this process alone
     canvas = torch.randn(4, 20, 60, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.save(decoding.decode(codec, canvas, (False, wrap), shared), f"{path}.{shared.rank}")
+        torch.save(decoding.decode(codec, canvas, (False, wrap), shared), f"{path}.{shared.global_rank}")
 
 
 def stopped(folder: str) -> int:
@@ -181,7 +181,7 @@ def stopped(folder: str) -> int:
 
     class Asks:
         def on_step_end(self, run: Run) -> None:
-            if shared.rank == shared.world_size - 1 and run.level.step == 2:
+            if shared.global_rank == shared.world_size - 1 and run.level.step == 2:
                 shared.stop()
 
     return run_to_end(shared, folder, [Asks()], every=1000)
@@ -193,7 +193,7 @@ def killed(folder: str, rank: int, step: int, every: int, resume: bool) -> int:
 
     class Dies:
         def on_step_end(self, run: Run) -> None:
-            if shared.rank == rank and run.level.step == step:
+            if shared.global_rank == rank and run.level.step == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return run_to_end(shared, folder, [Dies()], every=every, resume=resume)
@@ -213,7 +213,7 @@ def run_to_end(shared: Runtime, folder: str, callbacks: list[object], every: int
     def run() -> str:
         for run in sampler.stream("a lake", height=32, width=48, steps=6, seed=1):
             steps.append(run.level.step)
-        torch.save(run.canvas, f"{folder}/latents.{shared.rank}")
+        torch.save(run.canvas, f"{folder}/latents.{shared.global_rank}")
         return f"from step {steps[0]}"
 
     return outcome(run)
@@ -251,7 +251,7 @@ def struck(words: list[str], step: int, what: signal.Signals) -> int:
 
     def strikes(run: Run) -> None:
         proceed(run)
-        if run.level.step == step and run.runtime.rank == run.runtime.world_size - 1:
+        if run.level.step == step and run.runtime.global_rank == run.runtime.world_size - 1:
             os.kill(os.getpid(), what)
 
     Run.step = strikes  # in this process alone
@@ -300,7 +300,7 @@ def collectives(path: str, name: str, steps: int) -> None:
         run.step()
         told.append(taken[:])
         taken.clear()
-    torch.save(told, f"{path}.{shared.rank}")
+    torch.save(told, f"{path}.{shared.global_rank}")
 
 
 def timed(path: str, steps: int) -> None:
@@ -312,4 +312,4 @@ def timed(path: str, steps: int) -> None:
     start = time.process_time()
     while not run.done:
         run.step()
-    torch.save(time.process_time() - start, f"{path}.{shared.rank}")
+    torch.save(time.process_time() - start, f"{path}.{shared.global_rank}")

@@ -141,7 +141,7 @@ def test_the_processes_of_a_launcher_are_taken(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("GROUP_RANK", "1")
     runtime = Runtime(accelerator="cpu")
-    assert (runtime.world_size, runtime.rank) == (6, 4)
+    assert (runtime.world_size, runtime.global_rank) == (6, 4)
     with pytest.raises(SettingError, match=r"the devices cannot be used: .*devices=2"):
         Runtime(accelerator="cpu", devices=2).launch()
 
@@ -152,7 +152,7 @@ def test_those_of_slurm_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_NAME": "panorama"}.items():
         monkeypatch.setenv(name, value)
     runtime = Runtime(accelerator="cpu")
-    assert (runtime.world_size, runtime.rank) == (4, 3)
+    assert (runtime.world_size, runtime.global_rank) == (4, 3)
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from panokit import Runtime
 from panokit.testing import ConformanceError
-from panokit.testing.ranks import Ranks
+from panokit.testing.ranks import VirtualRanks
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -24,7 +24,7 @@ def test_every_rank_gets_all_rows_in_order_and_computes_its_own(size: int, n: in
         squares, numbers = runtime.map(square, n, [(), (1,)])
         return squares, numbers
 
-    for squares, numbers in Ranks(size, micro_batch=2).run(twice):
+    for squares, numbers in VirtualRanks(size, micro_batch=2).run(twice):
         assert squares.tolist() == [i**2 for i in range(n)]
         assert numbers.shape == (n, 1)
     assert sorted(computed) == sorted([*range(n)] * 2)
@@ -38,7 +38,7 @@ def test_ranks_have_the_chunks_of_processes() -> None:
         seen.append(index)
         return (torch.tensor(index),)
 
-    Ranks(2, micro_batch=3).run(lambda runtime: runtime.map(note, 7, [()]))
+    VirtualRanks(2, micro_batch=3).run(lambda runtime: runtime.map(note, 7, [()]))
     assert sorted(seen) == [[0, 1], [2, 3], [4, 5, 6]]
 
 
@@ -52,7 +52,7 @@ def test_a_rank_that_fails_is_heard_over_those_that_wait_for_it() -> None:
         runtime.map(rows, 4, [()])
 
     with pytest.raises(ZeroDivisionError, match="window 3"):
-        Ranks(2, micro_batch=2).run(work)
+        VirtualRanks(2, micro_batch=2).run(work)
 
 
 @pytest.mark.parametrize("lengths", [(4, 6), (4, None)])
@@ -64,4 +64,4 @@ def test_ranks_that_ask_for_other_maps_do_not_wait_for_each_other(lengths: tuple
             runtime.map(lambda index: (torch.tensor(index),), n, [()])
 
     with pytest.raises(ConformanceError, match=r"waits for windows .* call step.estimate alike on every rank"):
-        Ranks(2, micro_batch=2).run(work)
+        VirtualRanks(2, micro_batch=2).run(work)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, logging
 
 from panokit import registry
+from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.denoiser import Codec, Denoiser, Model, Prompt
 from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
 from panokit.grid import Grid
 from panokit.scheduler import Level, Prediction, Training
+from panokit.settings import Execution
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class UNetDenoiser(Denoiser):
     eq. 6, in the parametrisation of Stable Diffusion: g = 1 is no guidance).
     """
 
+    choices = frozenset({"attention", "checkpointing", "compile"})
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
@@ -65,6 +69,11 @@ class UNetDenoiser(Denoiser):
 
     def modules(self) -> Iterable[nn.Module]:
         return (self.unet, self.text_encoder)
+
+    def configure(self, execution: Execution) -> None:
+        set_attention(self.unet, execution.attention)
+        set_checkpointing(self.unet, execution.checkpointing)
+        set_compiled(self.unet, execution.compile)
 
     def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Embeddings:
         texts = (prompt,) if isinstance(prompt, str) else prompt.texts
@@ -121,12 +130,17 @@ class UNetDenoiser(Denoiser):
 class VAECodec(Codec):
     """diffusers' `AutoencoderKL`."""
 
+    choices = frozenset({"checkpointing"})
+
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def modules(self) -> Iterable[nn.Module]:
         return (self.vae,)
+
+    def configure(self, execution: Execution) -> None:
+        set_checkpointing(self.vae, execution.checkpointing)
 
     def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
         latents = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode()

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, final, get_args, get_origin
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from panokit import registry
 from panokit.errors import PluginNotFoundError, SettingError
+from panokit.plain import map_leaves
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
 
 _Predictions = tuple[Prediction, ...]
@@ -126,7 +127,7 @@ class DiffusersScheduler(Scheduler):
     Attributes:
         name: one of `names()`.
         options: what to pass on: arguments of the class's constructor, such as `timestep_spacing` or `use_karras_sigmas`,
-            and of its step, such as DDIM's `eta`, from 0 to 1. A mapping or pairs; kept as sorted pairs.
+            and of its step, such as DDIM's `eta`, from 0 to 1. Kept as a copy, sorted by name.
 
     Raises:
         PluginNotFoundError: nothing is called `name`.
@@ -134,20 +135,20 @@ class DiffusersScheduler(Scheduler):
     """
 
     name: str = "ddim"
-    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.name not in _KINDS:
-            raise PluginNotFoundError(registry.unknown("schedulers", self.name, self.names()))
-        options = {key: _frozen(value) for key, value in self._given.items()}
-        object.__setattr__(self, "options", tuple(sorted(options.items())))
+            raise PluginNotFoundError(registry.unknown_among("schedulers", self.name, _KINDS))
+        options = {key: _frozen(self.options[key]) for key in sorted(self.options)}
+        object.__setattr__(self, "options", options)
         if options:  # diffusers is not imported for nothing
             arguments = {**_constructor(self._kind), **_step(self._kind)}
             for option, value in options.items():
                 _check(self.name, option, value, arguments)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}{f', {self._given}' if self.options else ''})"
+        return f"{type(self).__name__}({self.name!r}{f', {self.options}' if self.options else ''})"
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -157,10 +158,6 @@ class DiffusersScheduler(Scheduler):
     @property
     def _kind(self) -> _Kind:
         return _KINDS[self.name]
-
-    @property
-    def _given(self) -> dict[str, Any]:
-        return dict(self.options.items() if isinstance(self.options, Mapping) else self.options)
 
     def begin(self, steps: int, device: torch.device, training: Training) -> "DiffusersSolver":
         """A fresh solver for one run; see `Scheduler.begin`.
@@ -184,7 +181,7 @@ class DiffusersScheduler(Scheduler):
                 f"use one of {', '.join(sorted(fitting))}"
             )
         try:
-            solver = DiffusersSolver(self._kind, self._build(steps, training), self._given, device, training.prediction)
+            solver = DiffusersSolver(self._kind, self._build(steps, training), self.options, device, training.prediction)
             if self.options:
                 _rehearse(solver)
         except Exception as cause:  # diffusers objects to a value in whatever way it stumbles over it
@@ -205,7 +202,7 @@ class DiffusersScheduler(Scheduler):
             "flow_shift": training.shift,
             "shift": training.shift,
         }
-        known, settings = _constructor(self._kind), {**model, **self._kind.options, **self._given}
+        known, settings = _constructor(self._kind), {**model, **self._kind.options, **self.options}
         with _quiet():
             scheduler = self._kind.load()(**{key: value for key, value in settings.items() if key in known})
             scheduler.set_timesteps(steps, device="cpu")
@@ -373,15 +370,17 @@ def _check(name: str, option: str, value: Any, arguments: Mapping[str, inspect.P
 
 
 def _frozen(value: Any) -> Any:
-    """A value that can be hashed: lists become tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    """A value that can be compared and hashed: lists become tuples."""
+    return map_leaves(value, lambda leaf: leaf, sequence=tuple)
 
 
 def _copied(value: Any, device: torch.device | None = None) -> Any:
     """A copy that later steps do not change; canvases go to the device, numbers of the schedule stay on the host."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device if value.ndim else None, copy=True)
-    return [_copied(item, device) for item in value] if isinstance(value, list) else value
+
+    def copied(leaf: Any) -> Any:
+        return leaf.detach().to(device if leaf.ndim else None, copy=True) if isinstance(leaf, Tensor) else leaf
+
+    return map_leaves(value, copied, is_leaf=lambda node: not isinstance(node, list))
 
 
 @contextmanager

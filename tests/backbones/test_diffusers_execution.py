@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor
+from panokit.backbones.diffusers.attention import attend, attends
 
 from panokit import Model, Runtime, Sampler, SettingError
-from panokit.backbones.diffusers.attention import attend, attends
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.errors import FallbackWarning
 

@@ -1,0 +1,77 @@
+"""How a network of diffusers computes: its attention, what it keeps for gradients, and whether torch compiles it."""
+
+import importlib
+import warnings
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor
+from torch import nn
+
+from panokit.errors import FallbackWarning
+from panokit.settings import Attention
+
+_PROCESSORS: dict[str, type] = {"sdpa": AttnProcessor2_0, "sliced": SlicedAttnProcessor, "xformers": XFormersAttnProcessor}
+
+
+def set_attention(unet: Any, attention: Attention) -> None:
+    """Have a UNet compute attention that way; `auto` leaves it as it is, SDPA unless changed.
+
+    Its processors are set one by one: diffusers' `set_attention_backend` does nothing on a UNet, silently. Where xformers
+    has no kernels, SDPA takes its place, with a `FallbackWarning`.
+    """
+    if attention == "auto":
+        return
+    available = _available(attention)
+    processors: dict[str, object] = getattr(unet, "attn_processors", {})
+    if all(isinstance(processor, _PROCESSORS[available]) for processor in processors.values()):
+        return
+    if available == "sliced":
+        unet.set_attention_slice("auto")
+    else:
+        unet.set_attn_processor(_PROCESSORS[available]())
+
+
+def set_checkpointing(network: Any, on: bool) -> None:
+    """Have a network compute activations again where that frees much for little: at a UNet's finer levels.
+
+    A level of C channels keeps some C numbers a cell and spends some C^2 multiplications on them, so the coarse half of the
+    levels costs half of the time to compute again and holds a sixth of the memory.
+    """
+    network.disable_gradient_checkpointing()
+    if on:
+        network.enable_gradient_checkpointing()
+    if not isinstance(getattr(network, "up_blocks", None), nn.ModuleList):
+        return
+    levels = len(network.down_blocks)
+    coarse = nn.ModuleList([*network.down_blocks[(levels + 1) // 2 :], network.mid_block, *network.up_blocks[: levels // 2]])
+    part: Any
+    for part in coarse.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = False
+
+
+def set_compiled(network: Any, on: bool) -> None:
+    """Have torch compile the blocks that the network says are many of a kind, so that one compilation serves them all."""
+    kinds = getattr(network, "_repeated_blocks", None) or ()
+    for block in network.modules():
+        if type(block).__name__ in kinds:
+            if on and block._compiled_call_impl is None:
+                block.compile()
+            elif not on:
+                block._compiled_call_impl = None
+
+
+def _available(attention: Attention) -> Attention:
+    """The same, or `sdpa` for `xformers` that cannot be used here."""
+    if attention != "xformers":
+        return attention
+    reason = "" if torch.cuda.is_available() else "there is no CUDA device"
+    try:
+        importlib.import_module("xformers.ops")
+    except Exception as cause:  # it is missing, or its kernels are built for another torch
+        reason = f"xformers cannot be imported ({type(cause).__name__}: {cause})"
+    if not reason:
+        return attention
+    warnings.warn(f"attention is xformers, and {reason}: SDPA is used instead, which is as fast", FallbackWarning, stacklevel=4)
+    return "sdpa"

@@ -1,0 +1,37 @@
+"""diffusers' schedulers by their short names, as entry points lead to them."""
+
+from functools import partial
+
+from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+
+ddim = partial(DiffusersScheduler, "ddim")
+ddpm = partial(DiffusersScheduler, "ddpm")
+pndm = partial(DiffusersScheduler, "pndm")
+lcm = partial(DiffusersScheduler, "lcm")
+tcd = partial(DiffusersScheduler, "tcd")
+euler = partial(DiffusersScheduler, "euler")
+euler_a = partial(DiffusersScheduler, "euler_a")
+heun = partial(DiffusersScheduler, "heun")
+lms = partial(DiffusersScheduler, "lms")
+kdpm2 = partial(DiffusersScheduler, "kdpm2")
+kdpm2_a = partial(DiffusersScheduler, "kdpm2_a")
+dpmpp_2m = partial(DiffusersScheduler, "dpm++_2m")
+dpmpp_2m_sde = partial(DiffusersScheduler, "dpm++_2m_sde")
+dpmpp_3m = partial(DiffusersScheduler, "dpm++_3m")
+dpmpp_2s = partial(DiffusersScheduler, "dpm++_2s")
+unipc = partial(DiffusersScheduler, "unipc")
+deis = partial(DiffusersScheduler, "deis")
+sa = partial(DiffusersScheduler, "sa")
+flow_euler = partial(DiffusersScheduler, "flow_euler")
+flow_heun = partial(DiffusersScheduler, "flow_heun")
+euler_karras = partial(DiffusersScheduler, "euler_karras")
+heun_karras = partial(DiffusersScheduler, "heun_karras")
+lms_karras = partial(DiffusersScheduler, "lms_karras")
+kdpm2_karras = partial(DiffusersScheduler, "kdpm2_karras")
+kdpm2_a_karras = partial(DiffusersScheduler, "kdpm2_a_karras")
+dpmpp_2m_karras = partial(DiffusersScheduler, "dpm++_2m_karras")
+dpmpp_2m_sde_karras = partial(DiffusersScheduler, "dpm++_2m_sde_karras")
+dpmpp_2s_karras = partial(DiffusersScheduler, "dpm++_2s_karras")
+unipc_karras = partial(DiffusersScheduler, "unipc_karras")
+deis_karras = partial(DiffusersScheduler, "deis_karras")
+sa_karras = partial(DiffusersScheduler, "sa_karras")

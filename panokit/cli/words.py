@@ -1,0 +1,113 @@
+"""The words of a command line, sorted by who reads them."""
+
+import re
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+from panokit.errors import SettingError
+from panokit.options import plain
+from panokit.registry import Kind
+from panokit.settings import unknown_option
+
+PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
+"""The options that are plugins, and what kind each is."""
+_SETTING = re.compile(rf"--({'|'.join(PARTS)})\.(\w+(?:\.\w+)*)")
+_ALONE = ("--help", "--print_config", "--version")
+"""Options without a value."""
+
+
+class PartSetting(NamedTuple):
+    """`--guidances.weight=5`: a setting of a part of the composition."""
+
+    part: str
+    key: str
+    value: str
+    added: int
+    """How many guidances are added before it."""
+
+
+@final
+@dataclass
+class Words:
+    """What the command line says.
+
+    Attributes:
+        command: the command; empty if there is none.
+        configs: the configurations, in order.
+        parts: plugins, as text: pairs of `fuser`, `scheduler` or `guidances+`, and a value. No parser of the command line
+            reads them, because one that knows classes would import what they name.
+        settings: settings of parts, in order.
+        options: all other options, as `--name=value`.
+        texts: words that are no options, and prompts.
+    """
+
+    command: str = ""
+    configs: list[str] = field(default_factory=list)
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    settings: list[PartSetting] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
+
+    @property
+    def added(self) -> int:
+        """How many guidances are added."""
+        return sum(name == "guidances+" for name, _ in self.parts)
+
+
+def sort(args: Sequence[str], names: Collection[str], switches: Collection[str]) -> Words:
+    """The words of a command line, in order within each sort: settings belong to what stands before them.
+
+    Args:
+        args: the words.
+        names: the options of the command.
+        switches: those that are true when they stand alone.
+
+    Raises:
+        SettingError: an option came without a value, or adds several guidances at once.
+    """
+    left = deque(args)
+    words = Words(left.popleft() if left and not left[0].startswith("-") else "")
+    while left:
+        word = left.popleft()
+        name, sign, value = word.partition("=")
+        option = name.removeprefix("--")
+        if word == "--":
+            words.texts.extend(left)
+            break
+        if not word.startswith("--"):
+            (words.options if word == "-h" else words.texts).append(word)
+            continue
+        if option in switches and not sign:
+            value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
+        elif not sign and name not in _ALONE:
+            if not left or left[0].startswith("--"):
+                if option.partition(".")[0].rstrip("+") not in {*names, "config", "set"}:
+                    raise SettingError(unknown_option(name, [*names, "config"], "--"))
+                raise SettingError(f"{word} came without a value: write {word}=VALUE")
+            value = left.popleft()
+        if match := _SETTING.fullmatch(name):
+            words.settings.append(PartSetting(match[1], match[2], value, words.added))
+        elif words.command == "generate" and option.rstrip("+") in PARTS:
+            _check_part(option, value)
+            words.parts.append((option, value))
+        elif name == "--config" and words.command != "evaluate":  # whose study it is
+            words.configs.append(value)
+        elif name == "--prompt" and words.command == "generate":
+            boxes = value.lstrip().startswith(("{", "["))
+            words.texts += _listed(plain(value)) if boxes else [value]
+        else:
+            words.options.append(word if name in _ALONE else f"{name}={value}")
+    return words
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_part(option: str, value: str) -> None:
+    if option == "guidances":
+        raise SettingError(f"guidances came as {value!r:.80}: add one with --guidances+=NAME")
+    if option == "guidances+" and value.lstrip().startswith("["):
+        raise SettingError(f"--{option}={value} adds several at once: add them one by one, --guidances+=NAME")

@@ -1,0 +1,123 @@
+"""Plain data against the types that functions and dataclasses ask for.
+
+Nothing is ever imported for a value: a text stays a text, whatever it looks like.
+"""
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from panokit.errors import SettingError
+
+Made = TypeVar("Made")
+
+
+def fit(value: Any, hint: Any) -> Any:
+    """The value as that type: a whole number may stand for a float, and a list for a tuple.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        return fit(value, args[0])
+    if origin in (Union, types.UnionType):
+        return _fit_any(value, args)
+    if origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in args):
+            return value
+    elif hint is None or hint is types.NoneType:
+        if value is None:
+            return None
+    elif hint in (bool, str, int):
+        if type(value) is hint:
+            return value
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif (origin or hint) in (list, tuple, Sequence):
+        if isinstance(value, list | tuple):
+            return _fit_items(value, origin or hint, args)
+    elif (origin or hint) in (dict, Mapping):
+        if isinstance(value, Mapping):
+            return {fit(key, args[0]): fit(item, args[1]) for key, item in value.items()} if args else dict(value)
+    elif (origin or hint) is Callable:
+        if callable(value):
+            return value
+    elif not isinstance(hint, type) or isinstance(value, hint):
+        return value
+    raise TypeError(f"{value!r:.80} is no {hint}")
+
+
+def fitted(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, as the types that a class says.
+
+    Raises:
+        SettingError: a value is of another type.
+    """
+    hints, fits = hints_of(cls), {}
+    for name, value in values.items():
+        try:
+            fits[name] = fit(value, hints.get(name, Any))
+        except TypeError:
+            raise SettingError(f"{name} came as {value!r:.80}: it must be {words(hints[name])}") from None
+    return fits
+
+
+def make(cls: type[Made], values: Mapping[str, Any]) -> Made:
+    """An object of a class from values that came from outside, as the types that the class says.
+
+    Raises:
+        SettingError: a value is of another type, or the class refuses it.
+    """
+    return cls(**fitted(cls, values))
+
+
+def _fit_any(value: Any, hints: Sequence[Any]) -> Any:
+    """The value as the first of several types that it fits; as the one that it is already before any other."""
+    fitted = []
+    for hint in hints:
+        try:
+            fitted.append(fit(value, hint))
+        except TypeError:
+            continue
+    if not fitted:
+        raise TypeError(f"{value!r:.80} is none of {hints}")
+    return next((same for same in fitted if type(same) is type(value)), fitted[0])
+
+
+def _fit_items(value: Sequence[Any], kind: Any, hints: Sequence[Any]) -> Any:
+    if kind is tuple and hints and hints[-1] is not Ellipsis:
+        if len(hints) != len(value):
+            raise TypeError(f"{len(value)} values came where there must be {len(hints)}")
+        return tuple(fit(item, hint) for item, hint in zip(value, hints, strict=True))
+    items = [fit(item, hints[0]) if hints else item for item in value]
+    return tuple(items) if kind is tuple else items
+
+
+def hints_of(target: Any) -> dict[str, Any]:
+    """The types of a class's or a function's arguments, by name; those that cannot be resolved are left out."""
+    hints: dict[str, Any] = {}
+    for source in (target, vars(target).get("__init__")) if isinstance(target, type) else (target,):
+        try:
+            hints |= get_type_hints(source)
+        except Exception:  # names that exist for type checkers alone, or annotations that are no types
+            continue
+    return hints
+
+
+def words(hint: Any) -> str:
+    """What a value must be, for people: `a whole number or true or false`."""
+    options = [_word(option) for option in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
+    return " or ".join(option for option in options if option)
+
+
+def _word(hint: Any) -> str:
+    origin = get_origin(hint) or hint
+    if origin is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: ""}
+    kinds |= dict.fromkeys((list, tuple, Sequence), "a list, [...]") | dict.fromkeys((dict, Mapping), "a mapping")
+    return kinds.get(origin, getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,245 @@
+"""One pass of the model over a canvas: its windows are cropped, guided, denoised and fused."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit.denoiser import Codec, Denoiser
+from panokit.errors import ContractError, NotFiniteError
+from panokit.fuser import Fuser
+from panokit.grid import Grid
+from panokit.guidance import Estimate, Guidance
+from panokit.runtime import Runtime
+from panokit.scheduler import Level, Solver
+from panokit.signals import Stop
+
+Guided = Sequence[tuple[Guidance, Any]]
+"""Guidances, each with its memory, or with what its `prepare` returned."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What all canvases of a run have in common: its own canvas, and the smaller ones that guidances denoise.
+
+    Attributes:
+        denoiser: the model.
+        codec: between latents and images; None where the canvas is the picture.
+        begin: makes a fresh solver, the same each time.
+        fuser: joins windows.
+        runtime: where windows are computed.
+        embeddings: what `Denoiser.encode` returned for this run.
+        stop: whether the run was asked to end.
+    """
+
+    denoiser: Denoiser
+    codec: Codec | None
+    begin: Callable[[], Solver]
+    fuser: Fuser
+    runtime: Runtime
+    embeddings: Any
+    stop: Stop = field(default_factory=Stop)
+
+
+class Passed(NamedTuple):
+    """What came out of a pass, on every rank.
+
+    Attributes:
+        x: the canvas after guidance, `c *size`: what the prediction is for, and what the solver steps from.
+        pred: the model's prediction for it, `c *size`.
+        stats: for each window and guidance 1 where its gradient was finite and 0 where not, its energy, and the norm of its
+            gradient, `n guidances 3`; None if no guidance was awake.
+    """
+
+    x: Float[Tensor, "*c_size"]
+    pred: Float[Tensor, "*c_size"]
+    stats: Tensor | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What the model says of any canvas at any level, guided and fused. Nothing in it changes.
+
+    Attributes:
+        parts: what the canvases of a run share.
+        solver: a solver of the run, of which only the levels and the pure functions `x0` and `pred` are used.
+    """
+
+    parts: Parts
+    solver: Solver
+
+    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, prepared: Guided, level: Level) -> Passed:
+        """One pass over a canvas.
+
+        Args:
+            canvas: `c *size`, at noise level `level`.
+            grid: where its windows lie.
+            prepared: the guidances that are awake, each with the context that its `prepare` returned.
+            level: the noise level.
+
+        Raises:
+            NotFiniteError: a guidance's gradient holds NaN or infinity.
+            ContractError: a plugin returned something of another shape.
+        """
+        runtime, stop = self.parts.runtime, self.parts.stop
+        shape = (*canvas.shape[: -len(grid.size)], *grid.window)
+        if not prepared:
+
+            def plain(index: list[int]) -> tuple[Tensor]:
+                return (self.predict(grid.crop(canvas, index), grid, index, level),)
+
+            (pred,) = runtime.map(plain, len(grid), [shape], stop=stop)
+            return Passed(canvas, self._fuse(pred, grid), None)
+        full = any(guidance.jacobian == "full" for guidance, _ in prepared)
+        *windows, stats = runtime.map(
+            self._guided(canvas, grid, prepared, level),
+            len(grid),
+            [shape, shape, (len(prepared), 3)],
+            micro_batch=runtime.guided_micro_batch if full else None,
+            stop=stop,
+        )
+        _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level)
+        x, pred = (self._fuse(rows, grid) for rows in windows)
+        return Passed(x, pred, stats)
+
+    def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
+        """The denoiser's prediction for the windows `index` of any grid, `n c *window`."""
+        with self.parts.runtime.autocast():
+            pred = self.parts.denoiser(x, level, self.parts.denoiser.condition(self.parts.embeddings, grid, index))
+        expect(pred, x.shape, type(self.parts.denoiser).__name__, "a prediction has the shape of its windows")
+        return pred.to(x.dtype)
+
+    def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
+        """The same as an estimate, with a graph where gradients are recorded."""
+        return self.read(x, self.predict(x, grid, index, level), level)
+
+    def read(self, x: Tensor, pred: Tensor, level: Level) -> Estimate:
+        """The estimate that a prediction means."""
+        return Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
+
+    def below(self, level: Level) -> Level:
+        """The next main level down, or the terminal one."""
+        levels = self.solver.levels[level.index + 1 :]
+        return next((below for below in levels if below.main), levels[-1])
+
+    def _fuse(self, windows: Tensor, grid: Grid) -> Tensor:
+        canvas = self.parts.fuser.fuse(windows, grid)
+        expected = (*windows.shape[1 : -len(grid.size)], *grid.size)
+        return expect(canvas, expected, f"{type(self.parts.fuser).__name__}.fuse", "it must return one canvas")
+
+    def _guided(
+        self, canvas: Tensor, grid: Grid, prepared: Guided, level: Level
+    ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
+        """What happens to guided windows: the full guidances move them, they are denoised, the identity ones correct them."""
+        full = any(guidance.jacobian == "full" for guidance, _ in prepared)
+        identity = any(guidance.jacobian == "identity" for guidance, _ in prepared)
+
+        def windows(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            x = grid.crop(canvas, index)
+            stats = x.new_zeros((len(index), len(prepared), 3))
+            if full:
+                with torch.enable_grad():
+                    seen = self.look(x.requires_grad_(), grid, index, level)
+                to_x, to_x0 = _gradients("full", prepared, seen, index, stats)
+                x = x.detach() - to_x - _through(seen, to_x0)
+            pred = self.predict(x, grid, index, level)
+            if identity:
+                seen = self.read(x, pred, level)
+                _, to_x0 = _gradients("identity", prepared, seen, index, stats)
+                x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
+                pred = self.solver.pred(x0, x, level)
+            return x, pred, stats
+
+        return windows
+
+
+def expect(value: Any, shape: Sequence[int], source: str, contract: str) -> Tensor:
+    """What a plugin returned, if it is a tensor of this shape.
+
+    Raises:
+        ContractError: it is something else.
+    """
+    if not isinstance(value, Tensor):
+        raise ContractError(f"{source} returned {type(value).__name__}, expected a tensor {tuple(shape)}; {contract}")
+    if value.shape != shape:
+        raise ContractError(f"{source} returned shape {tuple(value.shape)}, expected {tuple(shape)}; {contract}")
+    return value
+
+
+def _gradients(jacobian: str, prepared: Guided, seen: Estimate, index: Sequence[int], stats: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind.
+
+    The gradients are taken at detached leaves, guidance by guidance. So a decoder's graph is freed before the next guidance,
+    and before the one backward pass through the denoiser. What is measured goes into `stats`; looking at it here would wait
+    for the device at every chunk.
+    """
+    to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
+    for k, (guidance, context) in enumerate(prepared):
+        if guidance.jacobian != jacobian:
+            continue
+        x, x0 = seen.x.detach().requires_grad_(), seen.x0.detach().requires_grad_()
+        with torch.enable_grad():
+            energy = guidance.energy(Estimate(x, x0, seen.level, seen.below), index, context)
+        _expect_energy(guidance, energy, len(index), seen.level)
+        strength = guidance.strength(seen.level)
+        finite, square = torch.ones(len(index), dtype=torch.bool, device=x.device), x.new_zeros(len(index))
+        for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
+            if gradient is not None:
+                total += strength * gradient
+                finite &= _finite(gradient) | ~_finite(seen.x0)  # a prediction that is not finite is reported as such
+                square += gradient.flatten(1).square().sum(1)
+        stats[:, k] = torch.stack([finite, energy.detach(), square.sqrt()], dim=1)
+    return to_x, to_x0
+
+
+def _finite(rows: Tensor) -> Tensor:
+    return torch.isfinite(rows).flatten(1).all(1)
+
+
+def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """An energy that is constant, as an anchor's is, has no graph and no gradient."""
+    if not energy.requires_grad:
+        return (None,) * len(leaves)
+    return torch.autograd.grad(energy, leaves, torch.ones_like(energy), allow_unused=True)
+
+
+def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
+    """The vector-Jacobian product through the denoiser: from a gradient at x0 to one at x.
+
+    It is linear, so each window's gradient is scaled by a power of two to about 1 and back: exact, and half precision neither
+    underflows nor overflows on the way.
+    """
+    _, exponent = torch.frexp(to_x0.abs().flatten(1).amax(dim=1))
+    scale = exponent.view(-1, *(1,) * (to_x0.ndim - 1))
+    (gradient,) = torch.autograd.grad(seen.x0, seen.x, torch.ldexp(to_x0, -scale))
+    return torch.ldexp(gradient, scale)
+
+
+def _raise_where_not_finite(finite: Tensor, guidances: Sequence[Guidance], level: Level) -> None:
+    """Name the guidance and the windows."""
+    if bool(finite.all()):
+        return
+    for k, guidance in enumerate(guidances):
+        windows = (finite[:, k] == 0).nonzero().flatten().tolist()
+        if windows:
+            shown = ", ".join(map(str, windows[:8])) + (f" and {len(windows) - 8} more" if len(windows) > 8 else "")
+            raise NotFiniteError(
+                f"the gradient of {type(guidance).__name__} at step {level.step + 1} of {level.steps} (level {level.index}) "
+                f"holds NaN or infinity in windows {shown}: give it less weight, or precision 32-true"
+            )
+
+
+def _expect_energy(guidance: Guidance, energy: Any, n: int, level: Level) -> None:
+    name = type(guidance).__name__
+    if not isinstance(energy, Tensor):
+        raise ContractError(f"{name}.energy returned {type(energy).__name__} at level {level.index}; it must return a tensor")
+    if energy.shape != (n,):
+        raise ContractError(
+            f"{name}.energy returned shape {tuple(energy.shape)} for {n} windows at level {level.index}; "
+            f"it must return one number a window, ({n},): sum over all axes but the first"
+        )
