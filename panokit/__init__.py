@@ -8,6 +8,10 @@ canvas from one noise level to the next, and a `Runtime` deals windows out to de
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from panokit.moved import answer_old_imports
+
+answer_old_imports()
+
 if TYPE_CHECKING:
     from panokit.backbones.diffusers.model import load_model as load_model
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler as DiffusersScheduler
