@@ -62,4 +62,4 @@ class _OldModules:
 def answer_old_imports() -> None:
     """From here on an import of a module that has moved fails with its new name."""
     if _OldModules not in sys.meta_path:
-        sys.meta_path.append(_OldModules)  # type: ignore[arg-type]  # a finder needs no loader if it never finds
+        sys.meta_path.append(_OldModules)
