@@ -95,14 +95,30 @@ def start(strategy: Any) -> Event:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
     os.environ[_PARENT] = str(os.getpid())
-    spec = sys.modules["__main__"].__spec__
-    command = [sys.executable, *(["-m", spec.name] if spec else [os.path.abspath(sys.argv[0])]), *sys.argv[1:]]
+    command = _command()
     children = [
         subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, strategy.num_processes)
     ]
     atexit.register(_end, children)
     Thread(target=_watch, args=(children, met), daemon=True, name="panokit-start").start()
     return met
+
+
+def _command() -> list[str]:
+    """The command that started this process, for the other ones.
+
+    Raises:
+        SettingError: the program is no file, as with `python -c`.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec:
+        return [sys.executable, "-m", spec.name, *sys.argv[1:]]
+    if not os.path.isfile(sys.argv[0]):
+        raise SettingError(
+            f"several devices run the same program once each, and {sys.argv[0]!r} is no file: write a script, or run "
+            "`panokit generate --devices N`"
+        )
+    return [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:
@@ -113,8 +129,8 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:
             if child.poll() is not None and not met.wait(_GRACE):
                 what = f"panokit: rank {rank} has ended, with status {child.returncode}, at the start"
                 print(what, file=sys.stderr, flush=True)
-                for each in children:
-                    each.kill()
+                for process in children:
+                    process.kill()
                 os._exit(1)
 
 

@@ -117,6 +117,8 @@ class Runtime:
             try:
                 met = start(self.fabric.strategy)
                 self.fabric.launch()
+            except SettingError:
+                raise
             except ValueError as cause:  # a launcher has started another number of processes
                 raise SettingError(f"the devices cannot be used: {' '.join(str(cause).split())}") from cause
             except TypeError as cause:  # of a strategy that forks or spawns, which is Fabric's choice in a notebook
