@@ -56,8 +56,9 @@ REPORT = """
 import json, os, sys, time
 
 def report():
-    known = ("torch", "torchvision", "diffusers", "transformers", "lightning", "jsonargparse", "rich", "scipy", "timm", "matplotlib")
-    print(json.dumps({"cpu": time.process_time(), "modules": len(sys.modules), "libraries": [n for n in known if n in sys.modules]}))
+    known = "torch torchvision diffusers transformers lightning jsonargparse rich scipy timm matplotlib".split()
+    libraries = [name for name in known if name in sys.modules]
+    print(json.dumps({"cpu": time.process_time(), "modules": len(sys.modules), "libraries": libraries}))
     sys.stdout.flush()
     os._exit(0)
 """

@@ -1,10 +1,11 @@
 """Quick compositions make the latents that they made when they were recorded.
 
-The record was made on another machine, whose kernels may round otherwise: so it is compared with a tolerance here. Equal bits are
-for two runs on one machine: see `compositions.py`.
+The record comes from another machine, whose kernels may round otherwise, so the comparison has a tolerance. `compositions.py`
+compares two runs on one machine to the last bit.
 """
 
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,5 +26,5 @@ def test_a_composition_makes_the_latents_that_were_recorded(name: str) -> None:
 def test_the_record_tells_compositions_apart() -> None:
     """Another seed, another draw of noise or another solver is far beyond the tolerance."""
     same_size = [name for name in RECORD if RECORD[name].shape == (4, 16, 24)]
-    for one, other in zip(same_size, same_size[1:], strict=False):
+    for one, other in pairwise(same_size):
         assert (RECORD[one] - RECORD[other]).abs().mean() > 0.1

@@ -92,10 +92,10 @@ def start(strategy: Any) -> Event:
         Thread(target=_watch_parent, args=(int(os.environ[_PARENT]), met), daemon=True, name="panokit-start").start()
     if environment.creates_processes_externally:
         return met
+    command = _command()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
     os.environ[_PARENT] = str(os.getpid())
-    command = _command()
     children = [
         subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, strategy.num_processes)
     ]
