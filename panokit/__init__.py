@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
     from panokit.errors import SettingError as SettingError
+    from panokit.former import former_settings as former_settings
     from panokit.fuser import Fuser as Fuser
     from panokit.fuser import WeightedFuser as WeightedFuser
     from panokit.grid import Grid as Grid
@@ -38,6 +39,7 @@ _HOME = {
     "checkpoint": ("Checkpoint",),
     "denoiser": ("Codec", "Denoiser", "Model", "Regions"),
     "errors": ("ContractError", "PanokitError", "SettingError"),
+    "former": ("former_settings",),
     "fuser": ("Fuser", "WeightedFuser"),
     "grid": ("Grid",),
     "guidance": ("Estimate", "Guidance", "Step"),

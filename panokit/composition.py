@@ -1,7 +1,7 @@
 """Plugins as plain data and back: what a configuration says and a recipe keeps.
 
 A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, weight: 5}`; names are those of entry points, or
-`module:Class`. Settings may hold parts again, as `coarse_guidances` of `msd` does.
+`module:Class`. Settings may hold parts again: a guidance may have guidances of its own.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from docstring_parser import parse
 
-from panokit import registry
+from panokit import former, registry
 from panokit.denoiser import Prompt, Regions
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
@@ -156,6 +156,8 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
     hints, fitted = hints_of(cls), {}
     for key, value in settings.items():
         if key not in known:
+            if advice := former.answer(cls, name, key):
+                raise SettingError(advice)
             close = get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise SettingError(f"{name} has no setting {key!r}: {hint}it has {', '.join(sorted(known)) or 'none'}")
