@@ -3,7 +3,7 @@
 from panokit import SettingError
 
 
-def require_at_least(least: float, **settings: float | None) -> None:
+def require_at_least(least: int | float, **settings: int | float | None) -> None:
     """Refuse a number below `least`; None means that the guidance decides.
 
     Raises:
@@ -14,7 +14,7 @@ def require_at_least(least: float, **settings: float | None) -> None:
             raise SettingError(f"{name} is {value}: it must be {least} or more")
 
 
-def require_shares(**settings: float) -> None:
+def require_shares(**settings: int | float) -> None:
     """Refuse what is not a share of the steps.
 
     Raises:
