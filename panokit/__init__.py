@@ -8,6 +8,10 @@ canvas from one noise level to the next, and a `Runtime` deals windows out to de
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from panokit.moved import answer_old_imports
+
+answer_old_imports()
+
 if TYPE_CHECKING:
     from panokit.backbones.diffusers.model import load_model as load_model
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler as DiffusersScheduler
@@ -19,13 +23,13 @@ if TYPE_CHECKING:
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
     from panokit.errors import SettingError as SettingError
-    from panokit.former import former_settings as former_settings
     from panokit.fuser import Fuser as Fuser
     from panokit.fuser import WeightedFuser as WeightedFuser
     from panokit.grid import Grid as Grid
     from panokit.guidance import Estimate as Estimate
     from panokit.guidance import Guidance as Guidance
     from panokit.guidance import Step as Step
+    from panokit.moved import former_settings as former_settings
     from panokit.panorama import Panorama as Panorama
     from panokit.run import Run as Run
     from panokit.runtime import Runtime as Runtime
@@ -39,10 +43,10 @@ _HOME = {
     "checkpoint": ("Checkpoint",),
     "denoiser": ("Codec", "Denoiser", "Model", "Regions"),
     "errors": ("ContractError", "PanokitError", "SettingError"),
-    "former": ("former_settings",),
     "fuser": ("Fuser", "WeightedFuser"),
     "grid": ("Grid",),
     "guidance": ("Estimate", "Guidance", "Step"),
+    "moved": ("former_settings",),
     "panorama": ("Panorama",),
     "run": ("Run",),
     "runtime": ("Runtime",),

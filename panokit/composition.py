@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from docstring_parser import parse
 
-from panokit import former, registry
+from panokit import registry
 from panokit.denoiser import Prompt, Regions
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import fit, hints_of
+from panokit.moved import no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
@@ -156,7 +157,7 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
     hints, fitted = hints_of(cls), {}
     for key, value in settings.items():
         if key not in known:
-            if advice := former.answer(cls, name, key):
+            if advice := no_setting(cls, name, key):
                 raise SettingError(advice)
             close = get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""

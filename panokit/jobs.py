@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from panokit.composition import Plugin, build, prompt_from
 from panokit.denoiser import Prompt
@@ -17,6 +17,7 @@ from panokit.errors import PanokitError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import make
+from panokit.moved import no_attribute
 from panokit.panorama import Panorama
 from panokit.recipe import embedded
 from panokit.runtime import Runtime
@@ -132,6 +133,11 @@ class Worker:
         """
         job = job if isinstance(job, Job) else Job.of({**self.defaults, **job})
         return self._sampler(job.composition).plan(job.prompt, **job.settings.as_data())
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name)
 
     def _sampler(self, composition: Composition) -> Sampler:
         """A sampler of these parts, made once. Models and plugins are shared by all samplers."""

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
+from panokit.moved import no_attribute
 from panokit.passes import Guided, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
 from panokit.scheduler import Level
@@ -157,6 +158,11 @@ class Run:
             if self.stopping:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
         return run.canvas
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name)
 
     @property
     def done(self) -> bool:

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import torch
 
@@ -18,6 +18,7 @@ from panokit.errors import NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.grid import Grid
 from panokit.guidance import Guidance
+from panokit.moved import no_attribute
 from panokit.panorama import Panorama, to_image
 from panokit.passes import Parts
 from panokit.progress import steps_bar
@@ -291,6 +292,11 @@ class Sampler:
                 f"{pixels['width']} x {pixels['height']} pixels are more than a canvas may have, {LARGEST}: make it smaller"
             )
         return Grid(size, window, strides, settings.wraps)
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name)
 
     @contextmanager
     def _pixels_explained(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from panokit.errors import RankError, SettingError, ShardingWarning
+from panokit.moved import no_attribute
 from panokit.plain import differences
 from panokit.runtime.group import Group
 from panokit.runtime.launch import NOTEBOOK, fabric_for, start
@@ -188,6 +189,11 @@ class Runtime:
     def place(self, module: nn.Module) -> None:
         """Freeze a network and put it on this rank's device, in the runtime's precision: see `Placement.place`."""
         self.placement.place(module, self.fabric, self._turns)
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision context for calls of the networks."""

@@ -1,4 +1,4 @@
-"""Attention that takes effect: looked up on the processors, since diffusers ignores some requests without a word."""
+"""How networks of diffusers compute: looked up on the networks, since diffusers ignores some requests without a word."""
 
 import sys
 from types import ModuleType
@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor
-from panokit.backbones.diffusers.attention import attend, attends
 
 from panokit import Model, Runtime, Sampler, SettingError
+from panokit.backbones.diffusers.execution import set_attention, set_checkpointing
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.errors import FallbackWarning
+from panokit.testing.tiny import tiny_model
+from panokit.testing.toys import ToyDenoiser
 
 SIZE: dict[str, Any] = {"height": 16, "width": 32, "steps": 2}
 
@@ -47,19 +50,53 @@ def test_xformers_is_used_where_it_is(tiny: Model, monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     assert isinstance(tiny.denoiser, UNetDenoiser)
     unet = tiny.denoiser.unet
-    attend(unet, "xformers")
+    set_attention(unet, "xformers")
     try:
         assert processors(tiny) == {XFormersAttnProcessor}
-        assert attends(unet, "xformers")
     finally:
-        attend(unet, "sdpa")
+        set_attention(unet, "sdpa")
     assert processors(tiny) == {AttnProcessor2_0}
 
 
-def test_a_network_without_a_choice_is_left_alone() -> None:
-    network = torch.nn.Linear(2, 2)
-    attend(network, "sliced")
-    assert attends(network, "sliced")
+def test_a_model_without_a_choice_says_so() -> None:
+    model = Model(ToyDenoiser(), None, "toy")
+    with pytest.warns(FallbackWarning, match="attention is 'sliced', and the model toy has no such choice: nothing changes"):
+        Sampler(model, runtime=Runtime(accelerator="cpu", attention="sliced"))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_checkpointing_is_for_the_finer_half_of_a_unet(levels: int) -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32,) * levels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=1,
+    )
+    set_checkpointing(unet, True)
+    again = {name for name, part in unet.named_modules() if getattr(part, "gradient_checkpointing", False)}
+    fine = {
+        1: {"down_blocks.0", "up_blocks.0"},
+        2: {"down_blocks.0", "up_blocks.1"},
+        3: {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"},
+    }
+    assert {name.partition(".attentions")[0] for name in again} == fine[levels]
+    set_checkpointing(unet, False)
+    assert not any(getattr(part, "gradient_checkpointing", False) for part in unet.modules())
+
+
+def test_what_one_sampler_asked_of_a_network_is_not_what_the_next_one_has() -> None:
+    model = tiny_model()
+    assert isinstance(model.denoiser, UNetDenoiser)
+    assert Sampler(model, runtime=Runtime(accelerator="cpu")).model is model
+    for asked in ({"checkpointing": True}, {"channels_last": True}, {"compile": True}):
+        other = Sampler(model, runtime=Runtime(accelerator="cpu", **asked)).model
+        assert other is not model  # a copy, so that the first sampler goes on as before
+        assert Sampler(other, runtime=Runtime(accelerator="cpu", **asked)).model is other
+        assert Sampler(other, runtime=Runtime(accelerator="cpu")).model is not other
+        assert Sampler(model, runtime=Runtime(accelerator="cpu")).model is model
+    compiled = [block for block in other.denoiser.unet.modules() if block._compiled_call_impl is not None]
+    assert {type(block).__name__ for block in compiled} == {"BasicTransformerBlock"}
+    assert not any(block._compiled_call_impl for block in model.denoiser.unet.modules())
 
 
 @pytest.mark.usefixtures("unannotated")

@@ -398,7 +398,7 @@ def test_a_canvas_may_have_three_axes(name: str) -> None:
 
 def test_settings_are_a_value() -> None:
     scheduler = DiffusersScheduler("unipc", {"solver_order": 3, "disable_corrector": [0, 1]})
-    assert scheduler == DiffusersScheduler("unipc", (("disable_corrector", (0, 1)), ("solver_order", 3)))
+    assert scheduler == DiffusersScheduler("unipc", {"disable_corrector": (0, 1), "solver_order": 3})
     assert scheduler != DiffusersScheduler("unipc")
     assert hash(scheduler) == hash(pickle.loads(pickle.dumps(scheduler)))
     assert repr(scheduler) == "DiffusersScheduler('unipc', {'disable_corrector': (0, 1), 'solver_order': 3})"

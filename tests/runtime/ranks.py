@@ -182,7 +182,7 @@ def stopped(folder: str) -> int:
     class Asks:
         def on_step_end(self, run: Run) -> None:
             if shared.global_rank == shared.world_size - 1 and run.level.step == 2:
-                shared.stop()
+                run.stop()
 
     return run_to_end(shared, folder, [Asks()], every=1000)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -49,42 +48,31 @@ def test_double_precision_reaches_canvas_and_networks() -> None:
     assert module.weight.dtype == runtime.dtype == torch.float64
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_checkpointing_is_for_the_finer_half_of_a_unet(levels: int) -> None:
-    unet = UNet2DConditionModel(
-        block_out_channels=(32,) * levels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
-        layers_per_block=1,
+def test_what_is_placed_is_remembered() -> None:
+    network = nn.Conv2d(2, 2, 1)
+    plain, last, half = (
+        Runtime(accelerator="cpu", **options) for options in ({}, {"channels_last": True}, {"precision": "bf16-true"})
     )
-    plain, saving = Runtime(accelerator="cpu"), Runtime(accelerator="cpu", checkpointing=True)
-    saving.place(unet)
-    assert saving.has(unet)
-    assert not plain.has(unet)
-    again = {name for name, part in unet.named_modules() if getattr(part, "gradient_checkpointing", False)}
-    fine = {
-        1: {"down_blocks.0", "up_blocks.0"},
-        2: {"down_blocks.0", "up_blocks.1"},
-        3: {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"},
-    }
-    assert {name.partition(".attentions")[0] for name in again} == fine[levels]
+    assert plain.placement.holds(network)  # it is what this runtime wants, though nobody has placed it
+    assert not last.placement.holds(network)
+    last.place(network)
+    assert last.placement.holds(network)
+    assert not plain.placement.holds(network)
+    assert not half.placement.holds(network)
+    half.place(network)
+    assert half.placement.holds(network)
+    assert not last.placement.holds(network)
 
 
-def test_what_one_runtime_asked_of_a_network_the_next_takes_back() -> None:
-    unet = UNet2DConditionModel(
-        block_out_channels=(32,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",)
-    )
-    plain = Runtime(accelerator="cpu")
-    plain.place(unet)
-    assert plain.has(unet)
-    for asked in ({"checkpointing": True}, {"channels_last": True}, {"compile": True}):
-        other = Runtime(accelerator="cpu", **asked)
-        assert not other.has(unet)
-        other.place(unet)
-        assert other.has(unet)
-        assert not plain.has(unet)
-        plain.place(unet)
-        assert plain.has(unet)
+def test_a_runtime_can_be_used_again_after_a_stop(tiny: Model) -> None:
+    sampler = Sampler(tiny, runtime=Runtime(accelerator="cpu"))
+    settings = {"height": 16, "width": 32, "steps": 3}
+    runs = sampler.stream("a lake", **settings)
+    next(runs).stop()
+    next(runs)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 2 of 3"):
+        next(runs)
+    assert sampler("a lake", **settings).image.size == (32, 16)
 
 
 def test_channels_last_changes_nothing_but_rounding(tiny: Model) -> None:

@@ -132,7 +132,8 @@ def test_windows_lie_where_the_method_lays_them(config: Path) -> None:
     numbers = json.loads((results / "numbers.json").read_text())["methods"]["MultiDiffusion"]
     sampler = Sampler(str(yaml.safe_load(config.read_text())["model"]))
     found = [
-        seam(pixels(path), sampler.grid(32, 64, 4), 2) for path in (results / "panoramas" / "multidiffusion").glob("*.png")
+        seam(pixels(path), sampler.plan("a lake", height=32, width=64, stride=4).grid, 2)
+        for path in (results / "panoramas" / "multidiffusion").glob("*.png")
     ]
     assert numbers["scores"]["seam"]["mean"] == pytest.approx(np.mean(found))
 
@@ -189,7 +190,7 @@ def test_a_finished_study_reports_without_making_anything(config: Path, capsys: 
     ("options", "message"),
     [
         (["--sweep", "guidances.wieght=1,2"], "did you mean 'weight'"),
-        (["--sweep", "fuser=1"], "a fuser came as 1"),
+        (["--sweep", "fuser=1"], "fuser came as 1: it must be text or a mapping"),
         (["--panoramas", "0"], "panoramas is 0"),
         (["--reference_folder", "nowhere"], "the reference folder nowhere cannot be read"),
         (["--model", "landscape"], "did you mean 'landscapes'"),

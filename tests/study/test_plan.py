@@ -47,7 +47,7 @@ def test_a_sweep_is_a_method_for_each_value() -> None:
         ({"promts": ["a lake"]}, "there is no option promts: did you mean prompts?"),
         ({"height": "tall"}, "height came as 'tall': it must be a whole number"),
         ({"prompts": "a lake"}, r"prompts came as 'a lake': it must be a list, \[...\]"),
-        ({"methods": [1]}, r"methods came as '\[1\]': it must be a mapping"),
+        ({"methods": [1]}, r"methods came as \[1\]: it must be a mapping"),
         ({"methods": {"MSD": "msd"}}, "methods came as"),
         ({"methods": {"MSD": {"guidances": "msd"}}}, "the method MSD came as .*: it maps parts to what they are"),
         ({"methods": {"MSD": {}, "msd": {}}}, "msd is there twice among the methods"),
