@@ -134,7 +134,7 @@ def test_cross_scale_guidances_guide_the_smaller_canvas_where_it_has_a_smaller_o
 
 @pytest.mark.parametrize("other", [MSDGuidance(head_start=0.0), MSDPaper(0.1), HeadStart(0.25)])
 def test_another_factor_beside_it_is_no_obstacle(other: Guidance) -> None:
-    """A third of 12 x 12 cells is one window, which has no smaller canvas by any factor; a third of 24 x 24 has one by 2."""
+    """A third of 18 x 18 cells is one window, which has no smaller canvas by any factor; a third of 36 x 36 has one by 2."""
     denoiser = ToyDenoiser((6, 6))
     for size in ((18, 18), (36, 36)):
         run = toy_run(size, denoiser=denoiser, stride=6, guidances=[HeadStart(0.5, factor=3), other], steps=4)
