@@ -9,6 +9,7 @@ from torch import Tensor
 from panokit import Guidance, Run, SettingError
 from panokit.testing.toys import Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
+from panokit_msd.guidance import Between
 from panokit_msd.scale import enlarged
 from panokit_syncdiffusion import SyncDiffusion
 
@@ -120,16 +121,20 @@ def test_it_works_beside_syncdiffusion(monkeypatch: pytest.MonkeyPatch) -> None:
     assert guides == [[sync], [sync], []]
 
 
-@pytest.mark.parametrize("other", [MSDGuidance(head_start=0.0), MSDPaper(0.1)])
+@pytest.mark.parametrize(
+    ("other", "lowered"),
+    [
+        (MSDGuidance(3.0, head_start=0.0), Between(30.0, head_start=0.0, levels=2)),
+        (MSDPaper(0.1), MSDPaper(0.1, levels=2)),
+        (HeadStart(0.25), HeadStart(0.25, levels=2)),
+    ],
+)
 def test_cross_scale_guidances_guide_the_smaller_canvas_where_it_has_a_smaller_one(
-    monkeypatch: pytest.MonkeyPatch, other: Guidance
+    monkeypatch: pytest.MonkeyPatch, other: Guidance, lowered: Guidance
 ) -> None:
     guides = painted_below(monkeypatch)
-    finished(toy_run((16, 16), guidances=[other, HeadStart(0.5)], steps=4))
-    (first, lowered), second = guides
-    assert first == HeadStart(0.5, levels=2)
-    assert isinstance(lowered, type(other).__mro__[1])
-    assert second == []
+    finished(toy_run((16, 16), guidances=[HeadStart(0.5), other], steps=4))
+    assert guides == [[HeadStart(0.5, levels=2), lowered], []]
 
 
 @pytest.mark.parametrize("other", [MSDGuidance(head_start=0.0), MSDPaper(0.1), HeadStart(0.25)])
