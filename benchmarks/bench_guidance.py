@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from panokit import Grid, Model, Run, Runtime, Sampler
+from panokit import Estimate, Grid, Model, Run, Runtime, Sampler
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.denoiser import Codec
 from panokit.testing.toys import Pull
-from panokit_msd import MSDGuidance
+from panokit_msd import MSDPaper
 from panokit_msd.scale import mean
 from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import EfficientNet, SyncDiffusion
@@ -104,9 +104,9 @@ def begun(model: Model, guidance: Any, height: int, width: int, **runtime: Any) 
     return sampler.begin("a mountain lake at dusk", height=height, width=width, steps=50, seed=0)
 
 
-def look(run: Run, grid: Grid, x: Tensor, i: int) -> Tensor:
-    """The clean estimate of one window."""
-    return run.model_pass.look(x, grid, [i], run.level).x0
+def look(run: Run, grid: Grid, x: Tensor, i: int) -> Estimate:
+    """What the denoiser makes of one window."""
+    return run.model_pass.look(x, grid, [i], run.level)
 
 
 def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
@@ -115,12 +115,12 @@ def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
     codec = run.codec
     assert isinstance(codec, Codec)
     with torch.no_grad():
-        reference = codec.decode(look(run, grid, grid.crop(run.canvas, [anchor]), anchor)).clamp(0, 1)
+        reference = codec.decode(look(run, grid, grid.crop(run.canvas, [anchor]), anchor).x0).clamp(0, 1)
     moved = []
     for i in range(len(grid)):
         x = grid.crop(run.canvas, [i]).requires_grad_()
         with torch.enable_grad():
-            loss = metric(codec.decode(look(run, grid, x, i)).clamp(0, 1), reference).sum()
+            loss = metric(codec.decode(look(run, grid, x, i).x0).clamp(0, 1), reference).sum()
         (gradient,) = torch.autograd.grad(loss, x)
         x = x.detach() if i == anchor else x.detach() - weight * gradient
         with torch.no_grad():
@@ -132,13 +132,14 @@ def literal_msd(run: Run, weight: float) -> Tensor:
     """A guided step whose loss goes back into everything that could be trained, weights too."""
     grid, below = run.grid, run.grid.scaled(2)
     low = run.parts.fuser.fuse(
-        torch.cat([look(run, below, below.crop(mean(run.canvas, 2, 2), [i]), i) for i in range(len(below))]).detach(), below
+        torch.cat([look(run, below, below.crop(mean(run.canvas, 2, 2), [i]), i).prev for i in range(len(below))]).detach(),
+        below,
     )
     moved = []
     for i in range(len(grid)):
         x = grid.crop(run.canvas, [i]).requires_grad_()
         with torch.enable_grad():
-            apart = mean(look(run, grid, x, i), 2, 2) - grid.coarsened(2).crop(low, [i])
+            apart = mean(look(run, grid, x, i).prev, 2, 2) - grid.coarsened(2).crop(low, [i])
             apart.square().sum().backward()
         assert x.grad is not None
         with torch.no_grad():
@@ -182,7 +183,7 @@ def test_syncdiffusion_makes_the_anchors_features_once(model: Model, benchmark: 
 def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture) -> None:
     assert isinstance(model.denoiser, UNetDenoiser)
     unet: Any = model.denoiser.unet
-    run = begun(model, [MSDGuidance(0.1, coarse="bilinear", norm="sum", jacobian="full")], 256, 256)
+    run = begun(model, [MSDPaper(0.1)], 256, 256)
 
     def theirs() -> Tensor:
         unet.requires_grad_(True)
@@ -214,6 +215,6 @@ def test_checkpointing_trades_memory_for_time(large: Model, benchmark: Benchmark
 
 
 def test_peak_memory_is_flat_in_the_number_of_windows(model: Model) -> None:
-    peaks = [peak(stage(begun(model, [MSDGuidance.full(0.1)], 256, width))) for width in (256, 384)]
+    peaks = [peak(stage(begun(model, [MSDPaper(0.1)], 256, width))) for width in (256, 384)]
     print(f"\npeak memory: {peaks[0] / 1e6:.1f} MB at 9 windows, {peaks[1] / 1e6:.1f} MB at 15")
     assert peaks[1] <= 1.1 * peaks[0]

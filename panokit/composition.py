@@ -1,7 +1,7 @@
 """Plugins as plain data and back: what a configuration says and a recipe keeps.
 
 A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, weight: 5}`; names are those of entry points, or
-`module:Class`. Settings may hold parts again, as `coarse_guidances` of `msd` does.
+`module:Class`. Settings may hold parts again: a guidance may have guidances of its own.
 """
 
 import inspect
@@ -20,6 +20,7 @@ from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import fit, hints_of
+from panokit.moved import no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
@@ -156,6 +157,8 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
     hints, fitted = hints_of(cls), {}
     for key, value in settings.items():
         if key not in known:
+            if advice := no_setting(cls, name, key):
+                raise SettingError(advice)
             close = get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise SettingError(f"{name} has no setting {key!r}: {hint}it has {', '.join(sorted(known)) or 'none'}")

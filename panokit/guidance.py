@@ -150,7 +150,10 @@ class Guidance(ABC):
 
     @abstractmethod
     def strength(self, level: Level) -> float:
-        """The factor of the gradient at a level. At 0 the guidance is asleep: nothing else of it is called."""
+        """The factor of the gradient at a level. At 0 the guidance is asleep: `prepare` and `energy` are not called.
+
+        A guidance that only knows the canvas (`known`) moves no window, and is asleep at every level.
+        """
 
     @abstractmethod
     def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Float[Tensor, " n"]:

@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "model": "landscapes",
     "scheduler": {"plugin": "ddim", "options": {}},
     "fuser": {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.2},
-    "guidances": [{"plugin": "msd", "weight": 10.0, "coarse_guidances": [{"plugin": "syncdiffusion", "weight": 20.0}]}],
+    "guidances": [{"plugin": "msd", "weight": 10.0, "inner": [{"plugin": "syncdiffusion", "weight": 20.0}]}],
     "precision": "32-true",
     "micro_batch": 8,
     "checkpointing": False,
@@ -112,7 +112,7 @@ def test_what_holds_no_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         ({"scheduler": {"plugin": "unipc", "options": {"solver_order": 200_000_000}}}, "the recipe sets a plugin to 200000000"),
         ({"steps": 10**400}, "the recipe asks for steps 1000"),
         ({"guidances": [{"plugin": "msd"}] * 100}, "the recipe has more than 16 plugins"),
-        ({"guidances": json.loads('[{"plugin":"msd","coarse_guidances":' * 9 + "[]" + "}]" * 9)}, "nested more than 8 deep"),
+        ({"guidances": json.loads('[{"plugin":"msd","inner":' * 9 + "[]" + "}]" * 9)}, "nested more than 8 deep"),
     ],
 )
 def test_a_recipe_that_asks_for_too_much_is_refused(
@@ -133,10 +133,10 @@ CODE = "{class_path: panokit_canary.Sings}"
 @pytest.mark.parametrize(
     "change",
     [
-        {"guidances": [{"plugin": "msd", "coarse_guidances": f"[{CODE}]"}]},
-        {"guidances": f"[{{plugin: msd, coarse_guidances: [{CODE}]}}]"},
+        {"guidances": [{"plugin": "msd", "inner": f"[{CODE}]"}]},
+        {"guidances": f"[{{plugin: msd, inner: [{CODE}]}}]"},
         {"guidances": [{"plugin": "syncdiffusion", "metric": CODE}]},
-        {"guidances": [{"plugin": "msd", "coarse_guidances": [json.loads('{"class_path": "panokit_canary.Sings"}')]}]},
+        {"guidances": [{"plugin": "msd", "inner": [json.loads('{"class_path": "panokit_canary.Sings"}')]}]},
         {"fuser": f"{{plugin: multidiffusion, spread: {CODE}}}"},
         {"fuser": {"plugin": "multidiffusion", "spread": CODE}},
         {"scheduler": {"plugin": "ddim", "options": CODE}},

@@ -35,6 +35,7 @@ CASES = [
     ("paper", "dpm++_2m", ""),
     ("sync", "euler_a", ""),
     ("both", "ddim", "x"),
+    ("head_start", "euler_a", "x"),
     ("msd3", "ddim", "xy"),
 ]
 
