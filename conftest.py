@@ -11,7 +11,8 @@ os.environ["OMP_NUM_THREADS"] = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--sweeps", action="store_true", help="run sweeps whole, of which tests make a few cases: minutes more")
+    """What pytest takes beside its own options."""
+    parser.addoption("--sweeps", action="store_true", help="run sweeps whole, where tests make a few cases: minutes more")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
