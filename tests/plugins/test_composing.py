@@ -38,7 +38,7 @@ def begun(model: Model, *guidances: Guidance, scheduler: str = "ddim", steps: in
         scheduler=DiffusersScheduler(scheduler),
         fuser=MultiDiffusion(),
         guidances=guidances,
-        runtime=Runtime(accelerator="cpu", micro_batch=4, **settings),
+        runtime=Runtime(accelerator="cpu", micro_batch=8, **settings),
     )
     return sampler.begin("a lake", height=32, width=40, steps=steps, guidance_scale=1.0, seed=1)
 

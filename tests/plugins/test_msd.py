@@ -122,7 +122,7 @@ def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guid
 def test_it_costs_the_closed_form(levels: int, jacobian: Jacobian, coarse: Coarse) -> None:
     """A full guided step: 2 forwards and 1 backward a guided window, 1 forward a window of the coarsest level."""
     guidance = gradient(0.01, levels=levels, jacobian=jacobian, coarse=coarse, until=0.5)
-    run = toy_run((16, 24), guidances=[guidance], steps=4)
+    run = toy_run((16, 24), guidances=[guidance], steps=4, micro_batch=32)
     grids = [run.grid, run.grid.scaled(2), run.grid.scaled(4)][:levels]
     fine, guided, coarsest = len(run.grid), sum(map(len, grids[:-1])), len(grids[-1])
     finished(run)
@@ -253,7 +253,7 @@ def test_with_a_full_gradient_a_weight_is_the_same_share(
 
     def run(weight: float) -> Run:
         guidance = MSDGuidance.full(weight, decay=0.0, space=space, coarse=coarse)
-        return toy_run(size, denoiser=Steady(), guidances=[guidance], steps=2)
+        return toy_run(size, denoiser=Steady(), guidances=[guidance], steps=2, micro_batch=32)
 
     shrink = pick if coarse == "strided" else mean
     (coarse_x0, fine_x0), (_, unguided) = both_sides(run(weight)), both_sides(run(1e-30))
@@ -270,7 +270,8 @@ def test_a_canvas_between_two_follows_the_one_below_as_many_times_as_fast(coarse
     """All coarse canvases go 1 - exp(-weight lead / steps) of their way, and the finest 1 - exp(-weight / steps)."""
 
     def run(weight: float, lead: float) -> list[Tensor]:
-        return sides(toy_run((32, 32), guidances=[gradient(weight, decay=0.0, coarse=coarse, lead=lead)], steps=2))
+        guidance = gradient(weight, decay=0.0, coarse=coarse, lead=lead)
+        return sides(toy_run((32, 32), guidances=[guidance], steps=2, micro_batch=64))
 
     shrink = pick if coarse == "strided" else mean
     found, unguided = run(0.5, lead), run(1e-30, 1.0)
@@ -380,7 +381,7 @@ def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
 def test_it_resumes_bit_for_bit(coarse: Coarse, jacobian: Jacobian, wrap: bool, head_start: float) -> None:
     def begun() -> Run:
         guidance = MSDGuidance(0.1, coarse=coarse, jacobian=jacobian, until=1.0, head_start=head_start, levels=3)
-        return toy_run((16, 16), guidances=[guidance], scheduler=ToyScheduler(eta=1.0), wrap=wrap, steps=4)
+        return toy_run((16, 16), guidances=[guidance], scheduler=ToyScheduler(eta=1.0), wrap=wrap, steps=4, micro_batch=32)
 
     whole, first, second = begun(), begun(), begun()
     first.step()

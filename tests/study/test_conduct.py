@@ -17,6 +17,7 @@ from panokit import Sampler
 from panokit.cli import main
 from panokit.study.measures import pixels, seam
 
+pytestmark = pytest.mark.xdist_group("study")  # of which most start from one study that is made once
 STUDY: dict[str, Any] = {
     "prompts": ["a lake", "a city"],
     "methods": {"MultiDiffusion": {"guidances": []}, "MSD": {"guidances": [{"plugin": "msd", "levels": 2}]}},
