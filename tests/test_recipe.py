@@ -205,7 +205,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, files: list[bytes]) -> Path
     return folder
 
 
-@settings(max_examples=850, deadline=None)
+@settings(deadline=None)  # 100 files, and a thousand of a sweep
 @given(
     which=st.integers(0, 2),
     length=st.integers(0, 1500) | st.none(),
@@ -220,7 +220,7 @@ def test_mangled_files_do_no_harm(
     harmless(folder, bytes(data[:length]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None, max_examples=settings.default.max_examples // 2)
 @given(changes=st.dictionaries(st.sampled_from([*RECIPE]), values, min_size=1, max_size=3))
 def test_mangled_recipes_do_no_harm(folder: Path, changes: dict[str, Any]) -> None:
     harmless(folder, png(json.dumps({**RECIPE, **changes})))

@@ -1,5 +1,7 @@
 """Guidances together: with every kind of scheduler, in any order, at the price of one."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from panokit import DiffusersScheduler, Guidance, Model, Run, Runtime, Sampler
 from panokit.backbones.diffusers.model import UNetDenoiser
+from panokit.scheduler import Prediction
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDGuidance, MSDPaper
 from panokit_multidiffusion import MultiDiffusion
@@ -23,15 +26,21 @@ PAPER = MSDPaper(0.1, until=1.0)
 MSD = MSDGuidance(0.5, until=1.0)
 
 
+@pytest.fixture(scope="module")
+def models() -> Callable[[Prediction], Model]:
+    """The tiny model of each prediction, made once."""
+    return functools.cache(tiny_model)
+
+
 def begun(model: Model, *guidances: Guidance, scheduler: str = "ddim", steps: int = 3, **settings: Any) -> Run:
     sampler = Sampler(
         model,
         scheduler=DiffusersScheduler(scheduler),
         fuser=MultiDiffusion(),
         guidances=guidances,
-        runtime=Runtime(accelerator="cpu", micro_batch=4, **settings),
+        runtime=Runtime(accelerator="cpu", micro_batch=8, **settings),
     )
-    return sampler.begin("a lake", height=32, width=48, steps=steps, guidance_scale=1.0, seed=1)
+    return sampler.begin("a lake", height=32, width=40, steps=steps, guidance_scale=1.0, seed=1)
 
 
 def finished(run: Run) -> Tensor:
@@ -42,8 +51,8 @@ def finished(run: Run) -> Tensor:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "euler", "euler_a", "heun", "dpm++_2m", "dpm++_2m_sde", "unipc", "pndm"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_every_kind_of_scheduler_is_guided(scheduler: str, prediction: Any) -> None:
-    model = tiny_model(prediction)
+def test_every_kind_of_scheduler_is_guided(models: Any, scheduler: str, prediction: Prediction) -> None:
+    model = models(prediction)
     plain, guided = (finished(begun(model, *each, scheduler=scheduler)) for each in ((), (SYNC, PAPER, MSD)))
     assert torch.isfinite(guided).all()
     assert float((plain - guided).abs().max()) > 1e-3

@@ -136,7 +136,7 @@ def test_without_weight_it_is_multidiffusion_bit_for_bit_and_costs_the_same(guid
 def test_it_costs_the_closed_form(levels: int, make: Any, passes: int) -> None:
     """The paper's guided step: 2 forwards and 1 backward a guided window, 1 forward a window of the coarsest level."""
     guidance = make(0.01, levels=levels, until=0.5)
-    run = toy_run((16, 24), guidances=[guidance], steps=4)
+    run = toy_run((16, 24), guidances=[guidance], steps=4, micro_batch=32)
     grids = [run.grid, run.grid.scaled(2), run.grid.scaled(4)][:levels]
     fine, guided, coarsest = len(run.grid), sum(map(len, grids[:-1])), len(grids[-1])
     finished(run)
@@ -213,7 +213,7 @@ def test_a_canvas_between_two_follows_the_one_below_ten_times_as_fast() -> None:
     """All coarse canvases go 1 - exp(-10 weight / steps) of their way, and the finest 1 - exp(-weight / steps)."""
 
     def run(weight: float) -> list[Tensor]:
-        return sides(toy_run((32, 32), guidances=[gradient(weight, decay=0.0)], steps=2))
+        return sides(toy_run((32, 32), guidances=[gradient(weight, decay=0.0)], steps=2, micro_batch=64))
 
     guided, unguided = run(0.5), run(1e-30)
     assert len(guided) == 4
@@ -319,7 +319,7 @@ def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
 )
 def test_it_resumes_bit_for_bit(guidance: Guidance, wrap: bool) -> None:
     def begun() -> Run:
-        return toy_run((16, 16), guidances=[guidance], scheduler=ToyScheduler(eta=1.0), wrap=wrap, steps=4)
+        return toy_run((16, 16), guidances=[guidance], scheduler=ToyScheduler(eta=1.0), wrap=wrap, steps=4, micro_batch=32)
 
     whole, first, second = begun(), begun(), begun()
     first.step()

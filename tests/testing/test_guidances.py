@@ -371,6 +371,7 @@ class HidesASetting(Steady):
         return "HidesASetting()"
 
 
+@pytest.mark.usefixtures("unannotated")  # as those run who break a rule; it takes half the time
 @pytest.mark.parametrize(
     ("broken", "check", "advice"),
     [
@@ -438,7 +439,7 @@ def test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken(
 
 
 def test_every_check_is_tried_by_a_broken_guidance() -> None:
-    (mark,) = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark
+    mark = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark[0]
     tried = {check.__name__ for _, check, _ in mark.args[1]}
     assert tried == {check.name for check in checks(Pull)}
 
