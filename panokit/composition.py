@@ -81,17 +81,18 @@ def prompt_from(data: object) -> Prompt:
     """
     if isinstance(data, str):
         return data
-    given: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    given: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "elsewhere"} else {}
     boxes: Any = given.get("boxes")
     elsewhere = given.get("elsewhere", "")
     try:
         found = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in boxes)
-        sound = all(isinstance(text, str) and all(isinstance(n, int | float) for n in box) for box, text in found)
+        sound = all(isinstance(text, str) and all(type(n) in (int, float) for n in box) for box, text in found)
     except (TypeError, ValueError):
         sound = False
     if not sound or not isinstance(elsewhere, str):
         raise SettingError(
-            f"a prompt came as {data!r}: give a text, or {{boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}}"
+            f"a prompt came as {data!r:.200}: "
+            "give a text, or {boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}"
         )
     return Regions(found, elsewhere)
 

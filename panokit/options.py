@@ -63,7 +63,7 @@ def plain(text: str) -> Any:
     """A value as YAML reads it: a number, a truth, a list, or text."""
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # of a date that there is none
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError for a date that does not exist
         return text
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from panokit.errors import FallbackWarning, SettingError
 
 _KEY = "panokit"
-_VERSIONS = ("panokit", "torch", "diffusers")
+VERSIONS = ("panokit", "torch", "diffusers")
 """What is in a recipe and makes no other picture."""
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
@@ -44,14 +44,14 @@ DEEPEST, PARTS, NUMBER = 8, 16, 10_000
 
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that no parser takes for anything else."""
-_IMPORTABLE = re.compile(r"\s*[^\W\d]\w*(\.[^\W\d]\w*)+\s*")
-"""What a library might take for something to import."""
+_IMPORTABLE = re.compile(r".*\.\s*[^\W\d].*")
+"""What a library might take for something to import: a name after a dot."""
 
 
 def name_of(recipe: Mapping[str, Any]) -> str:
     """What a picture is called: its prompt, its seed, and a hash of all that makes it but the versions of libraries."""
     words = words_of(recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions")
-    content = json.dumps({key: value for key, value in recipe.items() if key not in _VERSIONS}, sort_keys=True)
+    content = json.dumps({key: value for key, value in recipe.items() if key not in VERSIONS}, sort_keys=True)
     return f"{words}-{recipe['seed']}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 

@@ -167,7 +167,19 @@ def test_a_prompt_is_a_text_or_boxes_with_texts() -> None:
         prompt_from({"boxes": [[[0, 0, 2, 1], "a lake"]]})
 
 
-@pytest.mark.parametrize("data", [3, {}, {"boxes": 3}, {"boxes": ["a lake"]}, {"boxes": [[[0, 0, 1], "a lake"]]}, ["a lake"]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"boxes": [[[0, 0, 1, 1], "a lake"]], "beside": "a city"},
+        {"boxes": [[[0, 0, 1, True], "a lake"]]},
+        3,
+        {},
+        {"boxes": 3},
+        {"boxes": ["a lake"]},
+        {"boxes": [[[0, 0, 1], "a lake"]]},
+        ["a lake"],
+    ],
+)
 def test_a_prompt_that_is_neither_is_told_the_form(data: object) -> None:
     with pytest.raises(SettingError, match="give a text, or"):
         prompt_from(data)
