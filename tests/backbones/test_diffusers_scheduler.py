@@ -468,7 +468,7 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
         ),
         ("flow_euler", {}, 10, Training("epsilon"), "'flow_euler' cannot drive.*predicts 'epsilon': use one of ddim, "),
         ("heun", {}, 10, Training("v_prediction", zero_snr=True), "'heun' cannot.*zero_snr.*: use one of ddim, .*unipc"),
-        ("ddim", {"timestep_spacing": "trailing"}, 10, Training(zero_snr=True), "predicts epsilon, which says nothing of x0"),
+        ("ddim", {"timestep_spacing": "trailing"}, 10, Training(zero_snr=True), "predicts epsilon, which cannot give x0"),
         ("ddim", {}, 10, Training(beta_schedule="sine"), "cannot begin with steps=10: sine is not implemented"),
     ],
 )
