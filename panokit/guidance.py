@@ -175,7 +175,7 @@ class Guidance(ABC):
         """The clean canvas, if the guidance knows it without the model.
 
         Called before each pass over the run's own canvas, without gradients. The first guidance that returns a canvas wins;
-        the model is then not called, and no guidance is. Start at the first level, where the run adds the canvas to its noise.
+        the run then calls neither the model nor a guidance. Start at the first level, where the run adds the canvas to its noise.
         Return the same canvas at each step: any change would be treated as noise.
 
         Args:
@@ -216,8 +216,7 @@ class Guidance(ABC):
     def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Float[Tensor, " n"]:
         r"""The energy $E$ of some windows. The run takes its gradient, so compute it with torch's operations.
 
-        Called for chunks of windows, on whichever rank has them. So a window's energy must not depend on the other windows of
-        the chunk.
+        A rank calls it for each of its chunks of windows. A window's energy must not depend on the other windows of the chunk.
 
         Args:
             seen: the noisy windows, `n c *window`, and their clean estimates. The gradient is taken with respect to `seen.x`
