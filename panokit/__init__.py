@@ -1,8 +1,9 @@
-"""Panoramas from pretrained diffusion models, in parts that exchange.
+"""Panoramas from pretrained diffusion models: a sampler framework of interchangeable parts.
 
-A panorama is larger than what a model was trained on, so it is denoised window by window and the windows are kept in
-agreement: a `Fuser` joins them into one canvas, a `Guidance` moves them before they are denoised, a `Scheduler` takes the
-canvas from one noise level to the next, and a `Runtime` deals windows out to devices. `Sampler` composes them.
+A panorama is larger than the pictures that a model was trained on. So the model denoises it window by window, and panokit keeps
+the windows in agreement. A `Guidance` moves the windows before they are denoised. A `Fuser` joins them into one canvas. A
+`Scheduler` takes the canvas from one noise level to the next. A `Runtime` deals windows out to devices. `Sampler` composes
+these parts.
 """
 
 from importlib import import_module
@@ -61,7 +62,7 @@ __all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used, so that `import panokit` is quick."""
+    """Import a public name when it is first used, so that `import panokit` is quick."""
     if name not in _MODULE:
         raise AttributeError(f"module 'panokit' has no attribute {name!r}")
     return getattr(import_module(f"panokit.{_MODULE[name]}"), name)

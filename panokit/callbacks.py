@@ -1,7 +1,7 @@
-"""Watching a run: what is called at its start, after each step and at its end.
+"""Callbacks: they watch a run at its start, after each step and at its end.
 
-A callback is any object with some of the methods `on_run_start`, `on_step_end`, `on_run_end`; each is given only the arguments
-that it names, of `run`. They are called on every rank.
+A callback is any object with some of the methods `on_run_start`, `on_step_end` and `on_run_end`. A method may take the argument
+`run`, or none. Callbacks are called on every rank.
 """
 
 import inspect
@@ -22,7 +22,13 @@ Hook = Literal["on_run_start", "on_step_end", "on_run_end"]
 
 
 def call(callbacks: Iterable[object], hook: Hook, run: Run) -> None:
-    """Call that method of all that have it."""
+    """Call a method of all callbacks that have it.
+
+    Args:
+        callbacks: the callbacks, called in order.
+        hook: the name of the method.
+        run: passed to the methods that name it.
+    """
     for callback in callbacks:
         method = getattr(callback, hook, None)
         if method is not None:
@@ -30,7 +36,7 @@ def call(callbacks: Iterable[object], hook: Hook, run: Run) -> None:
 
 
 def picture(run: Run) -> Image.Image | None:
-    """What the canvas of a run will look like, in as many pixels as the panorama has; None before the first step."""
+    """A preview of a run's canvas, as large as the panorama; None before the first step."""
     if run.seen is None:
         return None
     small = to_image(preview(run.codec, run.seen.x0.float()))
@@ -40,21 +46,21 @@ def picture(run: Run) -> Image.Image | None:
 
 @final
 class Preview:
-    """Writes what the panorama will look like to a file while it is made; of many ranks' panoramas, the first rank's.
+    """Writes a preview of the panorama to a file while it is made. Rank 0 alone writes.
 
     Args:
-        path: the picture to write again and again; its ending names the format.
-        every: after how many steps.
+        path: the picture, written again each time. Its ending names the format.
+        every: steps from one preview to the next, 1 or more.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
         self.path, self.every = check_output(path), every
 
     def on_step_end(self, run: Run) -> None:
-        """Write the picture, on rank 0."""
+        """Write the preview, on rank 0."""
         if run.runtime.global_rank == 0 and _due(run, self.every) and (image := picture(run)):
             with written_aside(Path(self.path)) as aside:
                 image.save(aside)
@@ -62,13 +68,13 @@ class Preview:
 
 @final
 class Log:
-    """Tells Lightning's loggers, after each step: seconds, peak memory, and each guidance's energy and gradient norm.
+    """Logs each step: its seconds, the peak memory in bytes, and the energy and gradient norm of each guidance.
 
-    Loggers that take pictures, TensorBoard's and Weights & Biases's, are given a preview now and then.
+    Loggers that take pictures, such as those of TensorBoard and Weights & Biases, also get a preview now and then.
 
     Args:
-        loggers: Lightning's, or whatever has their `log_metrics`.
-        pictures: after how many steps a preview comes; 0 for none.
+        loggers: Lightning's loggers, or other objects with their method `log_metrics`.
+        pictures: steps from one preview to the next; 0 for none.
     """
 
     def __init__(self, loggers: Sequence[Any], pictures: int = 10) -> None:
@@ -94,7 +100,7 @@ class Log:
                 _show(logger, image, step)
 
     def on_run_end(self, run: Run) -> None:
-        """Have what loggers keep written down."""
+        """Ask the loggers to write what they have buffered."""
         for logger in self.loggers:
             if run.runtime.global_rank == 0 and hasattr(logger, "save"):
                 logger.save()
@@ -105,7 +111,7 @@ def _due(run: Run, every: int) -> bool:
 
 
 def _show(logger: Any, image: Image.Image, step: int) -> None:
-    """Give a picture to a logger that takes any."""
+    """Log a picture, if the logger takes pictures."""
     if hasattr(logger, "log_image"):
         logger.log_image("preview", [image], step=step)
     elif hasattr(getattr(logger, "experiment", None), "add_image"):

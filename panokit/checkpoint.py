@@ -1,7 +1,8 @@
-"""Runs that can be killed: all that the rest of a run depends on, in a file.
+"""Checkpoints: files that hold everything that the rest of a run depends on, so that a killed run can continue.
 
-A checkpoint is a safetensors file: the tensors of `Run.state`, and in its metadata everything else as JSON, with the recipe. It
-is written aside and renamed, and the one before is kept, so that there is a whole one at any moment.
+A checkpoint is a safetensors file. It holds the tensors of `Run.state`, and in its metadata the rest of the state and the
+recipe as JSON. It is written under another name and then renamed, and the checkpoint before it is kept. So at any moment there
+is a complete one.
 """
 
 import json
@@ -25,20 +26,20 @@ _MINUTE = 60.0
 
 @final
 class Checkpoint:
-    """A callback that writes a run to a file while it is made, and takes it up again where it was.
+    """A callback that writes checkpoints of a run, and continues a run from one.
 
-    The resumed picture is that of the unbroken run, bit for bit, on any number of devices. The first rank writes and reads.
+    A continued run makes the picture of the unbroken one, bit for bit, on any number of devices. Rank 0 writes and reads.
 
     Args:
-        path: the file; beside it `PATH.before` keeps the one before.
-        every: after how many steps; None: about once a minute, and not before the run has taken one. It is written, too, when
-            the run is asked to stop. 0: never.
-        resume: the checkpoint that a run starts from, the same file or another.
-        again: whether a run starts from `path` where that is a checkpoint of the same panorama, and otherwise from `resume` or
-            the beginning: for programs that start themselves again.
+        path: the file. The checkpoint before it is kept beside it, as `PATH.before`.
+        every: steps from one checkpoint to the next; None for about once a minute; 0 for never. With None or a number, one is
+            also written when the run is asked to stop.
+        resume: the checkpoint to start from, `path` or another file; None for none.
+        again: whether to start from `path` if it is a checkpoint of the same panorama, and otherwise from `resume` or from
+            noise. It is for programs that start themselves again.
 
     Attributes:
-        useful: whether `path` is a checkpoint of the last run.
+        useful: whether `path` is a checkpoint of the current or last run.
 
     Raises:
         SettingError: `every` is negative.
@@ -54,17 +55,17 @@ class Checkpoint:
         self._last = 0.0
 
     def on_run_start(self, run: Run) -> None:
-        """Take the run up again.
+        """Continue the run from its checkpoint, if there is one to start from.
 
         Raises:
-            SettingError: there is no checkpoint `resume`, it is of another recipe, or it is damaged and so is the one before.
+            SettingError: the checkpoint `resume` has another recipe, or it and the one before are missing or damaged.
         """
         self._last, self.useful = time.monotonic(), False
         if state := run.runtime.broadcast(lambda: self._state(run.recipe)):
             run.restore(state)
 
     def on_step_end(self, run: Run) -> None:
-        """Write it, where it is due."""
+        """Write a checkpoint, if one is due."""
         if run.done or not run.runtime.writes or self.every == 0:
             return
         due = time.monotonic() - self._last >= _MINUTE if self.every is None else run.level.step % self.every == 0
@@ -73,31 +74,35 @@ class Checkpoint:
             self._last = time.monotonic()
 
     def write(self, run: Run) -> None:
-        """Write it now.
+        """Write a checkpoint now.
+
+        Args:
+            run: the run to write.
 
         Raises:
-            OutputError: the place cannot be written to.
+            OutputError: the file cannot be written.
+            SettingError: a plugin's memory holds something that a checkpoint cannot hold.
         """
         tensors: dict[str, Tensor] = {}
-        said = {"recipe": dict(run.recipe), "state": _plain(run.state(), tensors)}
+        content = {"recipe": dict(run.recipe), "state": _plain(run.state(), tensors)}
         with written_aside(self.path) as aside:
-            aside.write_bytes(save(tensors, {"panokit": json.dumps(said)}))
-            if self.useful:  # a damaged one must not take the place of the one before
+            aside.write_bytes(save(tensors, {"panokit": json.dumps(content)}))
+            if self.useful:  # a damaged checkpoint must not replace the one before
                 self.path.replace(_before(self.path))
         self.useful = True
 
     def clear(self) -> None:
-        """Delete what has served its purpose."""
+        """Delete the checkpoint and the one before."""
         self.path.unlink(missing_ok=True)
         _before(self.path).unlink(missing_ok=True)
 
     def _state(self, recipe: Mapping[str, Any]) -> Any:
-        """What to go on with; None to begin at the beginning."""
+        """The state to start from; None to start from noise."""
         if self.again and (self.path.exists() or _before(self.path).exists()):
             try:
                 state = self._read(self.path, recipe)
             except SettingError as error:
-                warnings.warn(f"{error}; it is left aside", FallbackWarning, stacklevel=2)
+                warnings.warn(f"{error}; it is not used", FallbackWarning, stacklevel=2)
             else:
                 return state
         if self.resume is None:
@@ -108,20 +113,20 @@ class Checkpoint:
             raise SettingError(f"{error}: give a checkpoint of this panorama, or start without one") from error
 
     def _read(self, last: Path, recipe: Mapping[str, Any]) -> Any:
-        """The state in a checkpoint, or in the one before where it is damaged or missing."""
+        """The state in a checkpoint; in the one before, if the last one is damaged or missing."""
         problem = f"there is no checkpoint {last}"
         for path in (last, _before(last)):
             if not path.exists():
                 continue
             try:
-                said, state = read(path)
+                written, state = read(path)
             except SettingError as error:
                 problem = str(error)
                 continue
-            if found := differences(json.loads(json.dumps(recipe)), said):
+            if differing := differences(json.loads(json.dumps(recipe)), written):
                 raise SettingError(
-                    f"the checkpoint {path} is of another panorama: what is asked for and what was written differ, "
-                    f"{'; '.join(found[:6])}"
+                    f"the checkpoint {path} is of another panorama: this run and the checkpoint differ, "
+                    f"{'; '.join(differing[:6])}"
                 )
             if path != last:
                 warnings.warn(f"{problem}; the one before it is used", FallbackWarning, stacklevel=2)
@@ -131,28 +136,31 @@ class Checkpoint:
 
 
 def _before(path: Path) -> Path:
-    """The checkpoint before the last."""
+    """The file that keeps the checkpoint before."""
     return path.with_name(f"{path.name}.before")
 
 
 def read(path: Path) -> tuple[dict[str, Any], Any]:
     """The recipe and the state in a checkpoint.
 
+    Args:
+        path: the file.
+
     Raises:
-        SettingError: it is none, or damaged.
+        SettingError: the file is damaged, or is no checkpoint.
     """
     try:
         with safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {})["panokit"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-        return said["recipe"], _whole(said["state"], tensors)
+            content = json.loads((file.metadata() or {})["panokit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
+        return content["recipe"], _whole(content["state"], tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
-        why = " ".join(str(cause).split())[:200]
-        raise SettingError(f"the checkpoint {path} is damaged, or is none ({why})") from cause
+        reason = " ".join(str(cause).split())[:200]
+        raise SettingError(f"the checkpoint {path} is damaged, or is no checkpoint ({reason})") from cause
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Nested data as JSON takes it, with tensors put aside, each under a number."""
+    """Nested data as JSON takes it. Tensors are put into `tensors`, under numbers."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -164,7 +172,7 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, bool | int | float | str | None):
         return value
     raise SettingError(
-        f"what is a {type(value).__name__} cannot be kept in a checkpoint: a plugin's memory must hold tensors, numbers, text, "
+        f"a checkpoint cannot hold a {type(value).__name__}: a plugin's memory must hold tensors, numbers, text, "
         "and lists and dicts of them"
     )
 

@@ -1,7 +1,7 @@
-"""Plugins as plain data and back: what a configuration says and a recipe keeps.
+"""Plugins from plain data and back, for configurations and recipes.
 
-A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, weight: 5}`; names are those of entry points, or
-`module:Class`. Settings may hold parts again: a guidance may have guidances of its own.
+A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, weight: 5}`. A name is that of an entry point, or
+`module:Class`. A setting may hold guidances as parts again.
 """
 
 import inspect
@@ -33,7 +33,14 @@ BASES: Mapping[Kind, Any] = {"fusers": Fuser, "guidances": Guidance, "schedulers
 
 
 class Parameter(NamedTuple):
-    """A setting of a plugin, for people to read."""
+    """A setting of a plugin, as text for people.
+
+    Attributes:
+        name: the name of the setting.
+        type: its type.
+        default: its default; empty if it has none.
+        meaning: its description in the plugin's docstring.
+    """
 
     name: str
     type: str
@@ -42,18 +49,21 @@ class Parameter(NamedTuple):
 
 
 def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
-    """The plugin that a part describes.
+    """Make the plugin that a part describes.
 
     Args:
-        base: what kind it must be: `Fuser`, `Guidance` or `Scheduler`.
+        base: the contract that the plugin must fulfil: `Fuser`, `Guidance` or `Scheduler`.
         part: a name, or a mapping of `plugin`, the name, and settings.
-        trusted: False for data out of a file that somebody else may have written: nothing is imported then but installed
-            plugins by name.
+        trusted: False for data from a file that somebody else may have written. Then only installed plugins are imported.
+
+    Returns:
+        The plugin.
 
     Raises:
-        PluginNotFoundError: nobody answers to the name.
-        PluginLoadError: it is there and cannot be imported.
-        SettingError: the part is something else, has a setting that the plugin does not know or take, or is not to be trusted.
+        PluginNotFoundError: no installed plugin has the name, or more than one has it.
+        PluginLoadError: it is installed and cannot be imported.
+        SettingError: the part is no name and no such mapping, the plugin has no such setting or refuses its value, or the part
+            needs to be trusted.
     """
     name, settings = _split(base, part)
     if not trusted:
@@ -64,55 +74,70 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
 
 
 def describe(plugin: Fuser | Guidance | Scheduler) -> dict[str, Any]:
-    """The part that describes a plugin: its name and all its settings, as numbers, text, lists and mappings."""
+    """Describe a plugin as a part: its name and all its settings, as numbers, text, lists and mappings."""
     settings: dict[str, Any] = {}
     if is_dataclass(plugin):
         settings = {field.name: getattr(plugin, field.name) for field in fields(plugin)}
-    # The last of the names is where the class is, which fits always.
-    name, given = next((name, given) for name, given in _names(type(plugin)) if given.items() <= settings.items())
-    return {"plugin": name, **{key: _plain(value) for key, value in settings.items() if key not in given}}
+    # The last name is the place of the class, which always fits.
+    name, preset = next((name, preset) for name, preset in _names(type(plugin)) if preset.items() <= settings.items())
+    return {"plugin": name, **{key: _plain(value) for key, value in settings.items() if key not in preset}}
 
 
 def prompt_from(data: object) -> Prompt:
-    """A prompt: a text as it is, and `{boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}` as `Regions`.
+    """Make a prompt from plain data.
+
+    Args:
+        data: a text, or `{boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}`.
+
+    Returns:
+        The text, or the boxes as `Regions`.
 
     Raises:
-        SettingError: it is neither, or a box is empty or leaves the canvas.
+        SettingError: the data are neither, or a box is empty or leaves the canvas.
     """
     if isinstance(data, str):
         return data
-    given: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "elsewhere"} else {}
-    boxes: Any = given.get("boxes")
-    elsewhere = given.get("elsewhere", "")
+    entries: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "elsewhere"} else {}
+    elsewhere = entries.get("elsewhere", "")
+    pairs: Any = entries.get("boxes")
     try:
-        found = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in boxes)
-        sound = all(isinstance(text, str) and all(type(n) in (int, float) for n in box) for box, text in found)
+        boxes = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in pairs)
+        valid = all(isinstance(text, str) and all(type(n) in (int, float) for n in box) for box, text in boxes)
     except (TypeError, ValueError):
-        sound = False
-    if not sound or not isinstance(elsewhere, str):
+        valid = False
+    if not valid or not isinstance(elsewhere, str):
         raise SettingError(
             f"a prompt came as {data!r:.200}: "
             "give a text, or {boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}"
         )
-    return Regions(found, elsewhere)
+    return Regions(boxes, elsewhere)
 
 
 def parameters(base: type[Fuser] | type[Guidance] | type[Scheduler], name: str) -> tuple[str, list[Parameter]]:
-    """What a plugin is for, in its own words, and its settings."""
+    """The first line of a plugin's docstring, and its settings.
+
+    Args:
+        base: the contract of the plugin.
+        name: its name.
+
+    Raises:
+        PluginNotFoundError: no installed plugin has the name, or more than one has it.
+        PluginLoadError: it is installed and cannot be imported.
+    """
     maker = _maker(base, name)
-    cls, given = registry.made_class(maker), registry.bound(maker)
+    cls, preset = registry.made_class(maker), registry.bound(maker)
     documented = parse(cls.__doc__ or "")
     meaning = {param.arg_name: " ".join((param.description or "").split()) for param in documented.params}
     own = inspect.signature(maker).parameters  # a class method has defaults of its own
-    settings = {key: own.get(key, parameter) for key, parameter in _parameters(cls).items() if key not in given}
-    summary = (documented if given else parse(maker.__doc__ or "")).short_description or ""
+    settings = {key: own.get(key, parameter) for key, parameter in _parameters(cls).items() if key not in preset}
+    summary = (documented if preset else parse(maker.__doc__ or "")).short_description or ""
     return summary, [
         Parameter(key, _type(parameter), _default(cls, parameter), meaning.get(key, "")) for key, parameter in settings.items()
     ]
 
 
 def _default(cls: type, parameter: inspect.Parameter) -> str:
-    """The default of a setting; empty if there is none."""
+    """The default of a setting as text; empty if there is none."""
     if parameter.default is parameter.empty:
         return ""
     factories = {field.name: field.default_factory for field in fields(cls)} if is_dataclass(cls) else {}
@@ -121,7 +146,7 @@ def _default(cls: type, parameter: inspect.Parameter) -> str:
 
 
 def _split(base: type, part: object) -> tuple[str, dict[str, Any]]:
-    """A part's name and settings."""
+    """The name and the settings of a part."""
     if isinstance(part, str):
         part = {"plugin": part}
     if isinstance(part, Mapping) and isinstance(part.get("plugin"), str) and all(isinstance(key, str) for key in part):
@@ -134,7 +159,7 @@ def _split(base: type, part: object) -> tuple[str, dict[str, Any]]:
 
 
 def _maker(base: type, name: str) -> Callable[..., Any]:
-    """The class behind a name, or a class method of it."""
+    """The maker that a name stands for; see `registry.maker`."""
     return registry.maker(_kind(base), name, base)
 
 
@@ -143,7 +168,7 @@ def _kind(cls: type) -> Kind:
 
 
 def _nested(value: Any, trusted: bool) -> Any:
-    """A setting, with the guidances in it made."""
+    """The value of a setting, with guidances in the place of the parts that describe them."""
 
     def is_part(node: Any) -> bool:
         return isinstance(node, Mapping) and "plugin" in node
@@ -152,7 +177,7 @@ def _nested(value: Any, trusted: bool) -> Any:
 
 
 def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-    """Call the maker, with settings that it knows, of the types that it says."""
+    """Call a maker, with settings that it has, converted to their types."""
     cls = registry.made_class(maker)
     known = {key: parameter for key, parameter in _parameters(cls).items() if key not in registry.bound(maker)}
     hints, fitted = hints_of(cls), {}
@@ -166,20 +191,20 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
         try:
             fitted[key] = fit(value, hints.get(key, Any))
         except TypeError as cause:
-            wanted = _type(known[key])
-            hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in wanted else ""
-            raise SettingError(f"{key} of {name} came as {value!r}: it must be of the type {wanted}{hint}") from cause
+            expected = _type(known[key])
+            hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in expected else ""
+            raise SettingError(f"{key} of {name} came as {value!r}: it must be of the type {expected}{hint}") from cause
     try:
         return maker(**fitted)
     except SettingError as cause:
         raise SettingError(f"{name}: {cause}") from cause
-    except (TypeError, ValueError) as cause:  # abstract, or with settings that have no default, or do not go together
+    except (TypeError, ValueError) as cause:  # an abstract class, a setting without a default, or settings that do not fit
         how = f"with the settings {dict(settings)!r}" if settings else "by name alone"
         raise SettingError(f"{name} cannot be made {how}: {cause}") from cause
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """A class's settings: the arguments of its constructor that have a name."""
+    """The settings of a class: the arguments of its constructor that have a name."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {key: parameter for key, parameter in inspect.signature(cls).parameters.items() if parameter.kind in named}
 
@@ -193,12 +218,12 @@ def _type(parameter: inspect.Parameter) -> str:
 
 @cache
 def _names(cls: type) -> list[tuple[str, dict[str, Any]]]:
-    """What the registry calls a plugin's class, each name with the settings that are part of it; last, where the class is."""
+    """The installed names of a class, each with the settings that its preset fixes. The last name is the place of the class."""
     home = cls.__module__.partition(".")[0]
     names = []
     for plugin in registry.plugins(_kind(cls)):
         if plugin.entry.module.partition(".")[0] != home:
-            continue  # nothing is imported but the class's own package, which is there already
+            continue  # only the package of the class is imported, and it is imported already
         maker = plugin.load()
         if isinstance(maker, type | partial) and registry.made_class(maker) is cls:
             names.append((plugin.name, registry.bound(maker)))

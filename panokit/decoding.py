@@ -1,4 +1,4 @@
-"""From a whole canvas to its picture: in one piece, or in tiles that the ranks share."""
+"""Decoding: from a whole canvas to its picture, in one piece or in tiles that the ranks share."""
 
 import torch
 from jaxtyping import Float
@@ -9,18 +9,27 @@ from panokit.grid import Grid
 from panokit.runtime import Runtime
 
 WHOLE = 128 * 256
-"""Cells of a canvas up to which it is decoded in one piece: 1024 x 2048 pixels at factor 8, some gigabytes."""
+"""The most cells of a canvas that is decoded in one piece: 1024 x 2048 pixels at factor 8, which takes some gigabytes."""
 TILE, OVERLAP = 128, 24
-"""Cells along a side of a tile, and of what two tiles share."""
+"""Cells along a side of a tile, and cells that two neighbouring tiles share."""
 PAD = 16
-"""Cells by which a wrapped axis is continued on both sides."""
+"""Cells that are repeated at both ends of a wrapped axis."""
 
 
 def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...], runtime: Runtime) -> Float[Tensor, "3 H W"]:
-    """The picture of a canvas, the same for any number of ranks, without a seam where it wraps round.
+    """Decode a canvas. The picture is the same for any number of ranks, and has no seam where the canvas is a ring.
 
-    Up to `WHOLE` cells it is decoded at once, on every rank: a decoder's norms and attention see all of it. Larger ones are
-    decoded in tiles that fade into each other over `OVERLAP` cells, and go round the join of a wrapped axis.
+    Every rank decodes a canvas of up to `WHOLE` cells in one piece, so that the decoder's norms and attention see all of it.
+    The ranks share a larger canvas in tiles. Neighbouring tiles fade into each other over `OVERLAP` cells.
+
+    Args:
+        codec: decodes latents.
+        canvas: the latents, `c h w`.
+        wrap: for each axis, whether the canvas is a ring along it.
+        runtime: deals the tiles out to ranks.
+
+    Returns:
+        The picture, `3 H W`, in about [0, 1].
     """
     height, width = canvas.shape[-2:]
     if height * width <= WHOLE:
@@ -36,7 +45,7 @@ def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...],
 
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
-    """The picture in one piece; a decoder pads with zeros, so a wrapped axis is continued, decoded, and cropped."""
+    """The picture in one piece. A decoder pads with zeros, so cells of a wrapped axis are repeated first, and cut off after."""
     pads = [min(PAD, size) if ring else 0 for size, ring in zip(canvas.shape[-2:], wrap, strict=True)]
     ring = nn.functional.pad(canvas[None], (pads[1], pads[1], pads[0], pads[0]), mode="circular")
     image = codec.decode(ring)[0]
@@ -46,10 +55,9 @@ def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
 
 
 def _faded(tiles: Tensor, grid: Grid, fade: int) -> Tensor:
-    """The mean of the tiles, which fade over `fade` pixels towards every edge that is not the canvas's own.
+    """The weighted mean of the tiles. Weights fade over `fade` pixels towards each edge of a tile inside the canvas.
 
-    Beyond such an edge the decoder has seen zeros in the place of what is there: the outer sixth of the fade counts for next to
-    nothing.
+    The decoder saw zeros beyond such an edge, not the neighbouring cells. So the outer sixth of the fade has almost no weight.
     """
     total = tiles.new_zeros((*tiles.shape[1:-2], *grid.size))
     norm = tiles.new_zeros(grid.size)

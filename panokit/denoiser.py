@@ -1,4 +1,4 @@
-"""The model: a denoiser that knows windows, a codec between latents and images, and what a prompt can be."""
+"""The model: a denoiser for windows, a codec between latents and images, and the types of a prompt."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -20,15 +20,15 @@ Box = tuple[Number, Number, Number, Number]
 
 @dataclass(frozen=True)
 class Regions:
-    """A prompt per region: a window takes the text of the box that its centre lies in.
+    """A prompt with a text for each region. A window takes the text of the box that contains its centre.
 
     Attributes:
-        boxes: pairs of a box `(left, top, right, bottom)`, relative to the canvas, 0 to 1, and its text. Later boxes lie
-            on top of earlier ones.
-        elsewhere: the text of windows in no box.
+        boxes: pairs of a box and its text. A box is `(left, top, right, bottom)`, relative to the canvas, from 0 to 1. Later
+            boxes lie on top of earlier ones.
+        elsewhere: the text of windows whose centre is in no box.
 
     Raises:
-        SettingError: no box, or one that is empty or leaves the canvas.
+        SettingError: there is no box, or a box is empty or leaves the canvas.
     """
 
     boxes: tuple[tuple[Box, str], ...]
@@ -47,13 +47,18 @@ class Regions:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts: `elsewhere` first, then each box's."""
+        """All texts: `elsewhere`, then the texts of the boxes in order."""
         return (self.elsewhere, *(text for _, text in self.boxes))
 
     def assign(self, grid: Grid, index: Sequence[int]) -> list[int]:
-        """For each window, which of `texts` it takes. The canvas has two axes.
+        """Choose the text of each window.
 
-        The boxes are relative, so a coarser grid over the same scene asks again and gets its own answer.
+        Args:
+            grid: where the windows lie, on a canvas of two axes. Boxes are relative, so it may be coarser than the run's.
+            index: the numbers of the windows.
+
+        Returns:
+            For each window, a position in `texts`.
         """
         return [self._text_at(*grid.centre(i)) for i in index]
 
@@ -67,33 +72,34 @@ class Regions:
 
 
 Prompt = str | Regions
+"""What to paint: one text for the whole canvas, or a text for each region."""
 
 
 class Denoiser(ABC):
-    """The model: a network that predicts what is in noisy windows, with classifier-free guidance inside.
+    """The model: a network that makes predictions for noisy windows, with classifier-free guidance inside.
 
-    What `encode` and `condition` return is the denoiser's own affair: the core only hands it on. For any number of ranks to
-    make the same bits, a prediction must treat its windows one by one, and draw no noise.
+    The core does not look into what `encode` and `condition` return; it only passes it on. A prediction must treat windows
+    independently and draw no noise, so that any number of ranks makes the same bits.
     """
 
     channels: int
-    """Channels of the canvas, `c`."""
+    """Number of channels of the canvas, `c`."""
     window: tuple[int, ...]
-    """Cells of the picture that the model was trained on, one entry an axis."""
+    """Cells of the picture that the model was trained on, one number for each axis."""
     training: Training
-    """What the model was trained with: a scheduler needs it to build its noise levels."""
+    """The noise that the model was trained with. A scheduler builds its levels from it."""
     choices: ClassVar[frozenset[str]] = frozenset()
-    """The fields of `Execution` that `configure` obeys. A runtime warns about the others if the user sets them."""
+    """The fields of `Execution` that `configure` obeys. `Model.configure` warns about the others if the user sets them."""
 
     @abstractmethod
     def modules(self) -> Iterable[nn.Module]:
-        """All networks: the runtime freezes them, moves them to a device and converts their precision."""
+        """All networks. The runtime freezes them, moves them to a device and converts their precision."""
 
     def configure(self, execution: Execution) -> None:
-        """Have the networks compute as asked. Called once, after they are placed; does nothing unless overridden.
+        """Set how the networks compute. Called once, after they are placed. The default does nothing.
 
         Args:
-            execution: attention, checkpointing and compilation, of which a denoiser obeys its `choices`.
+            execution: attention, checkpointing and compilation. A denoiser obeys the fields in its `choices`.
         """
         return
 
@@ -103,8 +109,11 @@ class Denoiser(ABC):
 
         Args:
             prompt: what to paint: a text, or `Regions` with a text for each part of the canvas.
-            negative_prompt: what to keep away from; empty for nothing.
+            negative_prompt: what to avoid; an empty text for nothing.
             guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
+
+        Returns:
+            The embeddings, or anything else that `condition` can use, on the device of the networks.
         """
 
     @abstractmethod
@@ -116,6 +125,9 @@ class Denoiser(ABC):
             grid: where the windows lie. It may be coarser than the run's, because guidances denoise smaller canvases of the
                 same scene.
             index: window numbers on that grid, in any order.
+
+        Returns:
+            The conditioning that `__call__` takes for these windows.
         """
 
     @abstractmethod
@@ -124,7 +136,7 @@ class Denoiser(ABC):
 
         Args:
             x: windows in the model's own coordinates, $x = \alpha x_0 + \sigma \epsilon$.
-            level: their noise level. `level.t` is the timestep that the network takes.
+            level: the noise level of all these windows. `level.t` is the timestep that the network takes.
             condition: what `condition` returned for the same windows.
 
         Returns:
@@ -134,28 +146,46 @@ class Denoiser(ABC):
 
 
 class Codec(ABC):
-    """Between latents and images in [0, 1]."""
+    """Converts images to latents and back."""
 
     factor: int
-    """Pixels a latent cell is wide."""
+    """Pixels along a side of a latent cell."""
     choices: ClassVar[frozenset[str]] = frozenset()
     """The fields of `Execution` that `configure` obeys."""
 
     @abstractmethod
     def modules(self) -> Iterable[nn.Module]:
-        """All networks: the runtime freezes them, moves them to a device and converts their precision."""
+        """All networks. The runtime freezes them, moves them to a device and converts their precision."""
 
     def configure(self, execution: Execution) -> None:
-        """Have the networks compute as asked; see `Denoiser.configure`."""
+        """Set how the networks compute; see `Denoiser.configure`.
+
+        Args:
+            execution: attention, checkpointing and compilation. A codec obeys the fields in its `choices`.
+        """
         return
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
-        """Latents of images in [0, 1]."""
+        """Turn images into latents, without noise.
+
+        Args:
+            images: `n 3 H W`, in [0, 1]; height and width are multiples of `factor`.
+
+        Returns:
+            The latents, `n c h w`, as the denoiser takes them: already scaled. `h` is `H / factor`, `w` is `W / factor`.
+        """
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
-        """Images in about [0, 1], not clamped; differentiable."""
+        """Turn latents into images. A gradient must flow from the images to the latents.
+
+        Args:
+            latents: `n c h w`, as the denoiser makes them.
+
+        Returns:
+            The images, `n 3 H W`, in about [0, 1] and not clamped: a clamp would stop the gradient.
+        """
 
 
 @dataclass(frozen=True)
@@ -163,9 +193,9 @@ class Model:
     """A denoiser, the codec of its latents, and a name.
 
     Attributes:
-        denoiser: the model.
-        codec: between latents and images; None where the canvas is the picture.
-        name: what the model was loaded by, as recipes keep it.
+        denoiser: makes predictions for noisy windows.
+        codec: converts images to latents and back; None where the canvas is the picture.
+        name: the name, folder or hub id that loads the model; recipes keep it.
     """
 
     denoiser: Denoiser
@@ -174,17 +204,17 @@ class Model:
 
     @property
     def factor(self) -> int:
-        """Pixels a cell of the canvas is wide."""
+        """Pixels along a side of a cell of the canvas."""
         return self.codec.factor if self.codec else 1
 
     @property
     def networks(self) -> list[nn.Module]:
-        """All networks of both."""
+        """All networks of the denoiser and the codec."""
         parts: tuple[Denoiser | Codec | None, ...] = (self.denoiser, self.codec)
         return [network for part in parts if part for network in part.modules()]
 
     def configure(self, execution: Execution) -> None:
-        """Have all networks compute as asked, and warn about what none of them obeys.
+        """Set how all networks compute. Warns about each setting that neither denoiser nor codec obeys.
 
         Args:
             execution: attention, checkpointing and compilation.
@@ -194,5 +224,5 @@ class Model:
             part.configure(execution)
         for name, value in execution.chosen.items():
             if not any(name in part.choices for part in parts):
-                message = f"{name} is {value!r}, and the model {self.name} has no such choice: nothing changes"
+                message = f"the model {self.name} does not support {name}, which is {value!r}: the setting has no effect"
                 warnings.warn(message, FallbackWarning, stacklevel=3)

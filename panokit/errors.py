@@ -1,23 +1,23 @@
-"""What panokit raises: every error says what came, what was expected, and what to do."""
+"""The errors and warnings of panokit. Each message says what came, what was expected, and what to do."""
 
 
 class PanokitError(Exception):
-    """Root of panokit's errors; its children also inherit the builtin that a caller would catch."""
+    """The base class of panokit's errors. Each subclass also inherits the builtin exception that a caller would catch."""
 
     reported = False
-    """Whether rank 0 raises it too, so that the other ranks need not report it."""
+    """Whether rank 0 raises the same error. The other ranks then do not report it."""
 
 
 class SettingError(PanokitError, ValueError):
-    """A value that the user gave cannot work: a size, a stride, a number of steps, a box outside the canvas."""
+    """A setting cannot work: a size, a stride, a number of steps, a box outside the canvas."""
 
 
 class PluginNotFoundError(PanokitError, LookupError):
-    """No installed plugin, or more than one, answers to the name that was asked for."""
+    """No installed plugin has the requested name, or more than one has it."""
 
 
 class PluginLoadError(PanokitError, ImportError):
-    """A plugin is installed and could not be imported; the cause is chained."""
+    """A plugin is installed, but importing it failed. The cause is chained."""
 
 
 class ModelError(PanokitError, OSError):
@@ -25,36 +25,36 @@ class ModelError(PanokitError, OSError):
 
 
 class OutputError(PanokitError, OSError):
-    """A picture cannot be written where the user asked for it."""
+    """A picture cannot be written to the requested place."""
 
 
 class ContractError(PanokitError, TypeError):
-    """A plugin broke its word: it returned another shape, dtype or type than its contract says."""
+    """A plugin broke its contract: it returned a wrong type, shape or dtype."""
 
 
 class NotFiniteError(PanokitError, ArithmeticError):
-    """NaN or infinity turned up in a run."""
+    """A run produced NaN or infinity."""
 
 
 class RankError(PanokitError, RuntimeError):
-    """Another process of the same run ended, hangs, or was started with something else."""
+    """Another process of the same run ended, hangs, or was started with other settings."""
 
 
 class RankFailedError(PanokitError, RuntimeError):
-    """What a plugin or a library raised on one rank, as all ranks raise it; the run is lost, and the ranks live."""
+    """A plugin or library failed on one rank. Every rank raises this; the run cannot continue, but the processes can."""
 
 
 class OutOfMemoryError(PanokitError, RuntimeError):
-    """One window does not fit the device's memory."""
+    """A single window does not fit the device's memory."""
 
 
 class PromptWarning(UserWarning):
-    """A prompt will not do what its author hopes."""
+    """The model ignores a prompt, or a part of it."""
 
 
 class FallbackWarning(UserWarning):
-    """What was asked for is not to be had here, and something else is used."""
+    """A setting or a file cannot be used here, and panokit goes on with something else or without it."""
 
 
 class ShardingWarning(UserWarning):
-    """Devices wait for each other longer than they need to, or a micro-batch did not fit."""
+    """Devices wait for each other longer than necessary, or a micro-batch did not fit the memory."""

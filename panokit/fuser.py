@@ -1,4 +1,4 @@
-"""How windows become one canvas again."""
+"""Fusers: they join overlapping windows into one canvas."""
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
@@ -13,11 +13,24 @@ from panokit.grid import Grid
 
 
 class Fuser(ABC):
-    """Joins what the windows say into one canvas. It sees all windows, in the grid's order, on every rank."""
+    """Joins overlapping windows into one canvas.
+
+    A fuser gets all windows at once, in the grid's order, on every rank. It must return the same canvas on each of them.
+    """
 
     @abstractmethod
     def fuse(self, windows: Float[Tensor, "n *c_window"], grid: Grid) -> Float[Tensor, "*c_size"]:
-        """One canvas, `c *size`, from all the windows, `n c *window`."""
+        """Join the windows of one canvas.
+
+        The run fuses guided windows and predictions this way, and steps the fused canvas once.
+
+        Args:
+            windows: all windows of the grid, `n c *window`, in the order of their numbers.
+            grid: where the windows lie on the canvas.
+
+        Returns:
+            The canvas, `c *size`. Windows cropped from one canvas must give that canvas back, up to rounding.
+        """
 
 
 class WeightedFuser(Fuser):
@@ -25,23 +38,44 @@ class WeightedFuser(Fuser):
 
     $$ z = \sum_i \frac{F_i^{-1}(W)}{\sum_j F_j^{-1}(W)} F_i^{-1}(x_i) $$
 
-    with $F_i$ the crop of window $i$ (Bar-Tal et al. 2023, eq. 5). The sum is in float32 at least, window by window in the
-    grid's order, so it has the same bits wherever the windows were computed.
+    $F_i$ crops window $i$ out of the canvas, $x_i$ is that window, and $W$ is its weight (Bar-Tal et al. 2023, eq. 5). The sum
+    is computed in float32 or float64, window by window in the grid's order. So it has the same bits wherever the windows were
+    computed.
     """
 
     @abstractmethod
     def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
-        """How much each cell of a window counts, > 0, the same for every window."""
+        """The weight of each cell of a window; all windows share it.
+
+        The result is cached by the fuser and the grid, so it may depend on nothing else.
+
+        Args:
+            grid: where the windows lie; `grid.window` is the shape of the weight.
+
+        Returns:
+            The weight $W$, `*window`, finite and above 0. Only ratios count: the sum divides by the total weight of a cell.
+        """
 
     @final
     def fuse(self, windows: Float[Tensor, "n *c_window"], grid: Grid) -> Float[Tensor, "*c_size"]:
-        """The weighted mean of the windows, `c *size`, in float32 or the windows' own type where that is finer."""
+        """Join the windows by their weighted mean.
+
+        Args:
+            windows: all windows of the grid, `n c *window`, in the order of their numbers.
+            grid: where the windows lie on the canvas.
+
+        Returns:
+            The canvas, `c *size`, in float64 if the windows are, and in float32 otherwise.
+
+        Raises:
+            ContractError: `weight` returned another shape, or a number that is not finite and above 0.
+        """
         dtype = torch.promote_types(windows.dtype, torch.float32)
         weight, norm = _weights(self, grid, dtype, windows.device)
         canvas = windows.new_zeros((*windows.shape[1 : -len(grid.size)], *grid.size), dtype=dtype)
         for i, window in enumerate(windows.to(dtype).unbind()):
             (whole, _), *more = pieces = grid.pieces(i)
-            if not more:  # most windows: slices of all of it cost a third of the sum
+            if not more:  # most windows are one piece; slicing them again would take a third of the whole time
                 canvas[whole].addcmul_(window, weight)
                 continue
             for at, of in pieces:
@@ -51,7 +85,7 @@ class WeightedFuser(Fuser):
 
 @lru_cache(maxsize=32)
 def _weights(fuser: WeightedFuser, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The weight of a window and one over the sum of weights: made once, they depend on settings alone."""
+    """The weight of a window, and the inverse of each cell's total weight. They depend on settings alone: compute them once."""
     weight = fuser.weight(grid).to(device, dtype)
     if weight.shape != grid.window or not ((weight > 0) & weight.isfinite()).all():
         raise ContractError(

@@ -1,4 +1,4 @@
-"""Where windows lie on a canvas. Geometry only: no noise, no model, no devices."""
+"""Where windows lie on a canvas. This is geometry alone: no noise, no model, no devices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +13,26 @@ from torch import Tensor
 from panokit.errors import SettingError
 
 Place = tuple[EllipsisType | slice | Tensor, ...]
+"""An index expression for a canvas."""
 Slices = tuple[EllipsisType | slice, ...]
+"""An index expression made of slices, which gives a view."""
 Piece = tuple[Slices, Slices]
+"""A part of a window: its place in the canvas, and its place in the window."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    r"""Overlapping windows that cover a canvas, for any number of axes.
+    r"""Overlapping windows that cover a canvas with any number of axes.
 
-    On an axis of length $L$ with window $w$ and stride $s$ the windows start at $\min(k s, L - w)$,
-    $k = 0, \dots, \lceil (L - w) / s \rceil$: the last one is clamped to the border, so every cell is covered. A wrapped
-    axis has $\lceil L / s \rceil$ windows that start at $k s$ and go round the join.
+    Take an axis of length $L$, with window $w$ and stride $s$. The windows start at $\min(k s, L - w)$ for $k = 0, \dots,
+    \lceil (L - w) / s \rceil$. The last window is clamped to the border, so the windows cover every cell. A wrapped axis has
+    $\lceil L / s \rceil$ windows. They start at $k s$, and the last ones continue at the start of the axis.
 
     Attributes:
-        size: cells of the canvas, one entry an axis.
-        window: cells of a window.
-        stride: cells from one window to the next, $0 < s \le w \le L$ on each axis.
-        wrap: whether the canvas is a ring along that axis.
+        size: cells of the canvas, one number for each axis.
+        window: cells of a window, one number for each axis.
+        stride: cells from one window to the next, one number for each axis, $0 < s \le w \le L$.
+        wrap: for each axis, whether the canvas is a ring along it.
 
     Raises:
         SettingError: the axes do not match, or $0 < s \le w \le L$ does not hold.
@@ -59,25 +62,40 @@ class Grid:
                 )
 
     def __len__(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return len(self.origins)
 
     @cached_property
     def origins(self) -> tuple[tuple[int, ...], ...]:
-        """The first cell of each window, in row-major order: the order of all window numbers."""
+        """The first cell of each window, in row-major order. A window's number is its position here."""
         return tuple(product(*(_starts(*axis) for axis in zip(self.size, self.window, self.stride, self.wrap, strict=True))))
 
     def place(self, i: int) -> Place:
-        """The index expression of window `i`: `canvas[grid.place(i)] += window`, whatever the leading axes."""
+        """The index expression of a window: `canvas[grid.place(i)] += window`.
+
+        Args:
+            i: the window's number, from 0.
+
+        Returns:
+            An expression for a canvas with any leading axes. It holds index tensors where the window goes over the join of a
+            ring, so reading with it copies. `pieces` gives views instead.
+        """
         spans = tuple(zip(self.origins[i], self.window, self.size, strict=True))
         if all(o + w <= s for o, w, s in spans):
             return (..., *(slice(o, o + w) for o, w, _ in spans))
         return (..., *torch.meshgrid(*(torch.arange(o, o + w) % s for o, w, s in spans), indexing="ij"))
 
     def pieces(self, i: int) -> tuple[Piece, ...]:
-        """Window `i` in slices, where in the canvas and where in the window: one piece, or more where it goes round a join.
+        """The same place as `place`, in slices: `canvas[at] += window[of]` for each piece.
 
-        Both sides are views: nothing is copied, and no index travels to a device.
+        Slices give views, so nothing is copied and no index tensor moves to a device.
+
+        Args:
+            i: the window's number, from 0.
+
+        Returns:
+            Pairs `(at, of)`: the piece's place in the canvas, and its place in the window. There is one pair, or more where
+            the window goes over the join of a ring.
         """
         return self._pieces[i]
 
@@ -90,20 +108,23 @@ class Grid:
         return tuple(((..., *(at for at, _ in parts)), (..., *(of for _, of in parts))) for parts in product(*axes))
 
     def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
-        """Cut windows out of a canvas.
+        """Copy windows out of a canvas.
 
         Args:
-            canvas: `c *size`, or any leading axes.
-            index: window numbers; all of them if not given.
+            canvas: `c *size`, or with other leading axes than `c`.
+            index: the numbers of the windows, in any order; None for all windows in order.
 
         Returns:
-            The windows, `n c *window`, copied.
+            The windows, `n c *window`.
+
+        Raises:
+            SettingError: the last axes of the canvas are not `size`.
         """
         self._check(canvas)
         return torch.stack([self._window(canvas, i) for i in (range(len(self)) if index is None else index)])
 
     def _window(self, canvas: Tensor, i: int) -> Tensor:
-        """A window: a view, or a copy where it goes round a join."""
+        """A window: a view, or a copy where it goes over the join of a ring."""
         (at, _), *more = pieces = self.pieces(i)
         if not more:
             return canvas[at]
@@ -120,11 +141,26 @@ class Grid:
             )
 
     def centre(self, i: int) -> tuple[float, ...]:
-        """The centre of window `i` in relative coordinates, in [0, 1) on each axis."""
+        """The centre of a window, relative to the canvas.
+
+        Args:
+            i: the window's number, from 0.
+
+        Returns:
+            A number in [0, 1) for each axis, in the order of `size`.
+        """
         return tuple((o + w / 2) % s / s for o, w, s in zip(self.origins[i], self.window, self.size, strict=True))
 
     def scaled(self, factor: int) -> "Grid":
-        """The same windows on a canvas `factor` times smaller.
+        """A grid of windows of the same size on a canvas `factor` times smaller. Window and stride stay the same.
+
+        Each window then covers `factor` times as much of the scene along each axis.
+
+        Args:
+            factor: by how much to divide the canvas along each axis, 1 or more.
+
+        Returns:
+            The grid of the smaller canvas, which has fewer windows.
 
         Raises:
             SettingError: `factor` does not divide the size, or the smaller canvas does not hold a window.
@@ -138,7 +174,15 @@ class Grid:
         return Grid(_divided(self.size, factor, "the canvas"), self.window, self.stride, self.wrap)
 
     def coarsened(self, factor: int) -> "Grid":
-        """Canvas, windows and stride, all `factor` times smaller: windows of a coarse canvas in step with these.
+        """The same grid with fewer cells: canvas, window and stride are all `factor` times smaller.
+
+        Window `i` of the new grid covers the same part of the scene as window `i` of this one.
+
+        Args:
+            factor: by how much to divide canvas, window and stride along each axis, 1 or more.
+
+        Returns:
+            The coarser grid, which has as many windows.
 
         Raises:
             SettingError: `factor` does not divide size, window and stride.
@@ -158,20 +202,20 @@ def _starts(size: int, window: int, stride: int, wrap: bool) -> list[int]:
 
 
 def _parts(start: int, window: int, size: int) -> list[tuple[slice, slice]]:
-    """A window along one axis in one or two parts, each a slice of the canvas and one of the window."""
+    """A window along one axis in one or two parts: for each, its slice of the canvas and its slice of the window."""
     rest = start + window - size
     if rest <= 0:
         return [(slice(start, start + window), slice(0, window))]
     return [(slice(start, size), slice(0, window - rest)), (slice(0, rest), slice(window - rest, window))]
 
 
-def _divided(cells: tuple[int, ...], factor: int, what: str) -> tuple[int, ...]:
+def _divided(cells: tuple[int, ...], factor: int, name: str) -> tuple[int, ...]:
     if factor < 1:
         raise SettingError(f"a factor of {factor} cannot scale a grid: it must be a whole number from 1 up")
     for axis, n in enumerate(cells):
         if n % factor:
             near = " or ".join(str(m) for m in (n // factor * factor, -(-n // factor) * factor) if m > 0)
             raise SettingError(
-                f"{what} has {n} cells along axis {axis}, which {factor} does not divide: the nearest that works is {near}"
+                f"{name} has {n} cells along axis {axis}, which {factor} does not divide: the nearest that works is {near}"
             )
     return tuple(n // factor for n in cells)

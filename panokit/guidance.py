@@ -1,8 +1,7 @@
-"""Guidance: an energy per window, whose gradient moves noisy windows before they are denoised.
+"""Guidance: an energy for each window. Its gradient moves noisy windows before they are denoised.
 
-Two rules hold for every guidance, and `panokit.testing` checks both. Windows never see each other in `energy`: what they
-share is made in `prepare`, the same on every rank. And a guidance object never changes: what it must remember is what its
-`begin` returned.
+Two rules hold for every guidance, and `panokit.testing` checks both. Windows never see each other in `energy`; `prepare` makes
+what they share, the same on every rank. A guidance object never changes; the object that its `begin` returns is its memory.
 """
 
 from abc import ABC, abstractmethod
@@ -20,13 +19,13 @@ from panokit.scheduler import Level
 
 @dataclass(frozen=True)
 class Estimate:
-    r"""What the denoiser makes of noisy windows, `n c *window`, or of a canvas, `c *size`.
+    r"""Noisy windows, `n c *window`, or a noisy canvas, `c *size`, with the denoiser's clean estimate.
 
     Attributes:
-        x: the noisy one, $x = \alpha x_0 + \sigma \epsilon$.
-        x0: the clean estimate.
+        x: the noisy windows or canvas, $x = \alpha x_0 + \sigma \epsilon$.
+        x0: the clean estimate $\hat x_0$, of the same shape.
         level: the noise level of `x`.
-        below: the next main level down.
+        below: the next main level after `level`, or the terminal one.
     """
 
     x: Float[Tensor, "*shape"]
@@ -36,63 +35,85 @@ class Estimate:
 
     @property
     def eps(self) -> Float[Tensor, "*shape"]:
-        r"""The noise, $(x - \alpha x_0) / \sigma$."""
+        r"""The estimate of the noise, $\hat\epsilon = (x - \alpha \hat x_0) / \sigma$."""
         return (self.x - self.level.alpha * self.x0) / self.level.sigma
 
     @property
     def prev(self) -> Float[Tensor, "*shape"]:
-        r"""One deterministic step down, whatever the solver: $\alpha' x_0 + \sigma' \epsilon$ (Song et al. 2021, eq. 12)."""
+        r"""The estimate after one deterministic step to `below`, for any solver (Song et al. 2021, eq. 12)."""
         return self.at(self.below)
 
     def at(self, level: Level) -> Float[Tensor, "*shape"]:
-        r"""The same at any level: $\alpha' x_0 + \sigma' \epsilon$."""
+        r"""The estimate at another noise level, $\alpha' \hat x_0 + \sigma' \hat\epsilon$.
+
+        Args:
+            level: the noise level with $\alpha'$ and $\sigma'$.
+
+        Returns:
+            Noisy windows or a noisy canvas, of the shape of `x`.
+        """
         return level.alpha * self.x0 + level.sigma * self.eps
 
 
 @runtime_checkable
 class Step(Protocol):
-    """All that a guidance may touch: one canvas at one noise level."""
+    """All that a guidance may use of a run: one canvas at one noise level."""
 
     @property
     def canvas(self) -> Float[Tensor, "*c_size"]:
-        """The noisy canvas."""
+        """The noisy canvas, `c *size`."""
 
     @property
     def grid(self) -> Grid:
-        """Where its windows lie."""
+        """Where the windows of the canvas lie."""
 
     @property
     def level(self) -> Level:
-        """Its noise level."""
+        """The noise level of the canvas."""
 
     @property
     def codec(self) -> Codec | None:
-        """Between latents and images; None if the model has none."""
+        """Converts latents to images; None where the canvas is the picture."""
 
     def look(self, index: Sequence[int]) -> Estimate:
-        """What the denoiser makes of some windows of this canvas, unguided and without a graph."""
+        """Denoise some windows of this canvas, unguided and without a graph for gradients.
 
-    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: "Sequence[tuple[Guidance, Any]]" = ()) -> Estimate:
-        """What the sampler makes of any canvas at this noise level: cropped, guided, denoised, fused; not stepped.
+        Every rank computes them, so ask for few: an anchor, say.
 
         Args:
-            canvas: `c *size`, at this noise level.
+            index: the numbers of the windows on `grid`.
+
+        Returns:
+            The estimate of these windows, `n c *window`.
+        """
+
+    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: "Sequence[tuple[Guidance, Any]]" = ()) -> Estimate:
+        """Estimate any canvas at this noise level. Its windows are guided, denoised and fused; the solver makes no step.
+
+        Args:
+            canvas: `c *size`, at this noise level. It may be smaller than the run's, and shows the same scene.
             grid: where its windows lie.
-            guided: pairs of a guidance and its memory.
+            guided: the guidances of this canvas, each with its memory. The memory is what its `begin` returned for this grid.
+
+        Returns:
+            The estimate of the canvas, `c *size`, the same on every rank.
         """
 
     @property
     def others(self) -> "Sequence[Guidance]":
-        """The run's other guidances: a canvas that this one paints may want some of them."""
+        """The run's guidances but this one, in order. This one may pass some of them on to `paint`."""
 
     def paint(self, grid: Grid, guidances: "Sequence[Guidance]" = ()) -> Float[Tensor, "*c_size"]:
-        """A finished canvas of other windows: a run of its own, of the same prompt and all steps.
+        """Make another canvas of the same scene from noise, in a run of its own with the same prompt and all steps.
 
-        Its noise is keyed by the run's seed, the level, this guidance and the size of that canvas.
+        The noise is keyed by the run's seed, the level, this guidance and the size of the new canvas.
 
         Args:
-            grid: where its windows lie.
-            guidances: what guides it, exactly these; `others` are the run's.
+            grid: the windows of the new canvas, whose size this is.
+            guidances: the guidances of the new run, and no others.
+
+        Returns:
+            The finished canvas, clean, `c *size` of `grid`, the same on every rank.
 
         Raises:
             KeyboardInterrupt: the run was asked to stop.
@@ -101,60 +122,109 @@ class Step(Protocol):
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         """Standard normal noise, the same on every rank.
 
-        It is keyed by the run's seed, the level, the canvas's size, the guidance's `noise_key`, the number of guidances with
-        the same key that stand before it, and the hook, `known` or `prepare`. So guidances of different classes may change
-        places, and others may come and go, without a change of this one's noise.
+        The noise is keyed by the run's seed, the level, the size of the canvas, the method that draws it (`known` or
+        `prepare`), the guidance's `noise_key`, and the number of guidances with that key before this one. So two guidances of
+        one class draw different noise, and reordering guidances of different classes changes nothing.
 
         Args:
-            shape: of the noise. A second call in one step draws fresh noise.
+            shape: the shape of the noise.
+
+        Returns:
+            The noise, in the dtype and on the device of the canvas. A second call in one step draws fresh noise.
         """
 
 
 class Guidance(ABC):
-    """Moves noisy windows down the gradient of an energy before they are denoised."""
+    r"""Moves noisy windows down the gradient of an energy before they are denoised.
+
+    $$ x_i \leftarrow x_i - s\, \nabla_{x_i} E(x_i, \hat x_0(x_i)) $$
+
+    for each window $i$, with `strength` $s$ and `energy` $E$. With several guidances, the gradients add up. At each level the
+    run calls `known`. Then, if no guidance knows the canvas, it calls `strength`, and where that is not 0, `prepare` and
+    `energy`. It does not guide inner stages of a solver (`Level.main`).
+    """
 
     jacobian: Literal["full", "identity"] = "full"
-    """`full`: the gradient goes through the denoiser to the noisy window. `identity`: it corrects the clean estimate after
-    the last pass, with no backward through the denoiser; the noise estimate stays what it was."""
+    r"""What the gradient moves. `full`: the noisy window, by a backward pass through the denoiser. `identity`: the clean
+    estimate of the guided window, $\hat x_0 \leftarrow \hat x_0 - s \nabla_{\hat x_0} E$, without a backward pass through the
+    denoiser; the estimate of the noise stays the same."""
 
     noise_key: ClassVar[str] = ""
-    """What keys the noise that the guidance draws; its module and class unless given. A key of its own keeps pictures the same
-    when the class moves or is renamed."""
+    """The key of the noise that the guidance draws from `Step.noise`. Empty: its module and class. Set one to keep pictures the
+    same when the class moves or is renamed."""
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
-        """The memory of one run, called once: nested dicts of tensors and numbers, so that a checkpoint can hold it.
+        """Start a run: check that the guidance works on its canvas, and make its memory.
 
-        Smaller canvases, which another guidance paints for the run, are runs too.
+        Called once for each run, on every rank. A smaller canvas that another guidance paints is a run too.
+
+        Args:
+            grid: where the windows of the run's canvas lie.
+            levels: the noise levels of the run, with the terminal one, for schedules and checks.
+
+        Returns:
+            The memory: None, or a dict of tensors, numbers, text, and lists and dicts of them, so that a checkpoint can hold
+            it. `known` and `prepare` may change it.
+
+        Raises:
+            SettingError: the guidance cannot work on such a canvas.
         """
         return None
 
     def known(self, step: Step, memory: Any) -> Float[Tensor, "*c_size"] | None:
-        """The clean estimate of the whole canvas, where the denoiser need not be asked for it; the same on every rank.
+        """The clean canvas, if the guidance knows it without the model.
 
-        Asked before each model call of the run's own canvas; of several guidances the first that knows is believed. Then
-        there is no pass, and nothing is guided. At the run's first level the estimate is laid under the noise. So it should
-        be known from there on, and stay what it was: what changes is taken for noise. May write to the memory.
+        Called before each pass over the run's own canvas, without gradients. The first guidance that returns a canvas wins;
+        the run then calls neither the model nor a guidance. Start at the first level, where the run adds the canvas to its noise.
+        Return the same canvas at each step: any change would be treated as noise.
+
+        Args:
+            step: the noisy canvas at its level.
+            memory: what `begin` returned. The method may change it.
 
         Returns:
-            The estimate, `c *size`, or None.
+            The clean canvas, `c *size`, the same on every rank; None to have the model denoise as usual.
         """
         return None
 
     def prepare(self, step: Step, memory: Any) -> Any:
-        """What the windows of one step share; the same on every rank. May write to the memory. Called without grad.
+        """Make what the windows of one step share.
+
+        Called once a step while `strength` is not 0, on every rank, without gradients.
+
+        Args:
+            step: the canvas at its noise level, and the means to look at it.
+            memory: what `begin` returned. The method may change it, in the same way on every rank.
 
         Returns:
-            The context that `energy` gets; the memory unless overridden.
+            The context for `energy`, the same on every rank. The default returns the memory.
         """
         return memory
 
     @abstractmethod
     def strength(self, level: Level) -> float:
-        """The factor of the gradient at a level. At 0 the guidance is asleep: `prepare` and `energy` are not called.
+        """The factor $s$ of the gradient at a noise level.
 
-        A guidance that only knows the canvas (`known`) moves no window, and is asleep at every level.
+        Args:
+            level: a main level of the run.
+
+        Returns:
+            The factor. At 0 the guidance is asleep: neither `prepare` nor `energy` is called. A guidance that only knows the
+            canvas (`known`) is asleep at every level.
         """
 
     @abstractmethod
     def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Float[Tensor, " n"]:
-        """One number a window, for the windows `index`, differentiable in `seen.x` and `seen.x0`."""
+        r"""The energy $E$ of some windows. The run takes its gradient, so compute it with torch's operations.
+
+        A rank calls it for each of its chunks of windows. A window's energy must not depend on the other windows of the chunk.
+
+        Args:
+            seen: the noisy windows, `n c *window`, and their clean estimates. The gradient is taken with respect to `seen.x`
+                and `seen.x0`, or `seen.x0` alone if `jacobian` is `identity`.
+            index: the numbers of these windows.
+            context: what `prepare` returned.
+
+        Returns:
+            One number for each window, `n`: sum over all axes but the first. A window without a gradient may have 0.
+        """

@@ -1,4 +1,4 @@
-"""Options as data: values and settings by their paths, configurations, and what to say about options that do not fit."""
+"""Options as plain data: their values, their paths, configurations, and messages about options that do not fit."""
 
 import re
 from collections.abc import Mapping
@@ -12,16 +12,20 @@ from panokit.hints import words
 from panokit.settings import unknown_option
 
 _LARGEST = 1 << 20
-"""Letters that a configuration may have."""
+"""The most characters of a configuration."""
 _DEEPEST = 32
+"""The deepest nesting of a configuration."""
 
 
 def objection(message: str, hints: Mapping[str, Any]) -> str:
-    """What jsonargparse says about an option, in one line of our own words that says what to do.
+    """Translate an error of jsonargparse into one line that says what to do.
 
     Args:
-        message: its text. This is the one place that reads texts of another library.
+        message: the error's text. No other function reads the texts of another library.
         hints: the types of the options, by name.
+
+    Returns:
+        The line; the text itself, on one line, if it is of a kind that this function does not know.
     """
     line = " ".join(message.split())
     if match := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
@@ -34,10 +38,15 @@ def objection(message: str, hints: Mapping[str, Any]) -> str:
 
 
 def assign(data: Any, path: str, value: Any) -> None:
-    """Set one thing in plain data by its path: `seed`, `fuser.spread`, `guidances.weight` (of the last), `guidances.0.weight`.
+    """Set one value in plain data by its path.
+
+    Args:
+        data: the data, which are changed.
+        path: keys joined by dots: `seed`, `fuser.spread`, `guidances.0.weight`, or `guidances.weight` for the last guidance.
+        value: the new value.
 
     Raises:
-        SettingError: the path leads nowhere.
+        SettingError: there is nothing at the path.
     """
     step, _, rest = path.partition(".")
     key: Any = step
@@ -52,7 +61,7 @@ def assign(data: Any, path: str, value: Any) -> None:
         child = data[key]
     except (LookupError, TypeError) as cause:
         raise SettingError(
-            f"there is no {step!r} to set to {value!r}: name a guidance first, or an option that there is"
+            f"there is no {step!r} to set to {value!r}: name a guidance first, or an option that exists"
         ) from cause
     if isinstance(child, str):  # a plugin, by its name alone
         child = data[key] = {"plugin": child}
@@ -60,28 +69,42 @@ def assign(data: Any, path: str, value: Any) -> None:
 
 
 def plain(text: str) -> Any:
-    """A value as YAML reads it: a number, a truth, a list, or text."""
+    """A value as YAML reads it: a number, true or false, a list, a mapping, or a text."""
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError for a date that does not exist
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return text
 
 
 def configuration(path: str) -> dict[str, Any]:
-    """What a configuration says: a mapping, of plain YAML that stays as large as it looks; read once, so it may be a pipe."""
+    """Read a configuration: a mapping in plain YAML, without aliases, which could expand to any size.
+
+    Args:
+        path: the file, or a pipe: it is read once.
+
+    Returns:
+        The values of the options, by name.
+
+    Raises:
+        SettingError: the file cannot be read, or is no such mapping.
+    """
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
-            raise SettingError(f"the configuration {path} is longer than {_LARGEST} letters: that is none of panokit's")
+            raise SettingError(
+                f"the configuration {path} is longer than {_LARGEST} characters, the most that panokit reads: shorten it"
+            )
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
                 raise SettingError(f"the configuration {path} repeats itself by aliases (*name): write out what they stand for")
             if depth > _DEEPEST:
-                raise SettingError(f"the configuration {path} is nested more than {_DEEPEST} deep: that is none of panokit's")
-        found = yaml.safe_load(text)
+                raise SettingError(
+                    f"the configuration {path} is nested more than {_DEEPEST} deep, the most that panokit reads: flatten it"
+                )
+        values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as cause:
         reason = getattr(cause, "strerror", None) or cause
         raise SettingError(f"the configuration {path} cannot be read: {reason}") from cause
@@ -89,14 +112,14 @@ def configuration(path: str) -> dict[str, Any]:
         where = (
             f" in line {cause.problem_mark.line + 1}" if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark else ""
         )
-        what = getattr(cause, "problem", None) or str(cause)
-        raise SettingError(f"the configuration {path} is not plain YAML{where}: {what}") from cause
+        problem = getattr(cause, "problem", None) or str(cause)
+        raise SettingError(f"the configuration {path} is not plain YAML{where}: {problem}") from cause
     except ValueError as cause:
         if isinstance(cause, SettingError):
             raise
         raise SettingError(f"the configuration {path} has a value that YAML cannot read: {cause}") from cause
-    if not isinstance(found, dict):
-        raise SettingError(f"the configuration {path} is a {type(found).__name__}: it must map options to values, steps: 25")
-    if "config" in found:
+    if not isinstance(values, dict):
+        raise SettingError(f"the configuration {path} is a {type(values).__name__}: it must map options to values, steps: 25")
+    if "config" in values:
         raise SettingError(f"the configuration {path} names another one: give both on the command line, --config A --config B")
-    return found
+    return values

@@ -1,4 +1,4 @@
-"""Where pictures go, and what else is written."""
+"""Output: where pictures are written, and what is written beside them."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,18 +14,18 @@ from panokit.recipe import name_of
 @final
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where pictures go, and what else is written.
+    """Where pictures are written, and what is written beside them.
 
     Attributes:
         out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
-        sheet: A picture of all pictures, smaller and side by side, to write as well.
-        latents: Write the latents too, beside each picture, as safetensors.
+        sheet: A picture to write that shows all pictures, smaller and side by side.
+        latents: Also write the latents, beside each picture, as safetensors.
         preview: A picture to write again after each step: what the panorama will look like.
-        resume: A checkpoint to go on from, with the command that wrote it.
-        checkpoint_every: Steps from one checkpoint to the next, and one when interrupted; 0 for none. Unless given, once a
-            minute.
+        resume: A checkpoint to continue from, with the command that wrote it.
+        checkpoint_every: Steps from one checkpoint to the next; 0 for none. The default is one a minute. One more is written
+            on an interrupt.
         quiet: Show no progress.
-        again: Whether the same command, given again, leaves what is there and goes on with the rest.
+        again: Whether the same command, started again, keeps the pictures that exist and makes the others.
     """
 
     out: str | None = None
@@ -39,23 +39,40 @@ class Output:
 
     @property
     def folder(self) -> Path | None:
-        """Where pictures are named after their jobs, if they are; the current folder unless `out` is given."""
+        """The folder of pictures that are named by prompt and seed, the current one by default; None if `out` is one file."""
         return Path(self.out or ".") if self.out is None or self.out.endswith("/") or Path(self.out).is_dir() else None
 
     def check(self, count: int) -> None:
-        """Raise a PanokitError if so many pictures cannot be written so."""
+        """Check that the pictures can be written.
+
+        Args:
+            count: number of pictures.
+
+        Raises:
+            SettingError: the settings do not fit that many pictures.
+            OutputError: a file cannot be written.
+        """
         if self.folder is None and count > 1:
             raise SettingError(
-                f"{count} pictures do not go into one file {self.out}: name a folder, {Path(self.out or '.').parent}/"
+                f"{count} pictures cannot be written to one file {self.out}: name a folder, {Path(self.out or '.').parent}/"
             )
         if self.resume and count > 1:
-            raise SettingError(f"a checkpoint is of one picture, not of {count}: --jobs takes up all of them by itself")
+            raise SettingError(
+                f"a checkpoint is of one picture, not of {count}: leave --resume out, --jobs continues by itself"
+            )
         if self.checkpoint_every is not None and self.checkpoint_every < 0:
             raise SettingError(f"checkpoint_every is {self.checkpoint_every}: it must be a number of steps, or 0 for never")
         self._check_formats((self._picture, self.sheet, self.preview))
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raise an OutputError if the formats do not hold a picture of that width and height."""
+        """Check that the formats hold a picture of that size.
+
+        Args:
+            size: width and height in pixels.
+
+        Raises:
+            OutputError: a format does not hold it.
+        """
         self._check_formats((self._picture, self.preview), size)
 
     def _check_formats(self, targets: tuple[str | None, ...], size: tuple[int, int] = (1, 1)) -> None:
@@ -68,7 +85,7 @@ class Output:
         return str(self.folder / "picture.png") if self.folder else str(self.out)
 
     def path(self, recipe: Mapping[str, Any]) -> Path:
-        """The file of a picture."""
+        """The file of the picture that a recipe makes."""
         return self.folder / f"{name_of(recipe)}.png" if self.folder else Path(str(self.out))
 
 
@@ -80,15 +97,21 @@ _FORMATS: dict[str | None, int] = {
     "BMP": 1 << 31,
     "PPM": 1 << 31,
 }
-"""What pictures are written as, and how many pixels a side each format holds."""
+"""The formats of pictures, and the most pixels along a side that each holds."""
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place when all is written; never half a file.
+    """Write a file under another name and rename it at the end, so there is never half a file.
+
+    Args:
+        path: the file.
+
+    Yields:
+        The path to write to, in the same folder.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -102,11 +125,18 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: str | os.PathLike[str], size: tuple[int, int] = (1, 1)) -> Path:
-    """The path, if a picture of `size`, (width, height), can be written there; asked before a long run as well as after it.
+    """Check that a picture can be written to a file. Call it before a long run, and again after it.
+
+    Args:
+        path: the file, whose ending names the format.
+        size: width and height of the picture, in pixels.
+
+    Returns:
+        The path.
 
     Raises:
-        OutputError: the ending is unknown, its format does not hold such a picture, the folder is missing, or it cannot be
-            written to.
+        OutputError: the ending is unknown, the format does not hold such a picture, the folder is missing, or the file cannot
+            be written.
     """
     from PIL import Image
 

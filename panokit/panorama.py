@@ -24,9 +24,9 @@ class Panorama:
     """A finished panorama.
 
     Attributes:
-        latents: the canvas it was decoded from, `c h w`.
-        image: the picture.
-        recipe: everything needed to make it again, as plain data.
+        latents: the canvas that the picture was decoded from, `c h w`.
+        image: the picture, RGB with 8 bits a channel.
+        recipe: everything that is needed to make the picture again, as plain data.
     """
 
     latents: Float[Tensor, "c h w"]
@@ -34,16 +34,19 @@ class Panorama:
     recipe: Mapping[str, Any]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """It goes from process to process without its device."""
+        """Pickle the latents on the CPU: another process may not have this device."""
         return Panorama, (self.latents.cpu(), self.image, self.recipe)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture; the ending names the format. It is written aside and renamed: never half a file.
+        """Write the picture to a file. It is written under another name and then renamed, so there is never half a file.
 
         PNG, JPEG and WebP carry the recipe: `panokit rerun` makes the picture again from the file.
 
+        Args:
+            path: the file, whose ending names the format.
+
         Raises:
-            OutputError: the ending is unknown, or the place cannot be written to.
+            OutputError: the ending is unknown, or the file cannot be written.
         """
         from PIL import Image
 
@@ -52,10 +55,13 @@ class Panorama:
             self.image.save(aside, **embedded(self.recipe, Image.registered_extensions()[path.suffix.lower()]))
 
     def save_latents(self, path: str | os.PathLike[str]) -> None:
-        """Write the canvas that the picture was decoded from, as safetensors: `latents`, `c h w`; aside and renamed, too.
+        """Write the latents as safetensors, as one tensor `latents`, `c h w`. There is never half a file.
+
+        Args:
+            path: the file.
 
         Raises:
-            OutputError: the place cannot be written to.
+            OutputError: the file cannot be written.
         """
         from safetensors.torch import save
 
@@ -69,14 +75,19 @@ class Panorama:
 
 
 def to_image(picture: Float[Tensor, "3 H W"]) -> "Image":
-    """A picture in [0, 1] in 8 bits a channel, rounded and clamped."""
+    """Round a picture to 8 bits a channel; numbers outside [0, 1] are clamped."""
     from PIL import Image
 
     return Image.fromarray(rearrange((picture.clamp(0, 1) * 255).round().byte(), "c h w -> h w c").cpu().numpy())
 
 
 def contact_sheet(panoramas: Sequence[Panorama], width: int = 2048) -> "Image":
-    """All pictures in one, `width` pixels wide, each over its prompt and seed; wide ones stand one below the other."""
+    """Put all pictures on one sheet, each above its prompt and seed. Wide pictures stand one below the other.
+
+    Args:
+        panoramas: one or more.
+        width: of the sheet, in pixels.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = [panorama.image for panorama in panoramas]

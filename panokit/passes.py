@@ -1,4 +1,4 @@
-"""One pass of the model over a canvas: its windows are cropped, guided, denoised and fused."""
+"""One pass of the model over a canvas: crop its windows, guide them, denoise them, and fuse them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,22 +18,22 @@ from panokit.scheduler import Level, Solver
 from panokit.signals import Stop
 
 Guided = Sequence[tuple[Guidance, Any]]
-"""Guidances, each with its memory, or with what its `prepare` returned."""
+"""Pairs of a guidance and its memory, or of a guidance and the context that its `prepare` returned."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What all canvases of a run have in common: its own canvas, and the smaller ones that guidances denoise.
+    """What the canvases of a run share: its own canvas, and the smaller ones that guidances denoise.
 
     Attributes:
-        denoiser: the model.
-        codec: between latents and images; None where the canvas is the picture.
-        begin: makes a fresh solver, the same each time.
-        fuser: joins windows.
-        runtime: where windows are computed.
-        embeddings: what `Denoiser.encode` returned for this run.
-        stop: whether the run was asked to end.
+        denoiser: makes predictions for noisy windows.
+        codec: converts images to latents and back; None where the canvas is the picture.
+        begin: makes a new solver at its first level. Each call returns an equal one.
+        fuser: joins windows into a canvas.
+        runtime: computes windows on the devices.
+        embeddings: the result of `Denoiser.encode` for this run.
+        stop: the request to end the run early.
     """
 
     denoiser: Denoiser
@@ -46,13 +46,13 @@ class Parts:
 
 
 class Passed(NamedTuple):
-    """What came out of a pass, on every rank.
+    """The result of a pass, the same on every rank.
 
     Attributes:
-        x: the canvas after guidance, `c *size`: what the prediction is for, and what the solver steps from.
-        pred: the model's prediction for it, `c *size`.
-        stats: for each window and guidance 1 where its gradient was finite and 0 where not, its energy, and the norm of its
-            gradient, `n guidances 3`; None if no guidance was awake.
+        x: the canvas after guidance, `c *size`. The prediction is for this canvas, and the solver steps from it.
+        pred: the model's prediction for `x`, fused, `c *size`.
+        stats: three numbers for each window and guidance, `n guidances 3`: 1 if the gradient was finite and 0 if not, the
+            energy, and the norm of the gradient. None if no guidance was awake.
     """
 
     x: Float[Tensor, "*c_size"]
@@ -63,24 +63,27 @@ class Passed(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What the model says of any canvas at any level, guided and fused. Nothing in it changes.
+    """Computes the model's prediction for any canvas at any level, guided and fused. It is pure: it has no state.
 
     Attributes:
         parts: what the canvases of a run share.
-        solver: a solver of the run, of which only the levels and the pure functions `x0` and `pred` are used.
+        solver: the run's solver. A pass uses only its levels and its pure functions `x0` and `pred`.
     """
 
     parts: Parts
     solver: Solver
 
     def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, prepared: Guided, level: Level) -> Passed:
-        """One pass over a canvas.
+        """Make one pass over a canvas.
 
         Args:
             canvas: `c *size`, at noise level `level`.
             grid: where its windows lie.
             prepared: the guidances that are awake, each with the context that its `prepare` returned.
-            level: the noise level.
+            level: the noise level of the canvas.
+
+        Returns:
+            The guided canvas and the prediction for it. Without a guidance the canvas comes back as it is.
 
         Raises:
             NotFiniteError: a guidance's gradient holds NaN or infinity.
@@ -108,22 +111,54 @@ class Pass:
         return Passed(x, pred, stats)
 
     def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
-        """The denoiser's prediction for the windows `index` of any grid, `n c *window`."""
+        """The denoiser's prediction for some windows.
+
+        Args:
+            x: the noisy windows, `n c *window`.
+            grid: where the windows lie.
+            index: their numbers on the grid.
+            level: their noise level.
+
+        Returns:
+            The prediction, `n c *window`, in the dtype of `x`.
+
+        Raises:
+            ContractError: the denoiser returned another shape.
+        """
         with self.parts.runtime.autocast():
             pred = self.parts.denoiser(x, level, self.parts.denoiser.condition(self.parts.embeddings, grid, index))
         expect(pred, x.shape, type(self.parts.denoiser).__name__, "a prediction has the shape of its windows")
         return pred.to(x.dtype)
 
     def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
-        """The same as an estimate, with a graph where gradients are recorded."""
+        """The denoiser's estimate for some windows. It has a graph where torch records gradients.
+
+        Args:
+            x: the noisy windows, `n c *window`.
+            grid: where the windows lie.
+            index: their numbers on the grid.
+            level: their noise level.
+
+        Returns:
+            The estimate, `n c *window`.
+        """
         return self.read(x, self.predict(x, grid, index, level), level)
 
     def read(self, x: Tensor, pred: Tensor, level: Level) -> Estimate:
-        """The estimate that a prediction means."""
+        """Turn a prediction into an estimate.
+
+        Args:
+            x: noisy windows or a noisy canvas.
+            pred: the prediction for `x`, of the same shape.
+            level: the noise level of `x`.
+
+        Returns:
+            The estimate, of the same shape.
+        """
         return Estimate(x, self.solver.x0(pred, x, level), level, self.below(level))
 
     def below(self, level: Level) -> Level:
-        """The next main level down, or the terminal one."""
+        """The next main level after `level`, or the terminal one."""
         levels = self.solver.levels[level.index + 1 :]
         return next((below for below in levels if below.main), levels[-1])
 
@@ -135,7 +170,7 @@ class Pass:
     def _guided(
         self, canvas: Tensor, grid: Grid, prepared: Guided, level: Level
     ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
-        """What happens to guided windows: the full guidances move them, they are denoised, the identity ones correct them."""
+        """The function for `Runtime.map`: full guidances move windows, the model denoises them, identity ones correct them."""
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
         identity = any(guidance.jacobian == "identity" for guidance, _ in prepared)
 
@@ -159,10 +194,19 @@ class Pass:
 
 
 def expect(value: Any, shape: Sequence[int], source: str, contract: str) -> Tensor:
-    """What a plugin returned, if it is a tensor of this shape.
+    """Check that a plugin returned a tensor of the expected shape.
+
+    Args:
+        value: what the plugin returned.
+        shape: the expected shape.
+        source: the class and method that returned it, for the error.
+        contract: what the method must return, for the error.
+
+    Returns:
+        The value.
 
     Raises:
-        ContractError: it is something else.
+        ContractError: it is no tensor, or a tensor of another shape.
     """
     if not isinstance(value, Tensor):
         raise ContractError(f"{source} returned {type(value).__name__}, expected a tensor {tuple(shape)}; {contract}")
@@ -175,8 +219,8 @@ def _gradients(jacobian: str, prepared: Guided, seen: Estimate, index: Sequence[
     """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind.
 
     The gradients are taken at detached leaves, guidance by guidance. So a decoder's graph is freed before the next guidance,
-    and before the one backward pass through the denoiser. What is measured goes into `stats`; looking at it here would wait
-    for the device at every chunk.
+    and before the one backward pass through the denoiser. The measurements go into `stats`; reading them here would wait for
+    the device at every chunk.
     """
     to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
     for k, (guidance, context) in enumerate(prepared):
@@ -202,7 +246,7 @@ def _finite(rows: Tensor) -> Tensor:
 
 
 def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """An energy that is constant, as an anchor's is, has no graph and no gradient."""
+    """The gradient of an energy at its leaves. A constant energy, such as an anchor's, has no graph and no gradient."""
     if not energy.requires_grad:
         return (None,) * len(leaves)
     return torch.autograd.grad(energy, leaves, torch.ones_like(energy), allow_unused=True)
@@ -211,8 +255,8 @@ def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, 
 def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
     """The vector-Jacobian product through the denoiser: from a gradient at x0 to one at x.
 
-    It is linear, so each window's gradient is scaled by a power of two to about 1 and back: exact, and half precision neither
-    underflows nor overflows on the way.
+    Half precision could underflow or overflow on the way. So each window's gradient is scaled by a power of two to about 1, and
+    the product back. The product is linear, so this is exact.
     """
     _, exponent = torch.frexp(to_x0.abs().flatten(1).amax(dim=1))
     scale = exponent.view(-1, *(1,) * (to_x0.ndim - 1))
@@ -221,7 +265,7 @@ def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
 
 
 def _raise_where_not_finite(finite: Tensor, guidances: Sequence[Guidance], level: Level) -> None:
-    """Name the guidance and the windows."""
+    """Raise a NotFiniteError that names the first guidance with a gradient that is not finite, and its windows."""
     if bool(finite.all()):
         return
     for k, guidance in enumerate(guidances):

@@ -1,4 +1,4 @@
-"""Nested data: mappings, lists and tuples, and what stands in them."""
+"""Nested plain data: mappings, lists and tuples, and the values in them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ class Node(NamedTuple):
     """A value somewhere in nested data.
 
     Attributes:
-        path: the keys and positions that lead to it, joined by dots; empty for the whole.
+        path: the keys and positions that lead to the value, joined by dots; empty for the whole.
         value: the value, a container or not.
-        depth: how many containers it stands in.
+        depth: how many containers the value is in.
     """
 
     path: str
@@ -21,7 +21,7 @@ class Node(NamedTuple):
 
 
 def walk(value: Any, path: str = "", depth: int = 0) -> Iterator[Node]:
-    """All values in nested data, the whole first, each container before what stands in it."""
+    """All values in nested data. The whole comes first, and each container comes before its values."""
     yield Node(path, value, depth)
     if isinstance(value, Mapping | list | tuple):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
@@ -39,7 +39,7 @@ def check_depth(value: Any, what: str, most: int = 32) -> None:
 
 
 def leaves(value: Any) -> Iterator[Node]:
-    """The values that hold no others; an empty container is one."""
+    """All values that hold no others. An empty container is one of them."""
     return (node for node in walk(value) if not (isinstance(node.value, Mapping | list | tuple) and node.value))
 
 
@@ -50,13 +50,16 @@ def map_leaves(
     is_leaf: Callable[[Any], bool] = lambda value: False,
     sequence: Callable[[list[Any]], Any] | None = None,
 ) -> Any:
-    """The same nesting with `function(leaf)` in the place of every leaf.
+    """Replace every leaf of nested data.
 
     Args:
-        value: nested data.
-        function: takes a leaf, and returns what takes its place.
-        is_leaf: says of a container that it is a leaf.
-        sequence: what lists and tuples become; each stays what it is unless given.
+        value: the nested data, which stay as they are.
+        function: takes a leaf, and returns its replacement.
+        is_leaf: tells for a value whether to treat it as a leaf, even if it is a container.
+        sequence: the type that lists and tuples become; None to keep the type of each.
+
+    Returns:
+        New data with the same nesting.
     """
     if is_leaf(value) or not isinstance(value, Mapping | list | tuple):
         return function(value)
@@ -66,7 +69,7 @@ def map_leaves(
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What two sets of nested data disagree on, leaf by leaf: `steps is 25 and 50`."""
+    """The differences between two sets of nested data, leaf by leaf: `steps is 25 and 50`."""
     one, two = ({path: leaf for path, leaf, _ in leaves(data)} for data in (mine, theirs))
     return [
         f"{path} is {one.get(path, 'missing')!r} and {two.get(path, 'missing')!r}"

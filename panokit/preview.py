@@ -1,4 +1,4 @@
-"""What a canvas will look like, without its decoder: latents through a linear map, a pixel a cell."""
+"""Previews: what a canvas will look like. A linear map of the latents takes the place of the decoder."""
 
 from functools import lru_cache
 
@@ -9,14 +9,21 @@ from torch import Tensor, nn
 from panokit.denoiser import Codec
 
 _SIDE, _FIELDS = 32, 8
-"""Cells and number of the random latents that the map is fitted to."""
+"""Cells along a side of the random latents that the map is fitted to, and how many there are."""
 
 
 def preview(codec: Codec | None, x0: Float[Tensor, "c h w"]) -> Float[Tensor, "3 h w"]:
-    r"""A picture of latents in [0, 1], a pixel a cell: $A x_0 + b$ at each cell.
+    r"""A small picture of latents, $A x_0 + b$ at each cell.
 
-    The map is fitted once per codec, by least squares, to what the decoder makes of smooth random latents, averaged over the
-    pixels of a cell. Without a codec the canvas is the picture.
+    The map is fitted by least squares, once for each codec. Its targets are decoded pictures of smooth random latents, averaged
+    over the pixels of a cell.
+
+    Args:
+        codec: decodes the latents; None where the canvas is the picture.
+        x0: the clean estimate of the canvas.
+
+    Returns:
+        The picture in [0, 1], one pixel for each cell.
     """
     if codec is None:
         return x0.clamp(0, 1)
@@ -27,14 +34,15 @@ def preview(codec: Codec | None, x0: Float[Tensor, "c h w"]) -> Float[Tensor, "3
 @lru_cache(maxsize=4)
 @torch.no_grad()
 def _linear(codec: Codec, channels: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A and b."""
+    """The matrix A and the vector b."""
     generator = torch.Generator().manual_seed(0)
     fields = [
         nn.functional.interpolate(torch.randn(1, channels, side, side, generator=generator), size=_SIDE, mode="bicubic")
         for side in (2, 4, 8, 16) * (_FIELDS // 4)
     ]
     latents = torch.cat([field / field.std() for field in fields]).to(device, dtype)
-    pictures = nn.functional.avg_pool2d(torch.cat([codec.decode(each[None]) for each in latents]), codec.factor)
-    given, wanted = (each.movedim(1, -1).flatten(0, 2).cpu().double() for each in (latents, pictures))
-    solution = torch.linalg.lstsq(torch.cat([given, torch.ones(len(given), 1, dtype=given.dtype)], dim=1), wanted).solution
+    pictures = nn.functional.avg_pool2d(torch.cat([codec.decode(field[None]) for field in latents]), codec.factor)
+    inputs, targets = (batch.movedim(1, -1).flatten(0, 2).cpu().double() for batch in (latents, pictures))
+    ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
+    solution = torch.linalg.lstsq(torch.cat([inputs, ones], dim=1), targets).solution
     return solution[:-1].T.to(device, dtype), solution[-1].to(device, dtype)

@@ -1,9 +1,10 @@
-"""Recipes in pictures: everything needed to make one again, in the file itself.
+"""Recipes in pictures: a picture's file holds everything that is needed to make it again.
 
-PNG keeps the recipe as JSON in an `iTXt` chunk `panokit`, and a `parameters` chunk as the Stable Diffusion web UI writes it,
-for people and their tools; JPEG and WebP keep the same two in Exif, as `ImageDescription` and `UserComment`.
+PNG keeps the recipe as JSON in an `iTXt` chunk `panokit`. A second chunk `parameters` is for people and their tools, in the
+format of the Stable Diffusion web UI. JPEG and WebP keep the same two texts in Exif, as `ImageDescription` and `UserComment`.
 
-What is read from a file is data, whoever wrote it: it is parsed as JSON, bounded, and checked, and nothing is imported for it.
+A recipe from a file is plain data, whoever wrote it. It is parsed as JSON, its length is bounded, its values are checked, and
+nothing is imported for it.
 """
 
 import hashlib
@@ -18,13 +19,13 @@ from panokit.errors import FallbackWarning, SettingError
 
 _KEY = "panokit"
 VERSIONS = ("panokit", "torch", "diffusers")
-"""What is in a recipe and makes no other picture."""
+"""Entries of a recipe that do not count as part of the picture."""
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
 _EXIF_HOLDS = 65_000
 
 LONGEST = 1 << 18
-"""Characters that a recipe may have."""
+"""The most characters of a recipe."""
 BOUNDS = {
     "height": 1 << 15,
     "width": 1 << 17,
@@ -34,34 +35,42 @@ BOUNDS = {
     "guided_micro_batch": 256,
     "seed": (1 << 64) - 1,
 }
-"""The largest numbers that a recipe may ask for without being trusted."""
+"""The largest numbers in a recipe that is not trusted."""
 AREA = 1 << 27
-"""The most pixels: 8,192 x 16,384."""
+"""The most pixels of a picture from such a recipe: 8,192 x 16,384."""
 WORK = 1 << 21
-"""The most windows times steps."""
+"""The most windows times steps of such a picture."""
 DEEPEST, PARTS, NUMBER = 8, 16, 10_000
-"""How deep a part may be nested, how many there may be, and the largest whole number that one may be set to."""
+"""The deepest nesting of such a recipe, its most parts, and the largest whole number among a part's settings."""
 
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
-"""A text that no parser takes for anything else."""
+"""A text that every parser reads as a text."""
 _IMPORTABLE = re.compile(r".*\.\s*[^\W\d].*")
-"""What a library might take for something to import: a name after a dot."""
+"""A text that a library might import: a name after a dot."""
 
 
 def name_of(recipe: Mapping[str, Any]) -> str:
-    """What a picture is called: its prompt, its seed, and a hash of all that makes it but the versions of libraries."""
+    """The name of a picture: its prompt, its seed, and a hash of its recipe without the versions of libraries."""
     words = words_of(recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions")
     content = json.dumps({key: value for key, value in recipe.items() if key not in VERSIONS}, sort_keys=True)
     return f"{words}-{recipe['seed']}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def words_of(prompt: str) -> str:
-    """A prompt as part of a file's name."""
+    """A prompt as a part of a file name."""
     return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
 
 
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """What to pass to Pillow's `save` so that the file holds the recipe; nothing for formats that have no place for it."""
+    """The arguments of Pillow's `save` that put a recipe into the file.
+
+    Args:
+        recipe: the recipe.
+        format: Pillow's name of the format.
+
+    Returns:
+        The arguments; empty if the format has no place for a recipe, or, with a warning, if the recipe is too long.
+    """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -86,30 +95,33 @@ def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The recipe in a picture; not checked yet: see `check`.
+    """Read the recipe in a picture, without checking its values: see `check`.
+
+    Args:
+        path: the file.
 
     Raises:
         SettingError: the file is no picture, or holds no recipe.
     """
     from PIL import Image
 
-    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded here, however many there are
+    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded here, so any number is harmless
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            # Of a PNG Pillow would decode all pixels to look for Exif.
-            found = image.info.get(_KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
+            # For a PNG, Pillow would decode all pixels to look for Exif.
+            text = image.info.get(_KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
     except FileNotFoundError as cause:
         raise SettingError(f"there is no picture {path}") from cause
-    except Exception as cause:  # a mangled file can break its reader anywhere
-        raise SettingError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP that panokit wrote") from cause
+    except Exception as cause:  # a damaged file can break its reader anywhere
+        raise SettingError(f"{path} cannot be read as a picture: give a PNG, JPEG or WebP that panokit wrote") from cause
     finally:
         Image.MAX_IMAGE_PIXELS = bound
-    if not found:
+    if not text:
         raise SettingError(f"{path} holds no recipe: give a picture that panokit wrote and nobody saved again")
-    if not isinstance(found, str) or len(found) > LONGEST:
+    if not isinstance(text, str) or len(text) > LONGEST:
         raise SettingError(f"the recipe in {path} is longer than any that panokit writes")
     try:
-        recipe = json.loads(found)
+        recipe = json.loads(text)
     except (ValueError, RecursionError) as cause:
         raise SettingError(f"the recipe in {path} is damaged, or is not panokit's") from cause
     if not isinstance(recipe, dict):
@@ -118,10 +130,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check(recipe: Mapping[str, Any]) -> None:
-    """Raise a SettingError if a recipe out of a file is no plain data, or asks for more than a stranger may ask for.
+    """Check a recipe from a file that is not trusted.
 
-    Every value must have the type that it needs before any library sees it: a text in the place of a number or a list could
-    be parsed into something else.
+    Every value must have its right type before a library sees it. Otherwise a library could parse a text, in the place of a
+    number or a list, into something else.
+
+    Args:
+        recipe: the recipe as `read` returned it.
+
+    Raises:
+        SettingError: a value has a wrong type or is too large, or a text could be code.
     """
     for name, most in BOUNDS.items():
         value = recipe.get(name)
@@ -133,7 +151,9 @@ def check(recipe: Mapping[str, Any]) -> None:
             )
     height, width = recipe.get("height") or 0, recipe.get("width") or 0
     if height * width > AREA:
-        raise SettingError(f"the recipe asks for {width} x {height} pixels, more than without trusting it (--trust)")
+        raise SettingError(
+            f"the recipe asks for {width} x {height} pixels, and {AREA} is the most without trusting it (--trust)"
+        )
     kinds: dict[str, Any] = {
         "prompt": str | dict,
         "negative_prompt": str,
@@ -155,11 +175,20 @@ def check(recipe: Mapping[str, Any]) -> None:
     for part in _parts(recipe):
         for value in part.values():
             if isinstance(value, int) and abs(value) > NUMBER:
-                raise SettingError(f"the recipe sets a plugin to {value!s:.24}, more than without trusting it (--trust)")
+                raise SettingError(
+                    f"the recipe sets a plugin to {value!s:.24}, and {NUMBER} is the most without trusting it (--trust)"
+                )
 
 
 def check_work(calls: int) -> None:
-    """Raise a SettingError if a recipe out of a file keeps the machine busy for longer than a stranger may."""
+    """Check the amount of work in a recipe that is not trusted.
+
+    Args:
+        calls: windows times steps.
+
+    Raises:
+        SettingError: it is more than `WORK`.
+    """
     if calls > WORK:
         raise SettingError(
             f"the recipe asks for {calls} windows, all steps together, and {WORK} is the most without trusting it (--trust)"
@@ -167,7 +196,15 @@ def check_work(calls: int) -> None:
 
 
 def check_plain(value: Any, depth: int = DEEPEST) -> None:
-    """Raise a SettingError unless data are flat enough, and their texts are words."""
+    """Check that nested data hold no text that a library could import.
+
+    Args:
+        value: the data.
+        depth: how many containers deep they may be.
+
+    Raises:
+        SettingError: they are nested too deep, or hold a text or a key that could be code.
+    """
     if isinstance(value, str) and value and (not _WORD.fullmatch(value) or _IMPORTABLE.fullmatch(value)):
         raise SettingError(
             f"the recipe asks for {value!r:.80}, which is code and no installed plugin's name: "
@@ -185,7 +222,7 @@ def check_plain(value: Any, depth: int = DEEPEST) -> None:
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """All mappings in the data, which is no deeper than `DEEPEST`, but for the whole and the prompt."""
+    """All mappings inside the data, except the prompt. The data are at most `DEEPEST` deep."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(item, dict | list) and key != "prompt":
             if isinstance(item, dict):
@@ -194,7 +231,7 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _parameters(recipe: Mapping[str, Any]) -> str:
-    """The recipe as the Stable Diffusion web UI would write it, as far as it has words for it."""
+    """The recipe in the format of the Stable Diffusion web UI, as far as that has words for it."""
     prompt = recipe.get("prompt", "")
     lines = [prompt if isinstance(prompt, str) else json.dumps(prompt)]
     if recipe.get("negative_prompt"):

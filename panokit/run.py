@@ -1,4 +1,4 @@
-"""One panorama from noise to latents: the loop."""
+"""The loop: one panorama from noise to latents."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,26 @@ from panokit.scheduler import Level
 
 @final
 class Run:
-    """One canvas on its way from noise to latents.
+    """Takes one canvas from noise to latents.
 
-    A run owns everything that changes: the canvas, the solver, the guidances' memories and the generator. The generator's
-    first draw is the initial noise, `torch.randn((c, *size))`; later draws are the solver's, one for the canvas a step.
+    A run owns everything that changes: the canvas, the solver, the memories of the guidances and the generator. The
+    generator's first draw is the initial noise, `torch.randn((c, *size))`. Later draws belong to the solver, at most one a
+    step, for the whole canvas.
 
     Args:
-        parts: the model, the solver's maker, the fuser and the runtime.
-        guidances: what moves the windows, in any order.
+        parts: the model, the maker of solvers, the fuser and the runtime.
+        guidances: the guidances that move the windows, in any order.
         grid: where the windows lie.
-        seed: of the generator.
+        seed: seed of the generator, from 0 to 2^64 - 1.
         recipe: plain data that the picture and its checkpoints carry.
 
     Attributes:
         canvas: `c *size`, at noise level `level`.
-        level: the level that the next model call is for; the terminal one when the run is done.
-        guided: the guidances, each with its memory.
+        level: the level of the next pass; the terminal level when the run is done.
+        guided: pairs of a guidance and its memory.
 
     Raises:
-        ContractError: a guidance has another `jacobian` than its contract allows.
+        ContractError: a guidance has a `jacobian` that the contract does not know.
         SettingError: a guidance cannot work on such a canvas, or torch is in inference mode.
     """
 
@@ -73,11 +74,11 @@ class Run:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take the canvas one step down, inner stages of the solver included.
+        """Make one step, with the inner stages of the solver.
 
         Raises:
             NotFiniteError: the model or a guidance returned NaN or infinity.
-            ContractError: a plugin returned something of another shape.
+            ContractError: a plugin returned a wrong type or shape.
             SettingError: the run is done.
         """
         if self.done:
@@ -87,7 +88,7 @@ class Run:
             self._stage()
 
     def _stage(self) -> None:
-        """One pass of the model over all windows, unless the canvas is known, and one step of the solver on the canvas."""
+        """One pass of the model, unless a guidance knows the canvas, and one step of the solver."""
         passed = self._from_known() or self.pass_over(self.canvas, self.grid, self.guided, self.level)
         self._require_finite(passed.pred)
         canvas = self.solver.step(passed.pred, passed.x, self.level, self.generator)
@@ -97,7 +98,7 @@ class Run:
         self.level = self.solver.levels[self.level.index + 1]
 
     def _from_known(self) -> Passed | None:
-        """What takes the place of a pass where a guidance knows the clean canvas; see `Guidance.known`."""
+        """The result of a pass, without one: for a guidance that knows the clean canvas. See `Guidance.known`."""
         x0 = self.known()
         if x0 is None:
             return None
@@ -105,30 +106,39 @@ class Run:
         return Passed(x, self.solver.pred(x0, x, self.level), None)
 
     def known(self) -> Float[Tensor, "*c_size"] | None:
-        """The clean canvas at this level, from the first guidance that returns one; None if none does."""
+        """The clean canvas at this level, from the first guidance that knows it; None if none does."""
         for place, (guidance, memory) in enumerate(self.guided):
             x0 = guidance.known(self.view(place, "known"), memory)
             if x0 is not None:
                 name = f"{type(guidance).__name__}.known"
                 x0 = expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None").to(self.canvas)
                 if not torch.isfinite(x0).all():
-                    raise NotFiniteError(f"what {name} returned at step {self.level.step + 1} holds NaN or infinity")
+                    step = self.level.step + 1
+                    raise NotFiniteError(f"the canvas that {name} returned at step {step} holds NaN or infinity")
                 return x0
         return None
 
     def view(self, place: int, hook: "Hook") -> "CanvasStep":
-        """What the guidance at a place in `guided` sees of the run's own canvas."""
+        """The step that one guidance gets, on the run's own canvas.
+
+        Args:
+            place: the guidance's position in `guided`.
+            hook: the method of the guidance that gets it.
+        """
         return CanvasStep(self, self.canvas, self.grid, self.level, place, _streams(self.guided)[place], hook)
 
     def pass_over(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level, place: int | None = None) -> Passed:
-        """Prepare the guidances that are awake, and pass over any canvas.
+        """Prepare the guidances that are awake, and make a pass over any canvas.
 
         Args:
-            canvas: `c *size`.
+            canvas: `c *size`, at noise level `level`.
             grid: where its windows lie.
-            guided: what guides it, each guidance with its memory.
-            level: its noise level.
-            place: for a canvas of a guidance's own, where in `Run.guided` that guidance stands.
+            guided: the guidances of this canvas, each with its memory.
+            level: the noise level of the canvas.
+            place: the position in `Run.guided` of the guidance that this canvas belongs to; None for the run's own canvas.
+
+        Returns:
+            The guided canvas and the prediction for it.
         """
         streams = _streams(guided)
         prepared = []
@@ -139,7 +149,8 @@ class Run:
         return self.model_pass.estimate(canvas, grid, prepared, level)
 
     def _require_finite(self, pred: Tensor) -> None:
-        if not torch.isfinite(torch.stack(pred.aminmax())).all():  # NaN is both; several times as fast as looking at each
+        # The least and the largest value are NaN if any is. This is several times as fast as a test of every value.
+        if not torch.isfinite(torch.stack(pred.aminmax())).all():
             raise NotFiniteError(
                 f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
                 f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: "
@@ -147,10 +158,18 @@ class Run:
             )
 
     def paint(self, grid: Grid, guidances: Sequence[Guidance], seed: int) -> Float[Tensor, "*c_size"]:
-        """A finished canvas of other windows; see `Step.paint`.
+        """Make another canvas of the same scene from noise, in a run of its own; see `Step.paint`.
+
+        Args:
+            grid: the windows of the new canvas.
+            guidances: the guidances of the new run.
+            seed: seed of the new run.
+
+        Returns:
+            The finished canvas, `c *size` of `grid`.
 
         Raises:
-            KeyboardInterrupt: the run was asked to stop.
+            KeyboardInterrupt: this run was asked to stop.
         """
         run = Run(self.parts, guidances=guidances, grid=grid, seed=seed)
         while not run.done:
@@ -170,17 +189,17 @@ class Run:
         return self.level.index == len(self.solver.levels) - 1
 
     def stop(self) -> None:
-        """Ask for the end of this run after its current step, on all ranks. A signal handler may call it."""
+        """Ask this run to end after its current step, on all ranks. A signal handler may call this."""
         self.parts.stop.asked = True
 
     @property
     def stopping(self) -> bool:
-        """Whether the run ends after the last step: a rank was asked to stop, and all know."""
+        """Whether the run ends now: a rank was asked to stop, and all ranks know it since the last step."""
         return self.parts.stop.agreed
 
     @property
     def seen(self) -> Estimate | None:
-        """What the denoiser made of the canvas at the last level, or None before the first; computed when asked for."""
+        """The denoiser's estimate of the canvas at the last level, computed on access; None before the first step."""
         if self._last is None:
             return None
         passed, level = self._last
@@ -188,9 +207,10 @@ class Run:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """What the guidances that were awake did in the last step: their energies and gradient norms, means over windows.
+        """The energies and gradient norms of the last step, as means over windows, of the guidances that were awake.
 
-        The keys are `energy/NAME/K` and `gradient/NAME/K`, with the class's name and how many of that name stand before.
+        The keys are `energy/NAME/K` and `gradient/NAME/K`. NAME is the name of the class, and K counts the guidances of that
+        name from 0.
         """
         if self._last is None or (stats := self._last[0].stats) is None:
             return {}
@@ -199,13 +219,17 @@ class Run:
         labels = [f"{name}/{names[:k].count(name)}" for k, name in enumerate(names)]
         awake = [label for label, (guidance, _) in zip(labels, self.guided, strict=True) if guidance.strength(level) != 0]
         return {
-            f"{what}/{label}": mean
+            f"{quantity}/{label}": mean
             for label, (_, *means) in zip(awake, stats.mean(0).tolist(), strict=True)
-            for what, mean in zip(("energy", "gradient"), means, strict=True)
+            for quantity, mean in zip(("energy", "gradient"), means, strict=True)
         }
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, besides its settings: tensors, numbers, and dicts and lists of them."""
+        """Everything that the rest of the run depends on, besides its settings.
+
+        Returns:
+            A dict of tensors, numbers, text, and lists, tuples and dicts of them.
+        """
         return {
             "canvas": self.canvas,
             "level": self.level.index,
@@ -215,7 +239,11 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as the run went on whose `state` this was; the settings must be the same."""
+        """Continue from a state: later steps are those of the run that returned it.
+
+        Args:
+            state: what `state` returned, in a run with the same settings. Its tensors may be on another device.
+        """
         device = self.runtime.device
         self.canvas = state["canvas"].to(device)
         self.level = self.solver.levels[state["level"]]
@@ -227,22 +255,22 @@ class Run:
 
 
 Hook = Literal["known", "prepare"]
-"""Which method of a guidance a step is for."""
+"""The method of a guidance that a step is for."""
 
 
 @final
 @dataclass(eq=False)
 class CanvasStep:
-    """What a guidance sees of a run (`panokit.guidance.Step`): one canvas at one noise level."""
+    """The `panokit.guidance.Step` that a run passes to its guidances: one canvas at one noise level."""
 
     run: Run
     canvas: Float[Tensor, "*c_size"]
     grid: Grid
     level: Level
     place: int
-    """Where in `Run.guided` the guidance stands, or the one that it helps."""
+    """The guidance's position in `Run.guided`; on a canvas that belongs to another guidance, the position of that one."""
     stream: str
-    """What keys its noise, among all guidances of this canvas."""
+    """The key of the guidance's noise, unique among the guidances of this canvas."""
     hook: Hook
     _generator: torch.Generator | None = field(default=None, repr=False)
 
@@ -276,11 +304,11 @@ class CanvasStep:
 
 
 def _streams(guided: Guided) -> list[str]:
-    """What keys the noise of each guidance, the same in every process: its key, and how many of that key stand before it."""
+    """The key of each guidance's noise, the same in every process: its `noise_key`, and the number of equal ones before it."""
     keys = [guidance.noise_key or f"{type(guidance).__module__}:{type(guidance).__qualname__}" for guidance, _ in guided]
     return [f"{key}/{keys[:k].count(key)}" for k, key in enumerate(keys)]
 
 
 def _seed(*keys: object) -> int:
-    """A seed that depends on all keys."""
+    """A seed from 0 to 2^56 - 1 that depends on all keys."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, keys)).encode()).digest()[:7])

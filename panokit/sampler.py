@@ -1,4 +1,4 @@
-"""Composition: a model, a scheduler, a fuser and guidances make panoramas from prompts."""
+"""Sampler: a model, a scheduler, a fuser and guidances, composed to make panoramas from prompts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, takes_settings
 
 LARGEST = 1 << 30
-"""The most pixels of a canvas: beyond that neither memory nor picture formats hold it."""
+"""The most pixels of a canvas: neither memory nor picture formats hold more."""
 
 Part = TypeVar("Part", Fuser, Guidance, Scheduler)
 
@@ -36,14 +36,14 @@ Part = TypeVar("Part", Fuser, Guidance, Scheduler)
 @final
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A panorama that can be made, before anything is computed.
+    """A panorama that a sampler can make. Nothing is computed yet.
 
     Attributes:
-        sampler: what makes it.
+        sampler: the sampler that makes it.
         prompt: what to paint.
-        settings: the arguments of the call, with a height and a width.
+        settings: the settings of the call; height and width are filled in.
         grid: where the windows lie.
-        recipe: everything that makes the picture, as plain data.
+        recipe: everything that is needed to make the picture again, as plain data.
     """
 
     sampler: "Sampler"
@@ -61,45 +61,57 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """How many windows all steps take together, but for what guidances add."""
+        """The number of windows times the number of steps. Guidances may add to the work."""
         return len(self.grid) * self.settings.steps
 
     def check(self) -> "Plan":
-        """The same plan, when the scheduler and the guidances have agreed to it.
+        """Check that the scheduler and the guidances can make this panorama.
+
+        Returns:
+            This plan.
 
         Raises:
-            SettingError: one of them cannot do it.
+            SettingError: one of them cannot.
         """
         self.sampler._check(self)
         return self
 
     def begin(self) -> Run:
-        """A run that has not made a step; see `Sampler.begin`."""
+        """Start a run, without a step yet; see `Sampler.begin`."""
         return self.sampler._begin(self)
 
     def make(self, *, callbacks: Sequence[object] = (), progress: bool = True) -> Panorama:
-        """The panorama; see `Sampler.__call__`."""
+        """Make the panorama; see `Sampler.__call__`.
+
+        Args:
+            callbacks: further callbacks for this run.
+            progress: whether to show a progress bar where there is a terminal or a notebook.
+        """
         return self.sampler._make(self, callbacks, progress)
 
 
 @final
 class Sampler:
-    """Makes panoramas. It holds settings and networks; each call starts a run of its own.
+    """Makes panoramas. A sampler holds settings and networks; each call starts a run of its own.
+
+    Scheduler, fuser and guidances may come as objects, as names, or as names with settings. A name with settings is a mapping,
+    `{"plugin": "msd", "weight": 5}`, as in a configuration.
 
     Args:
         model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`.
-        scheduler: a name such as `"ddim"` or `"dpm++_2m"`, a name with settings, or a `Scheduler`.
-        fuser: likewise, or a `Fuser`.
-        guidances: likewise, or `Guidance` objects, in any order. With settings a name is a mapping,
-            `{"plugin": "msd", "weight": 5}`, as in a configuration.
-        runtime: where to run; one device unless given.
-        callbacks: objects with some of the methods `on_run_start`, `on_step_end` and `on_run_end`, each given only the
-            arguments that it names, of `run`: see `panokit.callbacks`. Those of the runtime's Fabric are called too.
-        loggers: Lightning's loggers, which are told of each step: see `panokit.callbacks.Log`.
+        scheduler: takes the canvas from one noise level to the next: `"ddim"`, `"dpm++_2m"`, ...
+        fuser: joins windows into a canvas.
+        guidances: keep the windows in agreement, in any order.
+        runtime: the devices to run on; None for one device.
+        callbacks: objects with some of the methods `on_run_start`, `on_step_end` and `on_run_end`: see `panokit.callbacks`.
+            Those of the runtime's Fabric are called too.
+        loggers: Lightning's loggers, which get numbers after each step: see `panokit.callbacks.Log`.
 
     Raises:
-        PluginNotFoundError: a name that nobody answers to.
+        PluginNotFoundError: no plugin, or more than one, has a given name.
+        PluginLoadError: a plugin cannot be imported.
         ModelError: the model cannot be loaded.
+        SettingError: a plugin or the runtime cannot work with its settings.
     """
 
     def __init__(
@@ -123,7 +135,7 @@ class Sampler:
         self.runtime.launch()
         self.model = _model(model)
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
-            self.model = deepcopy(model)  # the caller's, and other samplers', stays what it is
+            self.model = deepcopy(model)  # the caller, or another sampler, may still use this one
         for network in self.model.networks:
             self.runtime.place(network)
         self.model.configure(self.runtime.placement.execution)
@@ -136,41 +148,52 @@ class Sampler:
 
     @takes_settings
     def plan(self, prompt: Prompt, **settings: Any) -> Plan:
-        """What a call with these arguments would make, if no value is wrong by itself; nothing is computed.
+        """Plan a panorama, without computing anything.
+
+        Each value is checked by itself. `Plan.check` also asks the scheduler and the guidances.
 
         Args:
             prompt: what to paint: a text, or `Regions`.
             settings: see `Settings`.
 
+        Returns:
+            The plan.
+
         Raises:
-            SettingError: a value cannot work; the error says which, and what would.
+            SettingError: a value cannot work. The message names it, and the nearest that works.
         """
         return self._plan(prompt, settings)
 
     @takes_settings
     def begin(self, prompt: Prompt, **settings: Any) -> Run:
-        """A run that has not made a step: what `stream` steps, and what a checkpoint is restored into.
+        """Start a run, without a step yet. Call its `step` until it is `done`.
 
         Args:
             prompt: what to paint: a text, or `Regions`.
             settings: see `Settings`.
 
+        Returns:
+            The run at its first noise level.
+
         Raises:
-            SettingError: the size, the stride or the number of steps cannot work.
-            RankError: another rank was asked for something else, or has other versions.
+            SettingError: a value cannot work.
+            RankError: another rank makes another picture, or has other versions of libraries.
         """
         return self._begin(self._plan(prompt, settings))
 
     @takes_settings
     def stream(self, prompt: Prompt, **settings: Any) -> Iterator[Run]:
-        """The run after each of its steps; `break` ends it, without an `on_run_end`.
+        """Make a run step by step. A `break` ends it; then no `on_run_end` is called.
 
         Args:
             prompt: what to paint: a text, or `Regions`.
             settings: see `Settings`.
 
+        Yields:
+            The run after each of its steps, always the same object.
+
         Raises:
-            KeyboardInterrupt: the run was asked to stop; its step is done, and callbacks know.
+            KeyboardInterrupt: the run was asked to stop. Its step is complete, and its callbacks were called.
         """
         yield from self._steps(self.begin(prompt, **settings), self.callbacks)
 
@@ -191,17 +214,23 @@ class Sampler:
         progress: bool = True,
         **settings: Any,
     ) -> Panorama | list[Panorama]:
-        """Make a panorama; from a list of prompts, a list of panoramas, each as if it had been asked for alone.
+        """Make a panorama, or a list of panoramas from a list of prompts.
 
         Args:
-            prompt: what to paint: a text, or `Regions`.
+            prompt: what to paint: a text, or `Regions`; or a list of them.
             callbacks: further callbacks for this call.
-            progress: whether to show a progress bar where there is a terminal.
-            settings: height, width, steps and whatever else `Settings` has.
+            progress: whether to show a progress bar where there is a terminal or a notebook.
+            settings: height, width, steps and the others of `Settings`.
+
+        Returns:
+            The panorama. For a list, one panorama for each prompt, the same that a call with this prompt alone makes.
 
         Raises:
-            SettingError: a value cannot work; the error says which, and what would.
-            NotFiniteError: the model returned NaN or infinity.
+            SettingError: a value cannot work. The message names it, and the nearest that works.
+            NotFiniteError: the model or a guidance returned NaN or infinity.
+            ContractError: a plugin returned a wrong type or shape.
+            OutOfMemoryError: a single window does not fit the device's memory.
+            KeyboardInterrupt: the run was asked to stop.
         """
         if isinstance(prompt, str | Regions) or not isinstance(prompt, Sequence):
             return self._make(self._plan(prompt, settings), callbacks, progress)
@@ -218,13 +247,13 @@ class Sampler:
         return self.runtime.barrier(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
 
     def _steps(self, run: Run, callbacks: Sequence[object]) -> Iterator[Run]:
-        """The run after each of its steps, with its callbacks called."""
+        """The run after each of its steps. Callbacks are called."""
 
         def notify(hook: Hook) -> None:
             try:
                 call(callbacks, hook, run)
                 self.runtime.fabric.call(hook, run=run)
-            except Exception as error:  # it may be of this rank alone
+            except Exception as error:  # perhaps on this rank alone
                 self.runtime.defer(error)
 
         notify("on_run_start")
@@ -253,11 +282,11 @@ class Sampler:
                 guidance.begin(plan.grid, levels)
 
     def _solver(self, plan: Plan) -> Callable[[], Solver]:
-        """Makes a fresh solver."""
+        """A function that makes a new solver."""
         return partial(self.scheduler.begin, plan.settings.steps, self.runtime.device, self.model.denoiser.training)
 
     def _plan(self, prompt: object, settings: Mapping[str, Any]) -> Plan:
-        """The plan, if no value is wrong by itself."""
+        """Check each value by itself, and plan the panorama."""
         if not isinstance(prompt, str | Regions):
             raise SettingError(f"prompt is a {type(prompt).__name__}: it must be text, or Regions")
         chosen = Settings.of(settings)
@@ -267,11 +296,11 @@ class Sampler:
         return Plan(self, prompt, chosen, self._grid(chosen), self._recipe(prompt, chosen))
 
     def _grid(self, settings: Settings) -> Grid:
-        """Where the windows lie.
+        """The grid of the windows.
 
         Raises:
-            SettingError: a size below one window or off the codec's factor (the nearest that works is offered), or beyond
-                `LARGEST`; or a stride that is not from one cell to one window.
+            SettingError: a size is below one window, no multiple of the codec's factor, or above `LARGEST`; or the stride is
+                not from one cell to one window. The message offers the nearest that works.
         """
         factor, window, stride = self.model.factor, self.model.denoiser.window, settings.stride
         pixels = {"height": settings.height or 0, "width": settings.width or 0}
@@ -300,7 +329,7 @@ class Sampler:
 
     @contextmanager
     def _pixels_explained(self) -> Iterator[None]:
-        """Guidances know no pixels: what they say about sizes is in cells."""
+        """Add the size of a cell to errors: schedulers and guidances give sizes in cells, users in pixels."""
         try:
             yield
         except SettingError as error:
@@ -308,7 +337,13 @@ class Sampler:
 
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:
-        """The picture of a run's canvas as it is, `3 H W` in about [0, 1]; large ones in tiles that the ranks share.
+        """Decode the canvas of a run. The ranks share a large one in tiles.
+
+        Args:
+            run: a run of this sampler, finished or not.
+
+        Returns:
+            The picture, `3 H W`, in about [0, 1].
 
         Raises:
             NotFiniteError: the decoder returned NaN or infinity.
@@ -322,7 +357,7 @@ class Sampler:
         return picture
 
     def _recipe(self, prompt: Prompt, settings: Settings) -> dict[str, Any]:
-        """All settings of all parts, and versions, as plain data."""
+        """The settings of all parts, and the versions of the libraries, as plain data."""
         return {
             "panokit": version("panokit"),
             "torch": version("torch"),
@@ -338,14 +373,14 @@ class Sampler:
         }
 
 
-def _plugin(given: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
-    """The plugin that was given, or is called or described so."""
-    if isinstance(given, str | Mapping):
-        return build(base, given)
-    if not isinstance(given, base):
-        what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
-        raise SettingError(f"{what} came where a {base.__name__} was expected: give a name or an object, {base.__name__}(...)")
-    return given
+def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
+    """The plugin itself, or the one that a name or a mapping describes."""
+    if isinstance(part, str | Mapping):
+        return build(base, part)
+    if not isinstance(part, base):
+        kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+        raise SettingError(f"{kind} came where a {base.__name__} was expected: give a name or an object, {base.__name__}(...)")
+    return part
 
 
 def _model(model: str | Model) -> Model:
@@ -357,7 +392,7 @@ def _model(model: str | Model) -> Model:
 
 
 def _cells(pixels: int, window: int, factor: int, name: str) -> int:
-    """Pixels in cells of the canvas."""
+    """Convert pixels to cells of the canvas."""
     least = window * factor
     if pixels < least:
         raise SettingError(

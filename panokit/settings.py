@@ -1,4 +1,4 @@
-"""What a panorama can be asked for, in words that import nothing: the command line needs them before torch is there."""
+"""The settings of panokit as plain data. This module imports no torch, so the command line starts quickly."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -21,20 +21,20 @@ NUMERICS = ("micro_batch", "guided_micro_batch", "checkpointing", "attention", "
 @final
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a call of a sampler takes besides the prompt.
+    """The settings of a call of a sampler, besides the prompt.
 
     Attributes:
-        height: Pixels, a multiple of the codec's factor; one window of the model unless given.
-        width: Pixels, likewise; four windows of the model unless given.
-        negative_prompt: What to keep away from.
+        height: Pixels, a multiple of the codec's factor. The default is one window of the model.
+        width: Pixels, a multiple of the codec's factor. The default is four windows of the model.
+        negative_prompt: What to avoid.
         steps: Denoising steps, 1 or more.
         guidance_scale: Strength of classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off.
-        stride: Pixels from one window to the next; half a window unless given.
+        stride: Pixels from one window to the next, a multiple of the codec's factor. The default is half a window.
         wrap: Close the panorama to a ring: true or x sideways, y up and down, xy both.
         seed: Seed of everything random, from 0 to 2^64 - 1. Same seed, same picture.
 
     Raises:
-        SettingError: a value of another type, or out of its range.
+        SettingError: a value has another type, or is out of its range.
     """
 
     height: int | None = None
@@ -57,10 +57,13 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Settings":
-        """The settings that a mapping names.
+        """Make settings from a mapping.
+
+        Args:
+            settings: values by name; the others keep their defaults.
 
         Raises:
-            SettingError: there is no setting of that name, or a value cannot work.
+            SettingError: there is no setting of a name, or a value cannot work.
         """
         for name in settings:
             if name not in SETTINGS:
@@ -69,7 +72,7 @@ class Settings:
 
     @property
     def wraps(self) -> tuple[bool, bool]:
-        """Whether the canvas is a ring up and down, and sideways."""
+        """Whether the canvas is a ring along its height, and along its width."""
         axes = ("x" if self.wrap else "") if isinstance(self.wrap, bool) else self.wrap
         return "y" in axes, "x" in axes
 
@@ -79,11 +82,11 @@ class Settings:
 
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))
-"""Their names."""
+"""The names of the settings."""
 
 
 def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Show the settings by name in the signature of a function that takes them as `**settings`, for `help` and notebooks."""
+    """A decorator for a function that takes `**settings`: its signature shows the settings by name, in `help` and notebooks."""
     named = [parameter for parameter in signature(function).parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
     named += [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in signature(Settings).parameters.values()]
     function.__signature__ = signature(function).replace(parameters=named)  # type: ignore[attr-defined]
@@ -91,23 +94,24 @@ def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Part = str | dict[str, Any]
-"""A plugin in plain data: its name, or a mapping of `plugin`, its name, and settings."""
+"""A plugin as plain data: its name, or a mapping of `plugin`, the name, and settings."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """What makes a panorama, in plain data.
+    """The parts of a sampler as plain data.
 
     Attributes:
         model: An installed model, a folder in diffusers' format, or a hub id.
-        scheduler: Such as ddim, euler, dpm++_2m, unipc; --scheduler.options.eta=1 sets an option of it.
-        fuser: What joins the windows; --fuser.SETTING=VALUE sets something of it.
-        guidances: What keeps the windows in agreement; --guidances+=NAME adds one, --guidances.SETTING=VALUE sets something of
-            the last one, --guidances.help NAME shows what there is to set.
+        scheduler: Takes the canvas from one noise level to the next: ddim, euler, dpm++_2m, unipc, ...
+            --scheduler.options.eta=1 sets an option of it.
+        fuser: Joins the windows. --fuser.SETTING=VALUE sets one of its settings.
+        guidances: Keep the windows in agreement. --guidances+=NAME adds one, --guidances.SETTING=VALUE sets a setting of the
+            last one, --guidances.help NAME lists the settings.
 
     Raises:
-        SettingError: a value is of another type.
+        SettingError: a value has another type.
     """
 
     model: str = "landscapes"
@@ -122,12 +126,12 @@ class Composition:
 @final
 @dataclass(frozen=True)
 class Execution:
-    """How networks compute, where they have a choice. It changes memory, speed and rounding, and nothing else.
+    """How networks compute. This changes memory, speed and rounding, and nothing else.
 
     Attributes:
         checkpointing: whether guided passes compute activations again instead of keeping them.
         attention: `auto` is torch's SDPA; `sliced` takes less memory and more time; `xformers` needs CUDA.
-        compile: whether torch compiles the network's repeated blocks.
+        compile: whether torch compiles the repeated blocks of the network.
 
     Raises:
         SettingError: there is no such attention.
@@ -143,19 +147,25 @@ class Execution:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What is not left at its default."""
+        """The settings that differ from their defaults, by name."""
         plain = Execution()
         return {name: value for name, value in asdict(self).items() if value != getattr(plain, name)}
 
 
 def _fit_fields(settings: Any) -> None:
-    """Give every field of a frozen dataclass the type that it says."""
+    """Convert every field of a frozen dataclass to its type."""
     for name, value in fitted(type(settings), vars(settings)).items():
         object.__setattr__(settings, name, value)
 
 
 def unknown_option(name: str, names: Collection[str], dashes: str = "") -> str:
-    """What to say about an option that does not exist: the closest one, or all."""
+    """The message for an option that does not exist: it offers the closest one, or all.
+
+    Args:
+        name: the option that does not exist.
+        names: the options that do.
+        dashes: what comes before an option on the command line; empty in Python.
+    """
     close = get_close_matches(name.lstrip("-"), names, n=1)
     others = "see --help" if dashes else f"there are {', '.join(sorted(names))}"
     return f"there is no option {name}: {f'did you mean {dashes}{close[0]}?' if close else others}"

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or by a program that watches a run."""
+"""Requests to stop a run, by a signal or by a program that watches the run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,20 +9,20 @@ from typing import final
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, as Ctrl-C is a KeyboardInterrupt."""
+    """The process got SIGTERM, as a KeyboardInterrupt means Ctrl-C."""
 
 
 @final
 @dataclass
 class Stop:
-    """A request that a run ends after its current step. It belongs to one run and is never taken back.
+    """A request to end a run after its current step. It belongs to one run, and is never taken back.
 
-    Any rank may be asked, and at different times. The request travels with the windows of the next step, so all ranks learn
-    of it at once and end after the same step.
+    Any rank may get the request, at any time. The request travels with the windows of the next step. So all ranks learn of it
+    at once, and end after the same step.
 
     Attributes:
-        asked: whether this rank was asked.
-        agreed: whether all ranks know.
+        asked: whether this rank got the request.
+        agreed: whether all ranks know of it.
     """
 
     asked: bool = False
@@ -31,7 +31,7 @@ class Stop:
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Inside, SIGTERM raises a TerminatedError, so that no half file is left."""
+    """Inside, SIGTERM raises a TerminatedError, so that files are closed or removed."""
 
     def stop(number: int, frame: object) -> None:
         raise TerminatedError
@@ -46,7 +46,14 @@ def terminated() -> Iterator[None]:
 
 @contextmanager
 def asking(stop: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM calls `stop`, and the next one does what it did before."""
+    """Inside, the first SIGINT or SIGTERM calls `stop`. The next one does what it did outside.
+
+    Args:
+        stop: asks a run to stop.
+
+    Raises:
+        TerminatedError: the run was interrupted, and the signal was SIGTERM.
+    """
     received: list[int] = []
 
     def ask(number: int, frame: object) -> None:

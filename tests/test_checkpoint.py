@@ -58,10 +58,10 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny: Model, tmp_pa
     whole = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(whole[:length])
     runs = sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE)
-    with pytest.warns(FallbackWarning, match="is damaged, or is none .*; the one before it is used"):
+    with pytest.warns(FallbackWarning, match="is damaged, or is no checkpoint .*; the one before it is used"):
         assert next(runs).level.step == 3
     (tmp_path / "a.before").write_bytes(b"")
-    with pytest.raises(SettingError, match=r"is damaged, or is none .*: give a checkpoint"):
+    with pytest.raises(SettingError, match=r"is damaged, or is no checkpoint .*: give a checkpoint"):
         next(sampler(tiny, Checkpoint(tmp_path / "a", resume=tmp_path / "a")).stream("a lake", **SIZE))
 
 
@@ -118,7 +118,7 @@ def test_a_program_that_starts_itself_again_begins_afresh_where_it_cannot_go_on(
     if what == "nothing":
         assert next(runs).level.step == 1
         return
-    with pytest.warns(FallbackWarning, match="is of another panorama|is damaged, or is none.*it is left aside"):
+    with pytest.warns(FallbackWarning, match="is of another panorama|is damaged, or is no checkpoint.*it is not used"):
         assert next(runs).level.step == 1
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_one_does_not_take_the_place_of_the_one_before(tiny: Model, tm
 def test_a_memory_that_is_no_data_is_told(tmp_path: Path) -> None:
     run = toy_run()
     run.guided = [(object(), {"net": object()})]  # what a plugin might remember
-    with pytest.raises(SettingError, match="what is a object cannot be kept in a checkpoint"):
+    with pytest.raises(SettingError, match="a checkpoint cannot hold a object"):
         Checkpoint(tmp_path / "a").write(run)
 
 

@@ -77,8 +77,8 @@ def png(text: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no picture that can be read"),
-        (b"GIF89a", "is no picture that can be read"),
+        (b"", "cannot be read as a picture"),
+        (b"GIF89a", "cannot be read as a picture"),
         (png("{"), "is damaged"),
         (png("[" * 100_000), "is damaged"),
         (png("[]"), "it is a list and no mapping"),

@@ -405,7 +405,7 @@ def test_a_known_canvas_takes_the_runs_type_and_must_be_finite() -> None:
     run = toy_run(guidances=[Double(steps=9)], runtime=single)
     run.step()
     assert run.canvas.dtype == torch.float32
-    with pytest.raises(NotFiniteError, match=r"what Double\.known returned at step 1 holds NaN or infinity"):
+    with pytest.raises(NotFiniteError, match=r"the canvas that Double\.known returned at step 1 holds NaN or infinity"):
         toy_run(guidances=[Double(float("nan"))], runtime=single).step()
 
 

@@ -1,4 +1,4 @@
-"""Where a run is computed: devices, precision, and the ranks that share windows, on Lightning Fabric."""
+"""The runtime: devices, precision, and the ranks that share windows, on Lightning Fabric."""
 
 from panokit.runtime.runtime import Runtime
 

@@ -1,4 +1,4 @@
-"""The ranks of a run: one collective a step, and one mind about what went wrong."""
+"""The group of ranks: one collective a step, and the same error on every rank."""
 
 import atexit
 import time
@@ -18,24 +18,25 @@ from panokit.runtime.sharding import Chunk
 
 Made = TypeVar("Made")
 
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since torch 2.14
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.14 renamed it
 
 
 class Status(IntEnum):
-    """What a rank has to say besides its rows."""
+    """The status that a rank sends with its rows. A larger one takes precedence."""
 
     FINE = 0
     STOP = 1
-    """It was asked to stop after this step."""
+    """The rank was asked to stop after this step."""
     FAILED = 2
+    """The rank raised an error."""
 
 
 @final
 class Group:
-    """All ranks, which meet in torch.distributed's default group.
+    """All ranks of a run, in the default group of torch.distributed.
 
     Args:
-        patience: seconds to wait for the others at the start.
+        patience: seconds to wait for a rank that makes no progress.
     """
 
     def __init__(self, patience: float) -> None:
@@ -54,14 +55,25 @@ class Group:
         status: Status,
         failed: Exception | None = None,
     ) -> tuple[Rows, Status]:
-        """All rows, in order, each computed by the rank whose share it is in; and the gravest that a rank has to say.
+        """Compute this rank's share of rows, and exchange them with the other ranks in one collective.
 
-        It is one collective: a rank sends the rows of all outputs side by side, padded to the longest share, and its status. A
-        rank that fails, or has `failed` since the last time, sends zeros, so that all learn of it, and raise the same error.
+        A rank sends the rows of all outputs side by side, padded to the longest share, and its status. A rank that fails sends
+        zeros. So all ranks learn of it, and raise the same error.
+
+        Args:
+            compute: takes a chunk of row numbers and returns the tensors of these rows.
+            shares: the chunks of each rank.
+            shapes: the shape of one row of each output.
+            like: a tensor of the rows' dtype, on this rank's device.
+            status: the status of this rank.
+            failed: an error of this rank since the last exchange; it computes nothing then.
+
+        Returns:
+            All rows in the order of their numbers, for each output; and the largest status of a rank.
 
         Raises:
-            RankError: a rank ended or did not come.
-            PanokitError: what a rank raised; a RankFailedError for what is none of panokit's.
+            RankError: a rank ended, or did not come in time.
+            PanokitError: the error of the first rank that failed; a RankFailedError if it is not one of panokit's.
         """
         counts = [sum(map(len, share)) for share in shares]
         widths = [torch.Size(shape).numel() for shape in shapes]
@@ -74,7 +86,7 @@ class Group:
                 try:
                     flat = torch.cat([part.reshape(len(chunk), -1) for part in compute(chunk)], dim=1)
                     sent[at : at + flat.numel()] = flat.flatten()
-                except Exception as error:  # whatever it is, the others must hear of it
+                except Exception as error:  # of any type: the other ranks must learn of it
                     windows = f"window {chunk[0]}" if len(chunk) == 1 else f"windows {chunk[0]} to {chunk[-1]}"
                     failure = _portable(error, f" (rank {self.rank}, {windows})")
                     sent.zero_()
@@ -95,20 +107,26 @@ class Group:
         return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), max(statuses)
 
     def check(self) -> None:
-        """Raise a RankError if another rank has ended: what is begun together ends together."""
+        """Raise a RankError if another rank has ended."""
         self._lifeline.check()
 
     def broadcast(self, work: Callable[[], Made]) -> Made:
-        """What `work` returns on the first rank, on every rank; or what it raises there.
+        """Run `work` on rank 0, and return its result on every rank.
 
-        It goes by pickle between ranks of one run, and is for setting up and winding up, not for steps.
+        The result travels as a pickle, which is slow: use it at the start and the end of a run, not in steps.
+
+        Args:
+            work: called on rank 0 alone.
+
+        Raises:
+            PanokitError: the error that `work` raised; a RankFailedError if it is not one of panokit's.
         """
         result: Any = None
         error: Exception | None = None
         if self.rank == 0:
             try:
                 result = work()
-            except Exception as raised:  # the others must learn of it
+            except Exception as raised:  # the other ranks must learn of it
                 error = raised
         with self._lifeline.needed():
             result, failure = self._from_rank((result, error and _portable(error)))
@@ -117,10 +135,17 @@ class Group:
         return result
 
     def gather(self, own: Made, error: Exception | None) -> list[Made]:
-        """What each rank says, in order, on every rank; or the first error that one has.
+        """Exchange one value of each rank.
+
+        Args:
+            own: the value of this rank.
+            error: an error of this rank, or None.
+
+        Returns:
+            The values of all ranks, in the order of ranks.
 
         Raises:
-            PanokitError: that error.
+            PanokitError: the error of the first rank that has one; a RankFailedError if it is not one of panokit's.
         """
         received: list[Any] = [None] * self.size
         failure = error and _portable(error, f" (rank {self.rank})")
@@ -132,63 +157,67 @@ class Group:
         return [value for value, _ in received]
 
     def beat(self) -> None:
-        """Let those that may wait for it know, about once a second, that this rank makes progress by itself."""
+        """Count a sign of progress, at most once a second, for the ranks that may wait for this one in `meet`."""
         if time.monotonic() - self._beaten >= 1:
             self._beaten = time.monotonic()
             self._store.add(f"panokit/beat/{self.rank}", 1)
 
     def meet(self) -> None:
-        """Wait for all ranks, however long it takes, as long as they beat.
+        """Wait until all ranks have called this, for as long as the others make progress.
 
         Raises:
-            RankError: one has ended, or has not made any progress for as long as ranks have patience.
+            RankError: a rank ended, or made no progress for `patience` seconds.
         """
         self._meetings += 1
         key = f"panokit/meeting/{self._meetings}"
         self._store.add(f"{key}/{self.rank}", 1)
         beats, since = [-1], time.monotonic()
         while True:
-            gone = self._lifeline.lost >= 0  # before looking: who has come and gone has come
-            away = [rank for rank in range(self.size) if not self._store.check([f"{key}/{rank}"])]
-            if not away:
+            ended = self._lifeline.lost >= 0  # read first: a rank may have come, and ended since
+            missing = [rank for rank in range(self.size) if not self._store.check([f"{key}/{rank}"])]
+            if not missing:
                 return
-            if gone:
+            if ended:
                 self._lifeline.check()
-            last = [self._store.add(f"panokit/beat/{rank}", 0) for rank in away]
-            if last != beats:
-                beats, since = last, time.monotonic()
+            latest = [self._store.add(f"panokit/beat/{rank}", 0) for rank in missing]
+            if latest != beats:
+                beats, since = latest, time.monotonic()
             elif time.monotonic() - since > self._patience:
-                raise RankError(f"rank {away[0]} has made no progress for {self._patience:g} s, the timeout: it hangs")
+                raise RankError(f"rank {missing[0]} has made no progress for {self._patience:g} s, the timeout: it hangs")
             time.sleep(0.05)
 
     def begin_apart(self) -> int:
-        """The number, the same on all ranks, of the time from here on in which each makes pictures of its own."""
+        """Begin a turn, in which each rank makes pictures of its own.
+
+        Returns:
+            The number of the turn, the same on all ranks.
+        """
         self._turns += 1
         return self._turns
 
     def stopping(self, turn: int) -> bool:
-        """Whether a rank was asked to stop in that time."""
+        """Whether another rank was asked to stop in a turn."""
         return turn in self._lifeline.stops
 
     def stop(self, turn: int) -> None:
-        """Let all ranks know that this one was asked to stop in that time."""
+        """Tell all ranks that this one was asked to stop in a turn."""
         self._lifeline.stop(turn)
 
     def _close(self) -> None:
-        """End in good order, so that no thread of the group outlives the interpreter."""
+        """Close the group, so that none of its threads outlives the interpreter."""
         self._lifeline.close()
-        if dist.is_initialized() and (self._lifeline.lost < 0 or dist.get_backend() == "gloo"):  # NCCL may wait for the lost
+        if dist.is_initialized() and (self._lifeline.lost < 0 or dist.get_backend() == "gloo"):  # NCCL may wait for a lost rank
             dist.destroy_process_group()
 
     def _from_rank(self, value: Any, rank: int = 0) -> Any:
-        """A value of one rank, on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=rank)
-        return box[0]
+        """The value of one rank, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=rank)
+        return values[0]
 
 
 def _everywhere(error: PanokitError, own: Exception | None) -> PanokitError:
-    """The error that all ranks raise, and the first one tells the user; on the rank where it arose, with its cause."""
+    """Prepare an error that all ranks raise and rank 0 reports. The rank where it arose adds its cause."""
     error.reported = True
     if own is not None and str(own) in str(error):
         error.__cause__ = own.__cause__ or own
@@ -196,7 +225,7 @@ def _everywhere(error: PanokitError, own: Exception | None) -> PanokitError:
 
 
 def _portable(error: Exception, where: str = "") -> PanokitError:
-    """The same error, in a form that travels: one of panokit's own, or a RankFailedError that names it."""
+    """The same error in a form that every rank can unpickle: one of panokit's own, or a RankFailedError that names it."""
     if isinstance(error, PanokitError) and type(error).__module__ == PanokitError.__module__:
         portable: PanokitError = error if error.reported else type(error)(f"{error}{where}")
     else:

@@ -1,4 +1,4 @@
-"""Starting processes: Fabric as panokit needs it, under a launcher or without one."""
+"""Launch: Fabric as panokit needs it, and the processes of the other ranks, with a launcher or without one."""
 
 import atexit
 import os
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 _GRACE = 3.0
-"""Seconds that processes have to end by themselves."""
+"""Seconds in which processes may end by themselves, before they are killed."""
 
 _PARENT = "PANOKIT_PARENT"
-"""Where a process finds the number of the one that started it."""
+"""The environment variable with the process id of the parent."""
 
 NOTEBOOK = (
     "{} devices need a process each, and those cannot be started from a notebook, nor by spawning or forking: write a script, "
@@ -32,7 +32,21 @@ NOTEBOOK = (
 def fabric_for(
     accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: Precision, timeout: float
 ) -> "Fabric":
-    """Fabric, with processes of a launcher where there is one, in a group of ours unless `fabric run` has opened one."""
+    """Make a Fabric object. It uses the processes of a launcher, if there is one.
+
+    With several processes it uses panokit's `WindowStrategy`, unless `fabric run` started them or the strategy is another.
+
+    Args:
+        accelerator: `"auto"`, `"cpu"`, `"cuda"`, ..., as Fabric names them.
+        devices: number of devices on each machine, or `"auto"`.
+        num_nodes: number of machines.
+        strategy: how Fabric starts processes.
+        precision: of the networks, as Fabric names it.
+        timeout: seconds that a rank waits for another.
+
+    Raises:
+        SettingError: Fabric cannot use these devices, or needs processes in a notebook.
+    """
     from lightning.fabric import Fabric
 
     launched = _launched()
@@ -51,20 +65,20 @@ def fabric_for(
         return Fabric(devices=devices, strategy=WindowStrategy(timedelta(seconds=timeout)), **options)
     except SettingError:
         raise
-    except (RuntimeError, ValueError, TypeError) as cause:  # what Fabric says of devices, launchers and accelerators
+    except (RuntimeError, ValueError, TypeError) as cause:  # Fabric's errors about devices, launchers and accelerators
         raise SettingError(
             f"{devices} devices ({accelerator}) on {num_nodes} machines cannot be used: {' '.join(str(cause).split())}"
         ) from cause
 
 
 def _launched() -> tuple[int, int] | None:
-    """How many processes a launcher has started on each machine, and on how many machines, if there is one."""
+    """Processes on each machine, and machines, as a launcher has started them; None without a launcher."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
-        return here, int(os.environ["WORLD_SIZE"]) // here
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
     if SLURMEnvironment.detect():
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
@@ -72,13 +86,16 @@ def _launched() -> tuple[int, int] | None:
 
 
 def start(strategy: Any) -> Event:
-    """Start the other processes of this machine, unless a launcher has, and see to it that they end with this one.
+    """Start the other processes of this machine, unless a launcher has. They end with this one.
 
-    Each is given the command that this one was given, and learns its rank from the environment, as Fabric's own are. Fabric
-    would kill this process without a word when one of them ends; here that is told.
+    Each process runs the command of this one, and reads its rank from the environment, as with Fabric. If one of them ends
+    before all have met, Fabric would kill this process without a message; panokit says which one ended.
+
+    Args:
+        strategy: Fabric's strategy. Nothing is started for another one than `WindowStrategy`.
 
     Returns:
-        What to set when all have met: from then on they hear of each other by themselves.
+        An event. Set it when all ranks have met: their lifelines watch over them from then on.
     """
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
@@ -122,29 +139,29 @@ def _command() -> list[str]:
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:
-    """End this process if another one ends before they have met: it would wait for long."""
+    """End this process if another one ends before all have met. It would wait for a long time."""
     while not met.wait(0.2):
         for rank, child in enumerate(children, start=1):
-            # If it is what all ranks find, this one says so in a moment, and better.
+            # An error that all ranks have is raised here too, in a moment, and says more: wait for it first.
             if child.poll() is not None and not met.wait(_GRACE):
-                what = f"panokit: rank {rank} has ended, with status {child.returncode}, at the start"
-                print(what, file=sys.stderr, flush=True)
-                for process in children:
-                    process.kill()
+                message = f"panokit: rank {rank} has ended, with status {child.returncode}, at the start"
+                print(message, file=sys.stderr, flush=True)
+                for other in children:
+                    other.kill()
                 os._exit(1)
 
 
 def _watch_parent(parent: int, met: Event) -> None:
-    """End this process if the one that started it ends before they have met."""
+    """End this process if its parent ends before all have met."""
     while not met.wait(0.2):
         if os.getppid() != parent:
             os._exit(1)
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Let the processes that this one has started end, and see to it that they do."""
-    last = time.monotonic() + _GRACE
+    """Wait for the child processes to end, and kill those that do not."""
+    deadline = time.monotonic() + _GRACE
     for child in children:
         with suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=max(0.0, last - time.monotonic()))
+            child.wait(timeout=max(0.0, deadline - time.monotonic()))
         child.kill()

@@ -1,8 +1,8 @@
-"""Noticing at once that another rank has ended.
+"""Lifelines: connections that show at once when another rank has ended.
 
-What waits for another process waits long: gloo until its connection closes, NCCL until a watchdog's timeout. So each rank keeps
-a connection to the first one on which nothing is ever said. When it closes, whoever was at the other end has ended, however it
-ended, and the first rank tells the others who it was.
+Collectives notice late that a process has ended: gloo when its connection closes, NCCL at the timeout of a watchdog. So each
+rank keeps an idle connection to rank 0. When it closes, the process at the other end has ended, whatever the reason. Rank 0
+then sends the number of that rank to the others.
 """
 
 import os
@@ -19,25 +19,30 @@ from typing import final
 from panokit.errors import PanokitError, RankError
 
 GRACE = 0.8
-"""Seconds that a rank which waits for one that has ended has to say so itself."""
+"""Seconds in which a waiting rank may raise the error itself. After that its process is ended."""
 
 _WORD = struct.Struct("!i")
 _LEFT, _STOP = -1, -2
-"""What is said in the place of the number of a rank that has ended: one was asked to stop; the first has said why it ends."""
+"""Words that are sent in the place of a lost rank's number. `_LEFT`: rank 0 ends, and has reported the reason.
+`_STOP - turn`: a rank was asked to stop in that turn."""
 
 
 @final
 class Lifeline:
-    """The connections of one rank, and a thread that listens on them.
+    """The connections of one rank, and a thread that listens to them.
 
     Args:
-        rank: this one.
-        size: how many there are.
-        tell: takes what rank 0 says and returns it on every rank.
+        rank: the number of this rank.
+        size: the number of ranks.
+        broadcast: takes a value of rank 0, and returns it on every rank.
         patience: seconds to wait for the others to connect.
+
+    Attributes:
+        lost: the first rank that ended; -1 while all are there.
+        stops: the turns in which another rank was asked to stop.
     """
 
-    def __init__(self, rank: int, size: int, tell: Callable[[object], tuple[str, int, bytes]], patience: float) -> None:
+    def __init__(self, rank: int, size: int, broadcast: Callable[[object], tuple[str, int, bytes]], patience: float) -> None:
         self._rank, self.lost = rank, -1
         self.stops: set[int] = set()
         self._reported = False
@@ -48,11 +53,11 @@ class Lifeline:
             with socket.create_server(("", 0)) as server:
                 server.settimeout(patience)
                 token = secrets.token_bytes(16)
-                tell((os.environ.get("MASTER_ADDR") or socket.gethostname(), server.getsockname()[1], token))
+                broadcast((os.environ.get("MASTER_ADDR") or socket.gethostname(), server.getsockname()[1], token))
                 while len(self._ends) < size - 1:
                     self._accept(server, token)
         else:
-            address, port, token = tell(None)
+            address, port, token = broadcast(None)
             end = socket.create_connection((address, port), timeout=patience)
             end.sendall(token + _WORD.pack(rank))
             end.settimeout(None)
@@ -60,21 +65,21 @@ class Lifeline:
         Thread(target=self._listen, daemon=True, name="panokit-lifeline").start()
 
     def _accept(self, server: socket.socket, token: bytes) -> None:
-        """One more rank; or not, if it does not know the token."""
+        """Accept one connection; close it again if the other side does not know the token."""
         end, _ = server.accept()
         end.settimeout(server.gettimeout())
-        said = _received(end, len(token) + _WORD.size)
-        if said[: len(token)] == token:
-            self._ends[_WORD.unpack(said[len(token) :])[0]] = end
+        message = _receive(end, len(token) + _WORD.size)
+        if message[: len(token)] == token:
+            self._ends[_WORD.unpack(message[len(token) :])[0]] = end
         else:
             end.close()
 
     @contextmanager
     def needed(self) -> Iterator[None]:
-        """While this rank waits for the others: should one end, so does the waiting.
+        """Inside, this rank waits for the others. If one of them ends, the waiting ends too.
 
         Raises:
-            RankError: one has ended, or did not come within the group's timeout.
+            RankError: a rank has ended, or did not come within the group's timeout.
         """
         self.check()
         self._free.clear()
@@ -83,10 +88,10 @@ class Lifeline:
         except RuntimeError as cause:
             if isinstance(cause, PanokitError):
                 raise
-            self._known.wait(GRACE / 2)  # the thread may be about to learn who it was
+            self._known.wait(GRACE / 2)  # the thread may learn in a moment which rank has ended
             self.check()
-            why = str(cause).partition("\n")[0][:200]
-            raise RankError(f"the other ranks could not be reached: {why}") from cause
+            reason = str(cause).partition("\n")[0][:200]
+            raise RankError(f"the other ranks could not be reached: {reason}") from cause
         finally:
             self._free.set()
 
@@ -98,22 +103,22 @@ class Lifeline:
             raise error
 
     def stop(self, turn: int) -> None:
-        """Let all ranks know that this one was asked to stop: the turn, 0 or more, goes into `stops` everywhere else."""
-        self._say(_STOP - turn)
+        """Tell the other ranks that this one was asked to stop: they add the turn, 0 or more, to `stops`."""
+        self._send(_STOP - turn)
 
     def close(self) -> None:
-        """Let the others know that this rank ends, and has said what there was to say."""
+        """Close the connections. Rank 0 first tells the others that it has reported why it ends."""
         if self._rank == 0:
-            self._say(_LEFT)
+            self._send(_LEFT)
         for end in self._ends.values():
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _say(self, word: int, but: int = -1) -> None:
-        """Say it to the first rank; the first rank says it to all but one."""
+    def _send(self, word: int, skip: int = -1) -> None:
+        """Send a word to rank 0; on rank 0, to all ranks but `skip`."""
         for rank, end in self._ends.items():
-            if rank != but:
-                with suppress(OSError):  # of a rank that has ended, too
+            if rank != skip:
+                with suppress(OSError):  # a rank that has ended is no reason not to tell the others
                     end.sendall(_WORD.pack(word))
 
     def _listen(self) -> None:
@@ -123,33 +128,33 @@ class Lifeline:
                 selector.register(end, selectors.EVENT_READ, rank)
             while self.lost < 0:
                 for key, _ in selector.select():
-                    self._hear(key.data)
+                    self._handle(key.data)
         self._known.set()
-        if not self._free.wait(GRACE):  # in a kernel, or in a collective that does not notice
+        if not self._free.wait(GRACE):  # it is in a kernel, or in a collective that does not notice
             if not (self._rank and self._reported):
                 print("panokit:", _ended(self.lost), file=sys.stderr, flush=True)
             os._exit(1)
 
-    def _hear(self, rank: int) -> None:
-        """What comes from a rank: a word, or its end."""
-        said = _received(self._ends[rank], _WORD.size)
-        (word,) = _WORD.unpack(said) if said else (rank,)
+    def _handle(self, rank: int) -> None:
+        """Handle what comes from a rank: a word, or the end of its connection."""
+        message = _receive(self._ends[rank], _WORD.size)
+        (word,) = _WORD.unpack(message) if message else (rank,)
         if self._rank == 0:
-            self._say(word, but=rank)
+            self._send(word, skip=rank)
         if word <= _STOP:
             self.stops.add(_STOP - word)
         elif self.lost < 0:
-            self.lost, self._reported = max(word, 0), word != 0  # of any other rank the first one tells
+            self.lost, self._reported = max(word, 0), word != 0  # rank 0 reports all others
 
 
 def _ended(rank: int) -> str:
-    return f"rank {rank} has ended, and its windows are missing: look at what it said last"
+    return f"rank {rank} has ended, and its windows are missing: look at its last output"
 
 
-def _received(end: socket.socket, length: int) -> bytes:
-    """So many bytes, or none if the other side has ended."""
-    said = b""
+def _receive(end: socket.socket, length: int) -> bytes:
+    """Read that many bytes; none if the other side has ended."""
+    message = b""
     with suppress(OSError):
-        while len(said) < length and (more := end.recv(length - len(said))):
-            said += more
-    return said if len(said) == length else b""
+        while len(message) < length and (more := end.recv(length - len(message))):
+            message += more
+    return message if len(message) == length else b""

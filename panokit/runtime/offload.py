@@ -1,4 +1,4 @@
-"""Networks that take turns on a device, and wait in the host's memory for theirs."""
+"""Offload: networks take turns on a device, and wait in the memory of the host."""
 
 from typing import Any, final
 
@@ -10,20 +10,20 @@ HOST = torch.device("cpu")
 
 @final
 class Turns:
-    """Lets the networks in, one at a time: when one is called, it comes to the device and the others leave it.
+    """Moves networks to the device one at a time. When one is called, it moves there, and the others leave.
 
-    While gradients are recorded nobody leaves, because what was recorded needs the weights where they are.
+    While torch records gradients, no network leaves: the recorded graph needs the weights on the device.
 
     Args:
-        device: where they compute.
+        device: the device on which networks compute.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._there: list[nn.Module] = []
+        self._present: list[nn.Module] = []
 
     def take(self, network: nn.Module) -> None:
-        """Have a network wait for its turns. Its parts count as itself: a codec's decoder is called without its whole."""
+        """Have a network take turns. A call of one of its parts counts too: a codec may call its decoder alone."""
         release(network)
         network.to(HOST)
         for part in (network, *network.children()):
@@ -32,18 +32,18 @@ class Turns:
     def let_in(self, network: nn.Module) -> None:
         """Bring a network to the device."""
         if not torch.is_grad_enabled():
-            for other in self._there:
+            for other in self._present:
                 if other is not network:
                     other.to(HOST)
-            self._there = [each for each in self._there if each is network]
-        if all(each is not network for each in self._there):
+            self._present = [other for other in self._present if other is network]
+        if all(other is not network for other in self._present):
             network.to(self.device)
-            self._there.append(network)
+            self._present.append(network)
 
 
 @final
 class _CallIn:
-    """A hook as an object, so that a copy of a network calls the copy in, and not the original."""
+    """A hook that brings a network to the device. It is an object, so that a deep copy of the network brings the copy."""
 
     def __init__(self, turns: Turns, network: nn.Module) -> None:
         self.turns, self.network = turns, network
@@ -51,8 +51,8 @@ class _CallIn:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         self.turns.let_in(self.network)
         device = self.turns.device
-        here = tuple(each.to(device) if isinstance(each, Tensor) else each for each in args)
-        return here, {key: each.to(device) if isinstance(each, Tensor) else each for key, each in kwargs.items()}
+        moved = tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)
+        return moved, {key: arg.to(device) if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
 
 
 def waits(network: nn.Module) -> bool:
@@ -61,7 +61,7 @@ def waits(network: nn.Module) -> bool:
 
 
 def release(network: nn.Module) -> None:
-    """Take a network out of its turns, wherever it is."""
+    """Have a network take no more turns. It stays on the device where it is."""
     for part in (network, *network.children()):
         for key, hook in list(part._forward_pre_hooks.items()):
             if isinstance(hook, _CallIn):

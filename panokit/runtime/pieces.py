@@ -1,4 +1,4 @@
-"""Windows in as large pieces as the memory holds."""
+"""Pieces: as many windows at once as the memory holds."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,16 +11,17 @@ from panokit.errors import OutOfMemoryError, ShardingWarning
 from panokit.runtime.sharding import Chunk
 
 Rows = tuple[Tensor, ...]
+"""One or more tensors with a row for each window."""
 
 
 @final
 class Pieces:
-    """Computes chunks; in halves where one does not fit, and from then on in pieces of the size that did.
+    """Computes chunks. Where a chunk does not fit the memory, it is halved until it does, and later chunks are cut as small.
 
-    Rows do not depend on the rows beside them, so that changes nothing but rounding.
+    A row does not depend on the rows beside it, so this changes only rounding.
 
     Args:
-        device: whose memory it is.
+        device: the device that computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,12 +29,12 @@ class Pieces:
         self._fits: dict[int, int] = {}
 
     def rows(self, fn: Callable[[Chunk], Rows], chunk: Chunk, micro_batch: int) -> Rows:
-        """The rows `fn(chunk)`.
+        """Compute the rows `fn(chunk)`.
 
         Args:
             fn: takes window numbers and returns tensors with a row for each.
-            chunk: the numbers.
-            micro_batch: what such chunks were cut to: what is learnt is learnt of these.
+            chunk: the window numbers.
+            micro_batch: the size that chunks of this kind were cut to. The size that fits is remembered for it.
 
         Raises:
             OutOfMemoryError: a single window does not fit.
@@ -46,7 +47,7 @@ class Pieces:
                 if not _is_out_of_memory(error):
                     raise
                 reason = " ".join(str(error).split())[:200]
-            # Only here is nothing left that the failed attempt held.
+            # The failed attempt's tensors are freed only here, after the except block.
             if fits == 1:
                 raise OutOfMemoryError(
                     f"one window does not fit the memory of {self._device} ({reason}): try checkpointing, the precision "
@@ -57,13 +58,13 @@ class Pieces:
                 torch.cuda.empty_cache()
             message = (
                 f"{fits} windows at once do not fit the memory of {self._device}, so there are {fits // 2} from here on: "
-                f"micro_batch={fits // 2} would avoid the attempt, guided_micro_batch that of guided steps"
+                f"set micro_batch={fits // 2}, or guided_micro_batch if the step is guided, to avoid the failed attempt"
             )
             warnings.warn(message, ShardingWarning, stacklevel=2)
 
 
 def joined(rows: Sequence[Rows]) -> Rows:
-    """The rows of several pieces, one below the other."""
+    """The rows of several pieces, concatenated."""
     return rows[0] if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 
 

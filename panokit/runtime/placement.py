@@ -1,4 +1,4 @@
-"""Where networks live: their device, their precision, and how they compute."""
+"""Placement of networks: their device, their precision, and how they compute."""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 _WEIGHTS = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
-"""The precisions in which weights are converted; in the others they stay as they were loaded."""
+"""The precisions that convert weights, and to which type. With the others, weights stay as they were loaded."""
 
 
 @final
 @dataclass(frozen=True)
 class Placement:
-    """How a runtime wants networks to be. What was placed is remembered, so asking is a comparison.
+    """The way in which a runtime places networks. Placed networks are remembered, so `holds` is a comparison.
 
     Attributes:
-        device: where they compute.
-        dtype: of their weights; None leaves them as they are.
+        device: the device on which they compute.
+        dtype: the type of their weights; None leaves the weights as they are.
         channels_last: whether convolutions keep their channels last in memory.
-        offload: whether they take turns on the device, and wait in the host's memory.
-        execution: what their denoiser or codec has them do.
+        offload: whether they take turns on the device, and wait in the memory of the host.
+        execution: the settings that the denoiser or codec applies to them.
     """
 
     device: torch.device
@@ -38,11 +38,11 @@ class Placement:
 
     @classmethod
     def on(cls, device: torch.device, precision: str, **options: Any) -> "Placement":
-        """The placement for a precision in Fabric's words."""
+        """The placement for a device and a precision, as Fabric names it; `options` are the other fields."""
         return cls(device, _WEIGHTS.get(precision), **options)
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether a network is placed so already. One that nobody placed counts if it already is what is wanted."""
+        """Whether a network is placed like this already. One that was never placed counts if its device and type fit."""
         placed = _PLACED.get(module, Placement(self.device, self.dtype))
         parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
         return (
@@ -59,8 +59,8 @@ class Placement:
 
         Args:
             module: the network, which is changed in place.
-            fabric: converts it to its precision, and moves it.
-            turns: who lets networks in, where they take turns.
+            fabric: converts the network to its precision, and moves it.
+            turns: moves networks to the device one at a time; None if they all stay there.
         """
         module.requires_grad_(False).eval()
         module = fabric.strategy.precision.convert_module(module)

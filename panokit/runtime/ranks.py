@@ -1,4 +1,4 @@
-"""Ranks: the processes that make a picture together, and what they do together."""
+"""Ranks: the processes that make a picture together, and the operations that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,32 +15,32 @@ Made = TypeVar("Made")
 
 
 class Ranks(ABC):
-    """What a rank asks of the others. With one rank everything is done here."""
+    """The operations that a rank shares with the others."""
 
     @abstractmethod
     def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
-        """All rows, in order, on every rank; see `Runtime.map`."""
+        """Compute rows on all ranks, and return all of them in order on every rank; see `Runtime.map`."""
 
     @abstractmethod
     def broadcast(self, work: Callable[[], Made]) -> Made:
-        """What `work` returns on rank 0, on every rank; or the error that it raises there."""
+        """Run `work` on rank 0, and return its result on every rank. An error of rank 0 is raised on all."""
 
     @abstractmethod
     def gather(self, work: Callable[[], Made]) -> list[Made]:
-        """What `work` returns on each rank, in the order of ranks, on every rank; the error of any is raised on all."""
+        """Run `work` on each rank, and return all results in the order of ranks. An error of any rank is raised on all."""
 
     @abstractmethod
     def barrier(self, work: Callable[[], Made]) -> Made:
-        """What `work` returns here, when every rank has done it; the error of any is raised on all."""
+        """Run `work` on each rank, wait for all, and return this rank's result. An error of any rank is raised on all."""
 
     @abstractmethod
     def defer(self, error: Exception) -> None:
-        """Raise an error that this rank alone may have: at once, or on all ranks when they next meet."""
+        """Raise an error that may be on this rank alone: at once, or on all ranks at their next exchange."""
 
 
 @final
 class OneRank(Ranks):
-    """A rank with nobody beside it."""
+    """The only rank: it does everything itself."""
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
@@ -64,10 +64,10 @@ class OneRank(Ranks):
 
 @final
 class ApartRanks(Ranks):
-    """Ranks that each make pictures of their own. They hear of one that ends, and of one that is asked to stop.
+    """Ranks that each make pictures of their own. Each notices if another one ends, or is asked to stop.
 
     Attributes:
-        stopped: whether a run of this rank was asked to stop.
+        stopped: whether a run on this rank was asked to stop.
     """
 
     def __init__(self, group: Group, pieces: Pieces) -> None:
@@ -103,9 +103,9 @@ class SharedRanks(Ranks):
     """Ranks that share the windows of one picture.
 
     Args:
-        group: the processes.
-        pieces: how this rank's device computes chunks.
-        like: an empty tensor of the canvas's type, on this rank's device.
+        group: all ranks.
+        pieces: computes chunks on this rank's device.
+        like: an empty tensor of the canvas's dtype, on this rank's device.
     """
 
     def __init__(self, group: Group, pieces: Pieces, like: torch.Tensor) -> None:
@@ -114,7 +114,7 @@ class SharedRanks(Ranks):
 
     def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
         status = Status.STOP if stop.asked else Status.FINE
-        made, gravest = self.group.rows(
+        made, worst = self.group.rows(
             lambda chunk: self.pieces.rows(fn, chunk, micro_batch),
             deal(chunks(n, micro_batch), self.group.size),
             rows,
@@ -122,7 +122,7 @@ class SharedRanks(Ranks):
             status,
             self._take_deferred(),
         )
-        stop.agreed |= gravest is Status.STOP
+        stop.agreed |= worst is Status.STOP
         return made
 
     def broadcast(self, work: Callable[[], Made]) -> Made:
@@ -142,7 +142,7 @@ class SharedRanks(Ranks):
         self._deferred = self._deferred or error
 
     def _attempt(self, work: Callable[[], Made]) -> tuple[Any, Exception | None]:
-        """What `work` returns, or raises: the others must learn of it. An error that was deferred comes first."""
+        """The result of `work`, and its error, of which the others must learn. A deferred error comes first."""
         made, error = None, None
         try:
             made = work()

@@ -1,4 +1,4 @@
-"""Where things run: devices, precision, and the one collective, on Lightning Fabric."""
+"""Runtime: devices, precision, and the one collective of a step, on Lightning Fabric."""
 
 import math
 import sys
@@ -36,30 +36,30 @@ class Runtime:
     """Places networks and deals windows out to devices.
 
     Args:
-        devices: how many devices on each machine, or `"auto"` for all there are. Where a launcher such as torchrun or SLURM has
-            started several processes, 1 stands for as many as it has.
-        accelerator: `"auto"`, `"cpu"`, `"cuda"`, ... as Fabric names them.
-        num_nodes: how many machines.
-        strategy: how Fabric starts processes: `"auto"` starts them itself, or takes those of torchrun, `fabric run` or SLURM.
-        precision: of the networks. The canvas, fusion and the solver stay in float32 (float64 with `64-true`).
-        micro_batch: windows that go through the denoiser at once, 1 or more. It decides the kernels' rounding, so it belongs
-            to what makes a picture reproducible.
-        checkpointing: whether guided passes compute activations again instead of keeping them, where a network can: half of
-            the memory or less, for about a fifth more time.
-        guided_micro_batch: the micro-batch where a backward pass goes through the denoiser, whose activations take memory; the
-            same as `micro_batch` unless given.
-        attention: how UNets of diffusers compute it: `"auto"` is torch's SDPA; `"sliced"` takes less memory and more time;
-            `"xformers"` needs CUDA and the extra of that name, and falls back to SDPA with a `FallbackWarning`.
+        devices: number of devices on each machine, or `"auto"` for all of them. If a launcher such as torchrun or SLURM has
+            started several processes, 1 means as many as it started.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"`, ..., as Fabric names them.
+        num_nodes: number of machines.
+        strategy: how Fabric starts processes. `"auto"` starts them itself, or uses those of torchrun, `fabric run` or SLURM.
+        precision: precision of the networks. The canvas, fusion and the solver stay in float32 (float64 with `64-true`).
+        micro_batch: windows that go through the denoiser at once, 1 or more. It decides the rounding of kernels, so keep it to
+            reproduce a picture bit for bit.
+        checkpointing: whether guided passes compute activations again instead of keeping them, where a network can. It takes
+            half of the memory or less, and about a fifth more time.
+        guided_micro_batch: the micro-batch of passes with a backward pass through the denoiser, whose activations take memory.
+            The default is `micro_batch`.
+        attention: how UNets of diffusers compute attention. `"auto"` is torch's SDPA. `"sliced"` takes less memory and more
+            time. `"xformers"` needs CUDA and the extra of that name, and falls back to SDPA with a `FallbackWarning`.
         channels_last: whether convolutions keep their channels last in memory, which is faster with most kernels.
-        offload: whether networks take turns on the device and wait in the host's memory, for a device that does not hold them
-            all; slow where a guidance decodes. It changes nothing on a CPU.
-        compile: whether the repeated blocks of the denoiser are compiled by torch, once a process, for minutes on a CPU.
-        timeout: seconds, above 0, that a device waits for another before it gives up.
-        fabric: a Fabric object of your own, launched or not; devices, machines, strategy, precision and timeout are then its
-            affair.
+        offload: whether networks take turns on the device and wait in the memory of the host, for a device that cannot hold
+            all of them. It is slow with guidances that decode, and changes nothing on a CPU.
+        compile: whether torch compiles the repeated blocks of the denoiser, once in each process. This takes minutes on a CPU.
+        timeout: seconds that a device waits for another before it gives up, above 0.
+        fabric: a Fabric object of your own, launched or not. It then decides devices, machines, strategy, precision and
+            timeout.
 
     Raises:
-        SettingError: a micro-batch, a number of devices or a timeout that cannot work, or devices that are not there.
+        SettingError: a micro-batch, a number of devices or a timeout cannot work, or there are no such devices.
     """
 
     def __init__(
@@ -105,10 +105,11 @@ class Runtime:
         return f"Runtime(device={self.device}, world_size={self.world_size}, micro_batch={self.micro_batch})"
 
     def launch(self) -> None:
-        """Start the other ranks, where there are any and they have not been started, and meet them.
+        """Start the other ranks, unless they run already, and connect to them. With one rank it does nothing.
 
         Raises:
-            SettingError: they cannot be started from here, as from a notebook.
+            SettingError: they cannot be started from here, from a notebook for instance.
+            RankError: a rank ended or did not come in time.
         """
         if self.world_size == 1 or not isinstance(self.ranks, OneRank):
             return
@@ -119,9 +120,9 @@ class Runtime:
                 self.fabric.launch()
             except SettingError:
                 raise
-            except ValueError as cause:  # a launcher has started another number of processes
+            except ValueError as cause:  # a launcher has started a different number of processes
                 raise SettingError(f"the devices cannot be used: {' '.join(str(cause).split())}") from cause
-            except TypeError as cause:  # of a strategy that forks or spawns, which is Fabric's choice in a notebook
+            except TypeError as cause:  # the strategy forks or spawns, as Fabric's does in a notebook
                 raise SettingError(NOTEBOOK.format(self.world_size)) from cause
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.ranks = SharedRanks(Group(self.timeout), self._pieces, like)
@@ -134,27 +135,27 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the canvas: float32, or float64 where the networks are."""
+        """The type of the canvas: float64 with the precision `64-true`, and float32 otherwise."""
         return torch.float64 if self.precision == "64-true" else torch.float32
 
     @property
     def precision(self) -> str:
-        """The precision of the networks, in Fabric's words."""
+        """The precision of the networks, as Fabric names it."""
         return str(self.fabric.strategy.precision.precision)
 
     @property
     def global_rank(self) -> int:
-        """This process's number among all, from 0. Rank 0 writes and prints."""
+        """The number of this process among all, from 0. Rank 0 writes and prints."""
         return self.fabric.global_rank
 
     @property
     def world_size(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         return self.fabric.world_size
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes and reports its run: rank 0 does, and each rank that makes a picture of its own."""
+        """Whether this process writes files of its run: rank 0 does, and each rank that makes a picture of its own."""
         return self.global_rank == 0 or isinstance(self.ranks, ApartRanks)
 
     @property
@@ -164,12 +165,12 @@ class Runtime:
 
     @property
     def attention(self) -> Attention:
-        """How attention is computed."""
+        """How UNets compute attention."""
         return self.placement.execution.attention
 
     @property
     def compile(self) -> bool:
-        """Whether the denoiser's repeated blocks are compiled."""
+        """Whether torch compiles the repeated blocks of the denoiser."""
         return self.placement.execution.compile
 
     @property
@@ -179,17 +180,21 @@ class Runtime:
 
     @property
     def peak_memory(self) -> int:
-        """The most bytes in use at once: of the device's memory on CUDA, of this process's elsewhere; 0 on Windows."""
+        """The most bytes in use at once: of the device's memory on CUDA, of the process's memory elsewhere, 0 on Windows."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
             return 0
-        import resource  # which Windows has not
+        import resource  # missing on Windows
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def place(self, module: nn.Module) -> None:
-        """Freeze a network and put it on this rank's device, in the runtime's precision: see `Placement.place`."""
+        """Freeze a network and put it on this rank's device, in the runtime's precision.
+
+        Args:
+            module: the network, which is changed in place.
+        """
         self.placement.place(module, self.fabric, self._turns)
 
     if not TYPE_CHECKING:  # type checkers know the attributes
@@ -198,7 +203,7 @@ class Runtime:
             raise no_attribute(self, name)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision context for calls of the networks."""
+        """The context for calls of the networks, which sets their precision."""
         return self.fabric.autocast()
 
     def map(
@@ -210,32 +215,45 @@ class Runtime:
         micro_batch: int | None = None,
         stop: Stop | None = None,
     ) -> Rows:
-        """Rows `fn([0, ..., n - 1])`, computed in chunks on whichever rank, in order, on every rank.
+        """Compute the rows `fn([0, ..., n - 1])` in chunks, which the ranks share. It is the only collective of a step.
 
-        The chunks depend on `n` and the micro-batch alone, so that any number of ranks has the same bits. Where one does not
-        fit a device's memory it is computed in halves, which changes nothing but rounding.
+        The chunks depend on `n` and the micro-batch alone, so any number of ranks makes the same bits. A chunk that does not
+        fit a device's memory is computed in halves, which changes only rounding.
 
         Args:
-            fn: takes window numbers; returns tensors of the canvas's dtype with a row for each of them. It may be called more
-                than once with the same numbers, must not call `map`, and must treat its rows one by one.
-            n: how many rows there are, 1 or more.
-            rows: the shape of a row of each tensor.
-            micro_batch: how many numbers at most `fn` takes at once; the runtime's unless given.
-            stop: the run's request to end, of which all ranks learn here.
+            fn: takes window numbers, and returns tensors of the canvas's dtype with a row for each number. It may be called
+                more than once with the same numbers. It must not call `map`, and must treat its rows independently.
+            n: number of rows, 1 or more.
+            rows: for each tensor, the shape of one row.
+            micro_batch: the most numbers that `fn` takes at once; None for the runtime's.
+            stop: the run's request to end. All ranks learn of it here.
+
+        Returns:
+            All rows in order, on every rank: one tensor for each shape in `rows`.
 
         Raises:
-            RankError: another rank ended or did not come in time.
-            PanokitError: what another rank raised.
-            OutOfMemoryError: a single window does not fit.
+            RankError: another rank ended, or did not come in time.
+            PanokitError: the error of another rank.
+            OutOfMemoryError: a single window does not fit the device's memory.
         """
         return self.ranks.map(fn, n, rows, micro_batch=micro_batch or self.micro_batch, stop=stop or Stop())
 
     def broadcast(self, work: Callable[[], Made]) -> Made:
-        """What `work` returns on rank 0, on every rank, or its error: for setting up and writing, not for steps."""
+        """Run `work` on rank 0, and return its result on every rank. Use it for files, not in steps: it is slow.
+
+        Args:
+            work: called on rank 0 alone. Its result must be picklable.
+
+        Raises:
+            PanokitError: the error that `work` raised, on all ranks.
+        """
         return self.ranks.broadcast(work)
 
     def barrier(self, work: Callable[[], Made]) -> Made:
-        """What `work` returns here, when every rank has done it.
+        """Run `work` on each rank, wait for all ranks, and return this rank's result.
+
+        Args:
+            work: called on every rank.
 
         Raises:
             PanokitError: the error of any rank, or one that a rank deferred, on all ranks.
@@ -243,34 +261,48 @@ class Runtime:
         return self.ranks.barrier(work)
 
     def defer(self, error: Exception) -> None:
-        """Raise an error that this rank alone may have: on all ranks when they next meet, or at once if there are none."""
+        """Raise an error that may be on this rank alone: on all ranks at their next exchange, or at once if there is one rank.
+
+        Args:
+            error: the error.
+        """
         self.ranks.defer(error)
 
     def require_same(self, recipe: Mapping[str, Any]) -> None:
-        """Raise a RankError on every rank unless all are about to make the same picture."""
+        """Check that all ranks are about to make the same picture.
+
+        Args:
+            recipe: the recipe of this rank.
+
+        Raises:
+            RankError: the recipe of another rank differs; raised on every rank.
+        """
         recipes = self.ranks.gather(lambda: dict(recipe))
         for rank, other in enumerate(recipes):
-            if apart := differences(recipes[0], other):
+            if differing := differences(recipes[0], other):
                 error = RankError(
-                    f"rank 0 and rank {rank} were not started alike: {'; '.join(apart[:6])}: start all with the same "
+                    f"rank 0 and rank {rank} were not started alike: {'; '.join(differing[:6])}: start all with the same "
                     "command in the same environment"
                 )
                 error.reported = True
                 raise error
 
     def replicas(self, work: Callable[[int], Made], n: int) -> list[Made]:
-        """`[work(0), ..., work(n - 1)]` on every rank: whole panoramas, say.
+        """Compute `[work(0), ..., work(n - 1)]`: whole panoramas, for instance.
 
-        With at least as many pieces of work as ranks, each is made by one rank alone, which needs no exchange. With fewer, all
-        ranks share each of them.
+        If `n` is at least the number of ranks, one rank alone makes each item, without exchanges. Otherwise all ranks make each
+        item together.
 
         Args:
-            work: makes number k.
-            n: how many there are.
+            work: makes item k.
+            n: number of items.
+
+        Returns:
+            All items in order, on every rank.
 
         Raises:
             RankError: another rank ended.
-            PanokitError: what another rank raised.
+            PanokitError: the error of another rank.
             KeyboardInterrupt: a rank was asked to stop.
         """
         shared = self.ranks
@@ -280,10 +312,10 @@ class Runtime:
         self.ranks = apart = ApartRanks(group, self._pieces)
         try:
             own += [work(k) for k in range(self.global_rank, n, self.world_size)]
-        except Exception as raised:  # the others must learn of it
+        except Exception as raised:  # the other ranks must learn of it
             error = raised
         except KeyboardInterrupt:
-            if apart.stopped:  # the others are asked to stop too, and finish their steps
+            if apart.stopped:  # the other ranks were asked too, and first finish their steps
                 group.meet()
                 group.gather(None, None)
             raise
@@ -296,7 +328,11 @@ class Runtime:
         return [made[k % self.world_size][k // self.world_size] for k in range(n)]
 
     def advise(self, n: int) -> None:
-        """Warn once about a canvas of n windows that gives some ranks nothing to do, or less than they could."""
+        """Warn if a canvas keeps some ranks waiting for others. It warns once for each number of windows.
+
+        Args:
+            n: number of windows.
+        """
         size, ranks = self.micro_batch, self.world_size
         if not isinstance(self.ranks, SharedRanks) or self.global_rank != 0 or n in self._advised:
             return
@@ -306,11 +342,11 @@ class Runtime:
         if useful < ranks:
             message = f"{n} windows in chunks of up to {size} are work for {useful} of {ranks} devices"
             if best:
-                message += f"; with micro_batch {best} for {min(len(chunks(n, best)), ranks)}"
+                message += f": set micro_batch to {best}, and {min(len(chunks(n, best)), ranks)} have work"
             warnings.warn(message, ShardingWarning, stacklevel=2)
         elif best and busiest(n, best, ranks) < 0.9 * busy:
             message = (
-                f"of {n} windows the busiest of {ranks} devices computes {busy} a step; with micro_batch {best} it is "
-                f"{busiest(n, best, ranks)}"
+                f"the busiest of {ranks} devices computes {busy} of {n} windows a step: set micro_batch to {best}, and it "
+                f"computes {busiest(n, best, ranks)}"
             )
             warnings.warn(message, ShardingWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Fabric's processes, in a group that panokit opens."""
+"""Fabric's strategy for processes, with a process group that panokit opens."""
 
 import os
 from datetime import timedelta
@@ -12,15 +12,15 @@ from torch.distributed.rendezvous import rendezvous
 from panokit.errors import RankError
 
 _START = timedelta(seconds=300)
-"""How long processes may take to start: they import much, and not all at once."""
+"""The longest time that processes may take to start: imports are slow, and not all processes start at once."""
 
 
 @final
 class WindowStrategy(DDPStrategy):
-    """As `ddp` starts processes; but those wait for each other no longer than `timeout`, and may be started again.
+    """Starts processes as `ddp` does. Ranks wait for each other for `timeout` at most, and a launcher may start them again.
 
-    A launcher that starts processes again keeps its key-value store, and what ranks of the last attempt wrote there leads those
-    of the next one astray: each attempt has a prefix of its own.
+    Such a launcher keeps its key-value store. Keys of the last attempt would mislead the ranks of the next one, so each attempt
+    has a prefix of its own.
 
     Args:
         timeout: how long a rank waits for another.
@@ -31,7 +31,7 @@ class WindowStrategy(DDPStrategy):
         self._patience = timeout
 
     def setup_environment(self) -> None:
-        """Open the group, so that Fabric finds one."""
+        """Open the process group before Fabric would open one of its own."""
         environment = self.cluster_environment
         if environment is not None and not dist.is_initialized():
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
@@ -40,8 +40,8 @@ class WindowStrategy(DDPStrategy):
             try:
                 store, rank, size = next(rendezvous("env://", rank, size, timeout=_START))
             except (RuntimeError, ValueError) as cause:
-                why = str(cause).partition("\n")[0][:200]
-                raise RankError(f"rank {rank} of {size} could not meet the others: {why}") from cause
+                reason = str(cause).partition("\n")[0][:200]
+                raise RankError(f"rank {rank} of {size} could not meet the others: {reason}") from cause
             store.set_timeout(max(self._patience, _START))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(

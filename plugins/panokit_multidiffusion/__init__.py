@@ -1,4 +1,4 @@
-"""MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113): windows fused by their weighted mean."""
+"""MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113): the fused canvas is the weighted mean of the windows."""
 
 from dataclasses import dataclass
 from typing import Literal, final
@@ -10,7 +10,7 @@ from torch import Tensor
 from panokit import Grid, SettingError, WeightedFuser
 
 FLOOR = 1e-12
-"""The least weight: where one window's corner is all that covers a cell, a narrow Gaussian would divide nothing by nothing."""
+"""The least weight. Without it, a narrow Gaussian would give 0 / 0 at a cell that only the corner of one window covers."""
 
 
 @final
@@ -18,16 +18,18 @@ FLOOR = 1e-12
 class MultiDiffusion(WeightedFuser):
     r"""The weighted mean of the windows over each cell, the closed form of the paper's eq. 5.
 
-    `uniform` weights are the paper's, $W = 1$. `gaussian` ones fade towards the border,
-    $$ W(u) = \prod_a \exp\left(-\tfrac{1}{2} \left(\frac{u_a - (w_a - 1) / 2}{\varsigma\, w_a}\right)^2\right), $$
-    with cells $u_a = 0, \dots, w_a - 1$, symmetric about the window's true centre, so that no window ends abruptly.
+    `uniform` weights are the paper's, $W = 1$. `gaussian` weights fade towards the border, so that no window ends abruptly:
+
+    $$ W(u) = \prod_a \exp\left(-\tfrac{1}{2} \left(\frac{u_a - (w_a - 1) / 2}{\varsigma\, w_a}\right)^2\right) $$
+
+    with cells $u_a = 0, \dots, w_a - 1$ along axis $a$. They are symmetric about the centre of the window.
 
     Attributes:
         weights: `gaussian` or `uniform`.
-        spread: $\varsigma$, the standard deviation in windows, > 0.
+        spread: $\varsigma$, the standard deviation of the Gaussian, in windows, above 0.
 
     Raises:
-        SettingError: other weights, or a spread that is not positive.
+        SettingError: `weights` is another text, or `spread` is not above 0.
     """
 
     weights: Literal["gaussian", "uniform"] = "gaussian"
@@ -40,7 +42,7 @@ class MultiDiffusion(WeightedFuser):
             raise SettingError(f"spread is {self.spread}: it must be positive, in windows; 0.2 is a good one")
 
     def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
-        """How much each cell of a window counts, in (0, 1]."""
+        """The weight of each cell of a window, in (0, 1]; see `WeightedFuser.weight`."""
         weight = torch.ones(grid.window)
         if self.weights == "uniform":
             return weight

@@ -1,4 +1,4 @@
-"""SyncDiffusion (Lee et al. 2023, arXiv:2306.05178): windows that look alike, by perceptual guidance."""
+"""SyncDiffusion (Lee et al. 2023, arXiv:2306.05178): perceptual guidance makes windows look alike."""
 
 from panokit_syncdiffusion.guidance import SyncDiffusion as SyncDiffusion
 from panokit_syncdiffusion.metric import LPIPS as LPIPS

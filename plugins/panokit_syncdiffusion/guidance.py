@@ -1,4 +1,4 @@
-"""The guidance: an energy that compares what a window becomes with what the anchor becomes."""
+"""The guidance: an energy that compares the estimate of each window with that of the anchor."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,37 +13,43 @@ from panokit_syncdiffusion.metric import Metric, Perceptual, check, named
 
 
 class Anchor(NamedTuple):
-    """What the windows of a step are compared with: made once, shared by all."""
+    """The anchor of a step, which all windows share.
+
+    Attributes:
+        window: the number of the anchor's window.
+        codec: decodes estimates.
+        distance: takes pictures, `n 3 H W`, and returns their distances from the anchor's picture, `n`.
+    """
 
     window: int
     codec: Codec
     distance: Callable[[Tensor], Tensor]
-    """Pictures (n 3 H W) to their distances from the anchor's, (n,)."""
 
 
 @final
 @dataclass(frozen=True)
 class SyncDiffusion(Guidance):
-    r"""Perceptual guidance: every window looks like one of them, the anchor (Lee et al. 2023, algorithm 1).
+    r"""Perceptual guidance: every window comes to look like one of them, the anchor (Lee et al. 2023, algorithm 1).
 
     $$ E_i = d(\mathrm{decode}(\hat x_0(x_i)),\, \mathrm{decode}(\hat x_0(x_a))), \qquad
-    x_i \leftarrow x_i - w\, \gamma^t\, \nabla_{x_i} E_i, $$
+    x_i \leftarrow x_i - w\, \gamma^t\, \nabla_{x_i} E_i $$
 
-    for every window but the anchor $a$, the middle one, through decoder, classifier-free guidance and denoiser; $t$ is the
-    number of steps done. The anchor is decoded and its features are made once a step. The defaults are the recipe of the
-    paper's authors: the first 10 of 50 steps.
+    for every window $i$ but the anchor $a$, the window in the middle of the grid's order; $t$ is the number of finished steps.
+    The gradient goes through the decoder, classifier-free guidance and the denoiser. The anchor is decoded once a step. The
+    defaults are those of the paper's authors: they guide the first 10 of 50 steps.
 
     Attributes:
-        weight: $w$, 0 or more; 0 is MultiDiffusion bit for bit.
+        weight: $w$, 0 or more; with 0 the picture is MultiDiffusion's, bit for bit.
         decay: $\gamma$, in (0, 1].
-        until: the share of the steps that is guided, in [0, 1].
-        metric: $d$: `efficientnet`, whose network comes in a package; `lpips-vgg` or `lpips-alex`, as in the paper, where their
-            weights are to be had; or any function of pictures (n 3 H W) in [0, 1] and one other (1 3 H W) to numbers (n,).
-        checkpointing: whether decoder and metric are computed again in the backward pass, to save their memory.
+        until: the share of the steps that are guided, from the first one, in [0, 1].
+        metric: $d$. `efficientnet` needs no download. `lpips-vgg` and `lpips-alex` are the paper's, and need weights of
+            torchvision. A function takes pictures, `n 3 H W` in [0, 1], and one other picture, `1 3 H W`, and returns `n`
+            numbers.
+        checkpointing: whether decoder and metric are computed again in the backward pass, to save memory.
 
     Raises:
-        SettingError: a setting out of its range, or a model without a codec.
-        ContractError: the metric returned something of another shape.
+        SettingError: a setting is out of its range, or the model has no codec.
+        ContractError: the metric returned another type or shape.
     """
 
     weight: float = 20.0
@@ -80,17 +86,17 @@ class SyncDiffusion(Guidance):
         return energy
 
     def _distances(self, x0: Tensor, anchor: Anchor) -> Tensor:
-        def look(x0: Tensor) -> Any:  # a metric of the user's returns what it wants
+        def measure(x0: Tensor) -> Any:  # a metric of the user may return anything
             return anchor.distance(_picture(anchor.codec, x0))
 
-        found = checkpoint(look, x0, use_reentrant=False) if self.checkpointing else look(x0)
-        if not isinstance(found, Tensor) or found.shape != (len(x0),):
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        distances = checkpoint(measure, x0, use_reentrant=False) if self.checkpointing else measure(x0)
+        if not isinstance(distances, Tensor) or distances.shape != (len(x0),):
+            returned = tuple(distances.shape) if isinstance(distances, Tensor) else type(distances).__name__
             raise ContractError(
-                f"the metric {getattr(self.metric, '__name__', self.metric)} returned {what} for {len(x0)} pictures: "
+                f"the metric {getattr(self.metric, '__name__', self.metric)} returned {returned} for {len(x0)} pictures: "
                 f"it must return one number a picture, ({len(x0)},)"
             )
-        return found.to(x0.dtype)
+        return distances.to(x0.dtype)
 
 
 def _picture(codec: Codec, x0: Tensor) -> Tensor:
@@ -98,7 +104,7 @@ def _picture(codec: Codec, x0: Tensor) -> Tensor:
 
 
 def _from(metric: Metric | Perceptual, image: Tensor) -> Callable[[Tensor], Tensor]:
-    """The distance from one picture, whose features are made once where the metric has any."""
+    """A function that measures distances from one picture. Its features are computed once, if the metric has features."""
     if isinstance(metric, Perceptual):
         features = metric.features(image)
         return lambda images: metric.distance(metric.features(images), features)

@@ -60,7 +60,7 @@ def test_xformers_is_used_where_it_is(tiny: Model, monkeypatch: pytest.MonkeyPat
 
 def test_a_model_without_a_choice_says_so() -> None:
     model = Model(ToyDenoiser(), None, "toy")
-    with pytest.warns(FallbackWarning, match="attention is 'sliced', and the model toy has no such choice: nothing changes"):
+    with pytest.warns(FallbackWarning, match="toy does not support attention, which is 'sliced': the setting has no effect"):
         Sampler(model, runtime=Runtime(accelerator="cpu", attention="sliced"))
 
 

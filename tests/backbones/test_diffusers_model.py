@@ -137,7 +137,7 @@ def configure(part: str, **settings: Any) -> Callable[[Path], None]:
     ("change", "message"),
     [
         (configure("scheduler", prediction_type="noise"), "it predicts 'noise'"),
-        (configure("unet", sample_size=None), "does not say the size"),
+        (configure("unet", sample_size=None), "configuration lacks the size"),
     ],
 )
 def test_a_kind_of_model_that_cannot_be_driven_is_refused(

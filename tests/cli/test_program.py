@@ -203,7 +203,10 @@ def test_what_is_wrong_with_a_configuration_is_told(
         (["generate", "x", "--preview", "a.webp", "--width", "20480"], "WEBP holds 16383 pixels a side"),
         (["plugins", "math:pi"], "math:pi is no subclass of panokit.Fuser"),
         (["rerun"], "image"),
-        (["generate", "x", "--seed", "1..3", "--out", "a.png"], "3 pictures do not go into one file a.png: name a folder"),
+        (
+            ["generate", "x", "--seed", "1..3", "--out", "a.png"],
+            "3 pictures cannot be written to one file a.png: name a folder",
+        ),
         (["generate", "x", "--guidances.weight=3"], "add one before it, --guidances+=NAME"),
         (["generate", "x", "--guidances+=msd", "--guidances.norm=sum"], "msd has no setting 'norm' any more: "),
         (["generate", "x", "--guidances+=panokit_msd:MSDGuidance.paper"], "write MSDPaper, or msd_paper as a plugin's name"),

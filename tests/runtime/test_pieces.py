@@ -34,8 +34,8 @@ def test_a_chunk_that_does_not_fit_is_halved_and_so_are_the_next(error: type[Run
     assert rows.tolist() == list(range(8))
     assert memory.sizes == [8, 4, 2, 2, 2, 2]
     assert [str(each.message).partition(":")[2] for each in told] == [
-        " micro_batch=4 would avoid the attempt, guided_micro_batch that of guided steps",
-        " micro_batch=2 would avoid the attempt, guided_micro_batch that of guided steps",
+        " set micro_batch=4, or guided_micro_batch if the step is guided, to avoid the failed attempt",
+        " set micro_batch=2, or guided_micro_batch if the step is guided, to avoid the failed attempt",
     ]
     memory.sizes.clear()
     assert pieces.rows(memory, [3, 4, 5], 8)[0].tolist() == [3, 4, 5]

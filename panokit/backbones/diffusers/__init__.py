@@ -1,1 +1,1 @@
-"""Models and schedulers of diffusers: the only part of the core that imports it."""
+"""Models and schedulers of diffusers. No other part of the core imports diffusers."""

@@ -1,4 +1,4 @@
-"""How a network of diffusers computes: its attention, what it keeps for gradients, and whether torch compiles it."""
+"""Execution of diffusers' networks: attention, gradient checkpointing and compilation."""
 
 import importlib
 import warnings
@@ -15,10 +15,14 @@ _PROCESSORS: dict[str, type] = {"sdpa": AttnProcessor2_0, "sliced": SlicedAttnPr
 
 
 def set_attention(unet: Any, attention: Attention) -> None:
-    """Have a UNet compute attention that way; `auto` leaves it as it is, SDPA unless changed.
+    """Set how a UNet computes attention.
 
-    Its processors are set one by one: diffusers' `set_attention_backend` does nothing on a UNet, silently. Where xformers
-    has no kernels, SDPA takes its place, with a `FallbackWarning`.
+    Its processors are set one by one, because diffusers' `set_attention_backend` silently does nothing on a UNet. If xformers
+    cannot be used, SDPA takes its place, with a `FallbackWarning`.
+
+    Args:
+        unet: the UNet.
+        attention: the kind of attention. `auto` changes nothing; diffusers' default is SDPA.
     """
     if attention == "auto":
         return
@@ -33,10 +37,14 @@ def set_attention(unet: Any, attention: Attention) -> None:
 
 
 def set_checkpointing(network: Any, on: bool) -> None:
-    """Have a network compute activations again where that frees much for little: at a UNet's finer levels.
+    """Set whether a network computes activations again in the backward pass. A UNet does so only at its finer levels.
 
-    A level of C channels keeps some C numbers a cell and spends some C^2 multiplications on them, so the coarse half of the
-    levels costs half of the time to compute again and holds a sixth of the memory.
+    A level of C channels keeps about C numbers a cell, and needs about C^2 multiplications for them. So the coarse half of the
+    levels would take half of the time to compute again, and free a sixth of the memory.
+
+    Args:
+        network: a network of diffusers.
+        on: whether to compute again.
     """
     network.disable_gradient_checkpointing()
     if on:
@@ -52,7 +60,12 @@ def set_checkpointing(network: Any, on: bool) -> None:
 
 
 def set_compiled(network: Any, on: bool) -> None:
-    """Have torch compile the blocks that the network says are many of a kind, so that one compilation serves them all."""
+    """Set whether torch compiles the repeated blocks of a network, which diffusers lists. Equal blocks share a compilation.
+
+    Args:
+        network: a network of diffusers.
+        on: whether to compile.
+    """
     kinds = getattr(network, "_repeated_blocks", None) or ()
     for block in network.modules():
         if type(block).__name__ in kinds:
@@ -63,7 +76,7 @@ def set_compiled(network: Any, on: bool) -> None:
 
 
 def _available(attention: Attention) -> Attention:
-    """The same, or `sdpa` for `xformers` that cannot be used here."""
+    """The same kind of attention; `sdpa` if it is `xformers` and that cannot be used here."""
     if attention != "xformers":
         return attention
     reason = "" if torch.cuda.is_available() else "there is no CUDA device"

@@ -1,4 +1,4 @@
-"""Stable Diffusion and its kin through diffusers and transformers: the denoiser, the codec, and how they are loaded."""
+"""Stable Diffusion through diffusers and transformers: the denoiser, the codec, and how they are loaded."""
 
 import json
 import re
@@ -26,7 +26,14 @@ from panokit.settings import Execution
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The texts of a run: one row a text, and one of the negative prompt unless there is no classifier-free guidance."""
+    """The embedded texts of a run.
+
+    Attributes:
+        texts: one row for each text of the prompt.
+        negative: the negative prompt; None without classifier-free guidance.
+        prompt: the prompt itself, which decides the text of each window.
+        scale: strength of classifier-free guidance.
+    """
 
     texts: Float[Tensor, "k length width"]
     negative: Float[Tensor, "1 length width"] | None
@@ -36,7 +43,13 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Condition:
-    """What some windows are conditioned on."""
+    """The conditioning of some windows.
+
+    Attributes:
+        text: the embedded text of each window.
+        negative: the negative prompt, once for each window; None without classifier-free guidance.
+        scale: strength of classifier-free guidance.
+    """
 
     text: Float[Tensor, "n length width"]
     negative: Float[Tensor, "n length width"] | None
@@ -45,10 +58,20 @@ class Condition:
 
 @final
 class UNetDenoiser(Denoiser):
-    r"""A text-conditioned UNet with classifier-free guidance, $\epsilon = \epsilon_- + g (\epsilon_+ - \epsilon_-)$.
+    r"""A text-conditioned UNet with classifier-free guidance.
 
-    Both halves go through the network in one batch; they are combined in the precision of the canvas (Ho & Salimans 2022,
-    eq. 6, in the parametrisation of Stable Diffusion: g = 1 is no guidance).
+    $$ \epsilon = \epsilon_- + g (\epsilon_+ - \epsilon_-) $$
+
+    $\epsilon_+$ is the prediction for the prompt, $\epsilon_-$ the one for the negative prompt, and $g$ the guidance scale (Ho
+    & Salimans 2022, eq. 6, in the parametrisation of Stable Diffusion: $g = 1$ is no guidance). Both go through the network in
+    one batch. They are combined in the precision of the canvas.
+
+    Args:
+        unet: predicts from latents, a timestep and embedded texts.
+        text_encoder: embeds texts.
+        tokenizer: cuts texts into tokens.
+        training: the noise that the UNet was trained with.
+        known_words: all words that the model was trained on, for a warning about prompts without any; empty if unknown.
     """
 
     choices = frozenset({"attention", "checkpointing", "compile"})
@@ -122,13 +145,17 @@ class UNetDenoiser(Denoiser):
 
     def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
         t = torch.full((len(x),), level.t, device=x.device)
-        dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` walks through all modules, every time
+        dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` goes through all modules each time
         return self.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0].to(x.dtype)
 
 
 @final
 class VAECodec(Codec):
-    """diffusers' `AutoencoderKL`."""
+    """The codec of Stable Diffusion, diffusers' `AutoencoderKL`.
+
+    Args:
+        vae: the autoencoder; its configuration gives the factor and the scale of the latents.
+    """
 
     choices = frozenset({"checkpointing"})
 
@@ -152,14 +179,21 @@ class VAECodec(Codec):
 
 
 def load_model(name: str) -> Model:
-    """A model by its name: an installed plugin's, a folder in diffusers' format, or a hub id such as `owner/model`.
+    """Load Stable Diffusion 1.x or 2.x, or a model that is built like it.
 
-    Stable Diffusion 1.x and 2.x and whatever is built like them: `unet`, `vae`, `text_encoder`, `tokenizer`, `scheduler`.
-    Weights are read as float32 from safetensors, never from pickles.
+    The model has the parts `unet`, `vae`, `text_encoder`, `tokenizer` and `scheduler`. Weights are read as float32 from
+    safetensors, never from pickles.
+
+    Args:
+        name: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`.
+
+    Returns:
+        The model, on the CPU.
 
     Raises:
-        PluginNotFoundError: it is neither an installed name, nor a folder, nor of the form of a hub id.
-        ModelError: files are missing or pickled, or the hub does not give it.
+        PluginNotFoundError: the name is not installed, no folder, and not of the form of a hub id.
+        PluginLoadError: the installed model cannot be imported.
+        ModelError: files are missing, pickled or of another kind of model, or the hub cannot be reached.
     """
     if any(plugin.name == name for plugin in registry.plugins("models")):
         return from_folder(Path(registry.load("models", name)), name)
@@ -172,19 +206,23 @@ def load_model(name: str) -> Model:
 
 
 def from_folder(folder: Path, name: str) -> Model:
-    """A model from a folder in diffusers' format.
+    """Load a model from a folder in diffusers' format.
+
+    Args:
+        folder: the folder.
+        name: the name of the model, which recipes keep.
 
     Raises:
-        ModelError: a part is missing, or its weights are pickled.
+        ModelError: a part is missing or broken, its weights are pickled, or the model is of another kind.
     """
     for part in ("unet", "vae", "text_encoder"):
         if not (folder / part / "config.json").is_file():
             raise ModelError(f"the model folder {folder} has no {part}/config.json: it must be in diffusers' format")
         if not any((folder / part).glob("*.safetensors")):
             pickled = [path.name for end in ("bin", "pt", "ckpt") for path in (folder / part).glob(f"*.{end}")]
-            found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
+            weights = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
             raise ModelError(
-                f"the model folder {folder} has {found} in {part}/: panokit reads safetensors; "
+                f"the model folder {folder} has {weights} in {part}/: panokit reads safetensors; "
                 "save the model again with save_pretrained(..., safe_serialization=True)"
             )
     for needed in ("scheduler/scheduler_config.json", "tokenizer"):
@@ -203,7 +241,7 @@ def _from_pretrained(source: str, name: str) -> Model:
                 f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the connection"
             ) from cause
 
-    # diffusers' way to save memory wants accelerate, and says so at length where that is missing
+    # low_cpu_mem_usage needs the package accelerate, and diffusers warns at length if it is missing
     weights = {"torch_dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
     unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
     vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
@@ -222,19 +260,19 @@ def _from_pretrained(source: str, name: str) -> Model:
 
 
 def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) -> str | None:
-    """What of a model's configuration is not Stable Diffusion 1.x's or 2.x's, if anything."""
+    """The reason why a model's configuration is not that of Stable Diffusion 1.x or 2.x; None if it is."""
     channels = (unet.in_channels, unet.out_channels, vae.latent_channels)
     prediction = scheduler.get("prediction_type", "epsilon")
     if len(set(channels)) > 1:
         return f"its UNet takes {channels[0]} channels and returns {channels[1]}, and its latents have {channels[2]}"
     if unet.addition_embed_type is not None or unet.class_embed_type is not None:
-        return "its UNet wants more than a text to go by"
+        return "its UNet needs more than a text"
     if unet.cross_attention_dim != text_encoder.hidden_size:
         return (
             f"its UNet reads texts of width {unet.cross_attention_dim}, and its text encoder writes {text_encoder.hidden_size}"
         )
     if unet.sample_size is None:
-        return "its UNet does not say the size that it was trained at (sample_size)"
+        return "its UNet's configuration lacks the size that it was trained at (sample_size)"
     if prediction not in get_args(Prediction):
         return f"it predicts {prediction!r}"
     return None
@@ -242,7 +280,7 @@ def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) ->
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """No bar, which transformers shows for weights that are read in an instant."""
+    """Inside, transformers shows no progress bar. It would show one even for weights that load in an instant."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -253,7 +291,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def _training(config: dict[str, Any]) -> Training:
-    """What a diffusers scheduler configuration says about the model."""
+    """The training noise of a model, from the configuration of its diffusers scheduler."""
     return Training(
         prediction=config.get("prediction_type", "epsilon"),
         timesteps=config.get("num_train_timesteps", 1000),

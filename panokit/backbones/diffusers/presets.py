@@ -1,4 +1,4 @@
-"""diffusers' schedulers by their short names, as entry points lead to them."""
+"""diffusers' schedulers under their short names, for the entry points of the group `panokit.schedulers`."""
 
 from functools import partial
 

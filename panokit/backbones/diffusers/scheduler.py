@@ -1,8 +1,8 @@
-r"""diffusers' schedulers behind one adapter.
+r"""An adapter for diffusers' schedulers.
 
 A canvas is always in the model's own coordinates. Some of diffusers' schedulers compute on $\tilde x = x / \alpha = x_0 +
-\tilde\sigma \epsilon$ instead, with $\alpha = 1 / \sqrt{1 + \tilde\sigma^2}$ (variance exploding, Karras et al. 2022). Those
-are rescaled in `start` and `step`, so nobody needs `scale_model_input`.
+\tilde\sigma \epsilon$ instead, with $\alpha = 1 / \sqrt{1 + \tilde\sigma^2}$ (variance exploding, Karras et al. 2022). For
+these, `start` and `step` rescale the canvas, so diffusers' `scale_model_input` is not needed.
 """
 
 import inspect
@@ -31,33 +31,33 @@ _FLOW: _Predictions = ("flow_prediction",)
 
 
 class _Kind(NamedTuple):
-    """What tells one of diffusers' schedulers from the others."""
+    """The differences between diffusers' schedulers."""
 
     cls: str
-    """The class in diffusers."""
+    """The name of the class in diffusers."""
     options: dict[str, Any]
-    """Where Stable Diffusion's own configurations differ from the class's defaults."""
+    """The arguments in which Stable Diffusion's own configurations differ from the defaults of the class."""
     predictions: _Predictions = _DIFFUSION
-    """What the class understands."""
+    """The kinds of prediction that the class takes."""
     exploding: bool = False
-    """Whether it computes on x / alpha."""
+    """Whether the class computes on x / alpha."""
     between: int = 0
-    """Of those that evaluate between two noise levels: where in `sigmas_interpol` the first of them lies."""
+    """For a class that also evaluates between noise levels: the position in `sigmas_interpol` of the first such level."""
     end: Literal["stride", "clean", "first"] = "stride"
-    """Of those without sigmas, where the last step lands: a stride below its timestep, on x0, or at timestep 0."""
+    """For a class without sigmas, where the last step ends: one stride below its timestep, at x0, or at timestep 0."""
 
     def load(self) -> Any:
-        """The class itself."""
-        import diffusers  # each of its classes is imported when it is first asked for
+        """Import the class."""
+        import diffusers  # it imports each of its classes on first use
 
         return getattr(diffusers, self.cls)
 
     def native(self, prediction: Prediction) -> Prediction:
-        """The prediction to give to the class: one that knows no x0 is given the epsilon that it means."""
+        """The kind of prediction to pass to the class: epsilon in the place of x0, if the class does not take x0."""
         return "epsilon" if prediction == "sample" and prediction not in self.predictions else prediction
 
     def drives(self, prediction: Prediction) -> bool:
-        """Whether it can be used with models that predict that."""
+        """Whether the class works with models of that kind of prediction."""
         return self.native(prediction) in self.predictions
 
 
@@ -89,7 +89,7 @@ _KARRAS = ("euler", "heun", "lms", "kdpm2", "kdpm2_a", "dpm++_2m", "dpm++_2m_sde
 
 
 def _karras(kind: _Kind) -> _Kind:
-    """The same with the sigmas of Karras et al. 2022, eq. 5, which are not those of a flow."""
+    """The same class with the sigmas of Karras et al. 2022, eq. 5. They do not suit flows."""
     known = tuple(prediction for prediction in kind.predictions if prediction in _DIFFUSION)
     return kind._replace(options={**kind.options, "use_karras_sigmas": True}, predictions=known)
 
@@ -111,9 +111,9 @@ _WITHHELD = {
     "solver_p": _NOT_PLAIN,
     "tau_func": _NOT_PLAIN,
 }
-"""Arguments of diffusers' constructors that are no options here, and why."""
+"""The arguments of diffusers' constructors that are no options here, with the reason."""
 _PER_STEP = {"model_output", "timestep", "sample", "generator", "variance_noise", "per_token_timesteps", "return_dict"}
-"""Arguments of diffusers' steps that are no options: they are another at every step."""
+"""The arguments of diffusers' steps that are no options, because they change at each step."""
 
 
 @final
@@ -121,16 +121,16 @@ _PER_STEP = {"model_output", "timestep", "sample", "generator", "variance_noise"
 class DiffusersScheduler(Scheduler):
     """A scheduler of diffusers, by a short name.
 
-    The defaults are those of Stable Diffusion's own configurations: nothing is clipped; the timesteps of DDIM, DDPM, PNDM
-    and the k-diffusion family are `leading` with an offset of 1; DDIM and PNDM end at the first training timestep.
+    The defaults are those of Stable Diffusion's own configurations. Nothing is clipped. The timesteps of DDIM, DDPM, PNDM and
+    the k-diffusion family are `leading` with an offset of 1. DDIM and PNDM end at the first training timestep.
 
     Attributes:
         name: one of `names()`.
-        options: what to pass on: arguments of the class's constructor, such as `timestep_spacing` or `use_karras_sigmas`,
-            and of its step, such as DDIM's `eta`, from 0 to 1. Kept as a copy, sorted by name.
+        options: arguments to pass to diffusers: those of the class, such as `timestep_spacing` or `use_karras_sigmas`, and
+            those of its step, such as DDIM's `eta`, from 0 to 1. They are copied, and sorted by name.
 
     Raises:
-        PluginNotFoundError: nothing is called `name`.
+        PluginNotFoundError: there is no scheduler of that name.
         SettingError: the scheduler has no such option, or does not take such a value.
     """
 
@@ -142,7 +142,7 @@ class DiffusersScheduler(Scheduler):
             raise PluginNotFoundError(registry.unknown_among("schedulers", self.name, _KINDS))
         options = {key: _frozen(self.options[key]) for key in sorted(self.options)}
         object.__setattr__(self, "options", options)
-        if options:  # diffusers is not imported for nothing
+        if options:  # without options, diffusers need not be imported
             arguments = {**_constructor(self._kind), **_step(self._kind)}
             for option, value in options.items():
                 _check(self.name, option, value, arguments)
@@ -152,7 +152,7 @@ class DiffusersScheduler(Scheduler):
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """All the short names."""
+        """The short names of all schedulers."""
         return tuple(sorted(_KINDS))
 
     @property
@@ -160,9 +160,9 @@ class DiffusersScheduler(Scheduler):
         return _KINDS[self.name]
 
     def begin(self, steps: int, device: torch.device, training: Training) -> "DiffusersSolver":
-        """A fresh solver for one run; see `Scheduler.begin`.
+        """Make a solver for one run; see `Scheduler.begin`.
 
-        The schedule stays on the host, whose numbers multiply a canvas on any device without a synchronisation.
+        The schedule stays on the CPU. Its numbers can multiply a canvas on any device, without waiting for the device.
         """
         if not 1 <= steps <= training.timesteps:
             raise SettingError(
@@ -184,13 +184,13 @@ class DiffusersScheduler(Scheduler):
             solver = DiffusersSolver(self._kind, self._build(steps, training), self.options, device, training.prediction)
             if self.options:
                 _rehearse(solver)
-        except Exception as cause:  # diffusers objects to a value in whatever way it stumbles over it
+        except Exception as cause:  # diffusers has no check for values: any error can come out of a wrong one
             reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
             raise SettingError(f"{self} cannot begin with steps={steps}: {reason}; try other steps or options") from cause
         return solver
 
     def _build(self, steps: int, training: Training) -> Any:
-        """An object of diffusers, its timesteps set."""
+        """Make diffusers' object, with its timesteps set."""
         model = {
             "num_train_timesteps": training.timesteps,
             "beta_start": training.beta_start,
@@ -207,18 +207,18 @@ class DiffusersScheduler(Scheduler):
             scheduler = self._kind.load()(**{key: value for key, value in settings.items() if key in known})
             scheduler.set_timesteps(steps, device="cpu")
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # or it looks the first timestep up, and takes the second of two equal ones
+            scheduler.set_begin_index(0)  # otherwise it searches for the first timestep, and takes the second of two equal ones
         if hasattr(scheduler, "is_scale_input_called"):
-            scheduler.is_scale_input_called = True  # or it warns: the adapter scales
+            scheduler.is_scale_input_called = True  # otherwise it warns; this adapter scales instead
         return scheduler
 
 
 @final
 class DiffusersSolver(Solver):
-    """The memory of one run: an object of diffusers, stepped once a level.
+    """The solver of one run. It calls the step of an object of diffusers once for each level.
 
-    Precision is what diffusers makes of it. Euler, Euler ancestral, the multistep DPM solvers and the flow solvers compute in
-    float32 and cast back; all others compute in the canvas's own type, with coefficients that are rounded to float32.
+    diffusers decides the precision. Euler, Euler ancestral, the multistep DPM solvers and the flow solvers compute in float32
+    and cast back. All others compute in the type of the canvas, with coefficients rounded to float32.
     """
 
     def __init__(
@@ -226,29 +226,29 @@ class DiffusersSolver(Solver):
     ) -> None:
         self.levels = _levels(kind, scheduler, flow=prediction == "flow_prediction")
         if prediction == "epsilon" and self.levels[0].alpha == 0:
-            raise SettingError("the model predicts epsilon, which says nothing of x0 where no signal is left")
+            raise SettingError("the model predicts epsilon, which cannot give x0 at a first level without signal")
         self._kind, self._scheduler, self._device, self._prediction = kind, scheduler, device, prediction
         self._options = {key: value for key, value in options.items() if key in _step(kind)}
         self._draws = "generator" in inspect.signature(scheduler.step).parameters
         self._begun = dict(vars(scheduler))
 
     def start(self, noise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The canvas at the first level: noise times diffusers' own scale, which is 1 or hardly less."""
+        """The canvas at the first level: the noise times diffusers' own scale, which is 1 or slightly less."""
         scale = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
         return noise * (scale * self.levels[0].alpha if self._kind.exploding else scale)
 
     def x0(self, pred: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
-        """The clean estimate that a prediction means: `panokit.scheduler.x0_from`."""
+        """Turn a prediction into a clean estimate, by `panokit.scheduler.x0_from`."""
         return x0_from(self._prediction, pred, x, level)
 
     def pred(self, x0: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
-        """The prediction that means `x0`: `panokit.scheduler.pred_from`."""
+        """Turn a clean estimate into a prediction, by `panokit.scheduler.pred_from`."""
         return pred_from(self._prediction, x0, x, level)
 
     def step(
         self, pred: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], level: Level, generator: torch.Generator
     ) -> Float[Tensor, "*shape"]:
-        """The canvas at `levels[level.index + 1]`; see `Solver.step`."""
+        """Take the canvas one level down; see `Solver.step`."""
         native = self._kind.native(self._prediction)
         if native != self._prediction:
             pred = pred_from(native, self.x0(pred, x, level), x, level)
@@ -256,12 +256,12 @@ class DiffusersSolver(Solver):
             x = x / level.alpha
         t = self._scheduler.timesteps[level.index]
         options = {**self._options, "generator": generator} if self._draws else self._options
-        with _quiet():  # the batch axis is for UniPC and for thresholding, which count on one
+        with _quiet():  # UniPC and thresholding need a batch axis
             x = self._scheduler.step(pred[None], t, x[None], **options, return_dict=False)[0][0]
         return x * self.levels[level.index + 1].alpha if self._kind.exploding else x
 
     def state(self) -> dict[str, Any]:
-        """The attributes of diffusers' object that are not what they were at first, and its lists, which change in place."""
+        """The attributes of diffusers' object that have changed since its start, and its lists, which change in place."""
         return {
             key: _copied(value)
             for key, value in vars(self._scheduler).items()
@@ -269,17 +269,17 @@ class DiffusersSolver(Solver):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on as the solver went on whose `state` this was."""
+        """Continue from a state; see `Solver.restore`."""
         attributes = vars(self._scheduler)
         attributes.clear()
         attributes.update(self._begun, **{key: _copied(value, self._device) for key, value in state.items()})
 
 
 def _levels(kind: _Kind, scheduler: Any, flow: bool) -> tuple[Level, ...]:
-    """A level for every model call, then the terminal one.
+    """A level for each model call, then the terminal one.
 
-    A call is an inner stage if it is the second of two in a second-order method, or if it is repeated at its own noise level:
-    PNDM's first step calls the model again where it landed, and starts over with the mean.
+    A call is an inner stage if it is the second of two in a second-order method, or if the next call is at the same noise
+    level. PNDM's first step calls the model again at the level that it reached, and then repeats the step with the mean.
     """
     times = scheduler.timesteps.tolist()
     alphas, sigmas = _coordinates(kind, scheduler, flow)
@@ -296,13 +296,13 @@ def _levels(kind: _Kind, scheduler: Any, flow: bool) -> tuple[Level, ...]:
     ):
         raise SettingError("its noise levels do not go down from step to step")
     if alphas[0] > sigmas[0]:
-        raise SettingError(f"its first timestep is {times[0]}, where a picture is all but clean and the canvas is noise")
+        raise SettingError(f"its first timestep is {times[0]}, which is for a nearly clean picture, and the canvas is noise")
     levels = [Level(i, times[i], alphas[i], sigmas[i], number[i] - 1, steps, main[i]) for i in range(calls)]
     return (*levels, Level(calls, 0, alphas[-1], sigmas[-1], steps, steps))
 
 
 def _coordinates(kind: _Kind, scheduler: Any, flow: bool) -> tuple[list[float], list[float]]:
-    """Alpha and sigma at every model call, and where the last step lands."""
+    """Alpha and sigma at each model call, and after the last step."""
     times = scheduler.timesteps
     if hasattr(scheduler, "sigmas"):
         noise = scheduler.sigmas[: len(times) + 1].tolist()
@@ -322,12 +322,12 @@ def _coordinates(kind: _Kind, scheduler: Any, flow: bool) -> tuple[list[float], 
         case "first":
             end = cumprod[0]
     squares = torch.cat([cumprod[times], end[None]])
-    # In float32, as in diffusers' own steps: then x0 here is x0 there, to the last bit of a float64 canvas.
+    # In float32, as in diffusers' own steps: so both compute the same x0, to the last bit of a float64 canvas.
     return squares.sqrt().tolist(), (1 - squares).sqrt().tolist()
 
 
 def _rehearse(solver: DiffusersSolver) -> None:
-    """Run on a canvas of four cells, and forget it: what options lead to is known before the model is called."""
+    """Try the options on a canvas of four cells, so that a wrong one is an error before the model is called."""
     begun, random, zeros = solver.state(), torch.Generator(), torch.zeros(4, 1, 1)
     x = zeros
     for level in solver.levels[:-1]:
@@ -338,12 +338,12 @@ def _rehearse(solver: DiffusersSolver) -> None:
 
 
 def _constructor(kind: _Kind) -> Mapping[str, inspect.Parameter]:
-    """The arguments of the class."""
+    """The arguments of the constructor."""
     return inspect.signature(kind.load()).parameters
 
 
 def _step(kind: _Kind) -> Mapping[str, inspect.Parameter]:
-    """The arguments of its step that are the same at every step."""
+    """The arguments of the step that stay the same at each step."""
     arguments = inspect.signature(kind.load().step).parameters
     return {key: argument for key, argument in arguments.items() if key not in _PER_STEP | {"self"}}
 
@@ -375,7 +375,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _copied(value: Any, device: torch.device | None = None) -> Any:
-    """A copy that later steps do not change; canvases go to the device, numbers of the schedule stay on the host."""
+    """A copy that later steps do not change. Canvases move to the device; numbers of the schedule stay on the CPU."""
 
     def copied(leaf: Any) -> Any:
         return leaf.detach().to(device if leaf.ndim else None, copy=True) if isinstance(leaf, Tensor) else leaf
@@ -385,7 +385,7 @@ def _copied(value: Any, device: torch.device | None = None) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without numpy's warning that torch's tensors speak its old protocol to it, which diffusers makes them do."""
+    """Inside, numpy does not warn that diffusers passes it tensors, which use an old protocol of numpy."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array", DeprecationWarning)
         yield
