@@ -175,8 +175,8 @@ class Guidance(ABC):
         """The clean canvas, if the guidance knows it without the model.
 
         Called before each pass over the run's own canvas, without gradients. The first guidance that returns a canvas wins;
-        the run then calls neither the model nor a guidance. Start at the first level, where the run adds the canvas to its noise.
-        Return the same canvas at each step: any change would be treated as noise.
+        the run then calls neither the model nor a guidance. Start at the first level, where the run adds the canvas to its
+        noise. Return the same canvas at each step: any change would be treated as noise.
 
         Args:
             step: the noisy canvas at its level.
