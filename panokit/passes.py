@@ -92,11 +92,10 @@ class Pass:
         runtime, stop = self.parts.runtime, self.parts.stop
         shape = (*canvas.shape[: -len(grid.size)], *grid.window)
         if not prepared:
-
-            def plain(index: list[int]) -> tuple[Tensor]:
-                return (self.predict(grid.crop(canvas, index), grid, index, level),)
-
-            (pred,) = runtime.map(plain, len(grid), [shape], stop=stop)
+            # A lambda, because a function defined here would be made anew, with its annotations, at every step.
+            (pred,) = runtime.map(
+                lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid), [shape], stop=stop
+            )
             return Passed(canvas, self._fuse(pred, grid), None)
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
         *windows, stats = runtime.map(
