@@ -122,16 +122,24 @@ def test_overhead_is_a_fraction_of_diffusers(
     benchmark: BenchmarkFixture, null: Model, pipeline: StableDiffusionPanoramaPipeline, batch: int, bar: float, scale: float
 ) -> None:
     pairs, steps = (27, 5) if benchmark.disabled else (15, 21)  # many: a busy machine disturbs a median of few
+    timed: list[tuple[float, float]] = []
+
+    def ratio() -> float:
+        return median(own / other for own, other in timed)
+
+    def clear() -> bool:
+        """Whether a test needs no more of them."""
+        return benchmark.disabled and len(timed) >= 5 and ratio() <= 0.9 * bar
 
     gc.collect()
     gc.disable()  # as timeit does: a collection looks at whatever the tests before have left, in whosever time it falls
     try:
-        timed = [(ours(null, batch, scale, steps), theirs(pipeline, batch, scale, steps)) for _ in range(pairs)]
+        while len(timed) < pairs and not clear():
+            timed.append((ours(null, batch, scale, steps), theirs(pipeline, batch, scale, steps)))
     finally:
         gc.enable()
-    ratio = median(own / other for own, other in timed)
     own, other = (1e6 * median(side) for side in zip(*timed, strict=True))
-    benchmark.extra_info |= {"panokit us": own, "diffusers us": other, "ratio": ratio}
-    print(f"\nbatch {batch}, scale {scale}: panokit {own:.0f} us, diffusers {other:.0f} us, ratio {ratio:.2f}, bar {bar:.2f}")
+    benchmark.extra_info |= {"panokit us": own, "diffusers us": other, "ratio": ratio()}
+    print(f"\nbatch {batch}, scale {scale}: panokit {own:.0f} us, diffusers {other:.0f} us, ratio {ratio():.2f}, bar {bar:.2f}")
     benchmark.pedantic(ours, (null, batch, scale, steps))
-    assert ratio <= bar
+    assert ratio() <= bar

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from panokit.guidance import Estimate as Estimate
     from panokit.guidance import Guidance as Guidance
     from panokit.guidance import Step as Step
+    from panokit.moved import former_settings as former_settings
     from panokit.panorama import Panorama as Panorama
     from panokit.run import Run as Run
     from panokit.runtime import Runtime as Runtime
@@ -46,6 +47,7 @@ _HOME = {
     "fuser": ("Fuser", "WeightedFuser"),
     "grid": ("Grid",),
     "guidance": ("Estimate", "Guidance", "Step"),
+    "moved": ("former_settings",),
     "panorama": ("Panorama",),
     "run": ("Run",),
     "runtime": ("Runtime",),

@@ -1,7 +1,7 @@
 """Plugins from plain data and back, for configurations and recipes.
 
 A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, weight: 5}`. A name is that of an entry point, or
-`module:Class`. A setting may hold guidances as parts again.
+`module:Class`. Settings may hold parts again: a guidance may have guidances of its own.
 """
 
 import inspect
@@ -20,6 +20,7 @@ from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import fit, hints_of
+from panokit.moved import no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
@@ -96,17 +97,18 @@ def prompt_from(data: object) -> Prompt:
     """
     if isinstance(data, str):
         return data
-    entries: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    entries: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "elsewhere"} else {}
     elsewhere = entries.get("elsewhere", "")
     pairs: Any = entries.get("boxes")
     try:
         boxes = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in pairs)
-        valid = all(isinstance(text, str) and all(isinstance(n, int | float) for n in box) for box, text in boxes)
+        valid = all(isinstance(text, str) and all(type(n) in (int, float) for n in box) for box, text in boxes)
     except (TypeError, ValueError):
         valid = False
     if not valid or not isinstance(elsewhere, str):
         raise SettingError(
-            f"a prompt came as {data!r}: give a text, or {{boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}}"
+            f"a prompt came as {data!r:.200}: "
+            "give a text, or {boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}"
         )
     return Regions(boxes, elsewhere)
 
@@ -181,6 +183,8 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
     hints, fitted = hints_of(cls), {}
     for key, value in settings.items():
         if key not in known:
+            if advice := no_setting(cls, name, key):
+                raise SettingError(advice)
             close = get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise SettingError(f"{name} has no setting {key!r}: {hint}it has {', '.join(sorted(known)) or 'none'}")

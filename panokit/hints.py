@@ -3,17 +3,22 @@
 Nothing is ever imported for a value: a text stays a text, whatever it looks like.
 """
 
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from panokit.errors import SettingError
 
 Made = TypeVar("Made")
 
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
+"""A number that YAML takes for text: 1e-3."""
+
 
 def fit(value: Any, hint: Any) -> Any:
-    """The value as that type: a whole number may stand for a float, and a list for a tuple.
+    """The value as that type. A whole number may stand for a float, the text 1e-3 too, and a list for a tuple.
 
     Raises:
         TypeError: it is something else.
@@ -35,8 +40,11 @@ def fit(value: Any, hint: Any) -> Any:
         if type(value) is hint:
             return value
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, str) and _EXPONENT.fullmatch(value):
             return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                return float(value)
     elif (origin or hint) in (list, tuple, Sequence):
         if isinstance(value, list | tuple):
             return _fit_items(value, origin or hint, args)
@@ -84,14 +92,14 @@ def _fit_any(value: Any, hints: Sequence[Any]) -> Any:
         except TypeError:
             continue
     if not fitted:
-        raise TypeError(f"{value!r:.80} is none of {hints}")
+        raise TypeError(f"{value!r:.80} is no {' or '.join(map(str, hints))}")
     return next((same for same in fitted if type(same) is type(value)), fitted[0])
 
 
 def _fit_items(value: Sequence[Any], kind: Any, hints: Sequence[Any]) -> Any:
     if kind is tuple and hints and hints[-1] is not Ellipsis:
         if len(hints) != len(value):
-            raise TypeError(f"{len(value)} values came where there must be {len(hints)}")
+            raise TypeError(f"{value!r:.80} is no tuple of {len(hints)} values")
         return tuple(fit(item, hint) for item, hint in zip(value, hints, strict=True))
     items = [fit(item, hints[0]) if hints else item for item in value]
     return tuple(items) if kind is tuple else items

@@ -1,8 +1,13 @@
 """Names that have changed: an old one is answered with the new one, in a line."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, TypeVar, final
+
+from panokit.errors import SettingError
+
+Class = TypeVar("Class", bound=type)
 
 MODULES = {
     "panokit.commands": "panokit.cli.commands",
@@ -63,3 +68,45 @@ def answer_old_imports() -> None:
     """From here on an import of a module that has moved fails with its new name."""
     if _OldModules not in sys.meta_path:
         sys.meta_path.append(_OldModules)
+
+
+def former_settings(**advice: str) -> Callable[[Class], Class]:
+    """Decorates a plugin's class: answers old names of settings with advice.
+
+    ```python
+    @former_settings(strength="write weight")
+    @dataclass(frozen=True)
+    class Mine(Guidance): ...
+    ```
+
+    Args:
+        advice: what to write in the place of each old setting, in a few words.
+    """
+
+    def decorate(cls: Any) -> Any:
+        init = cls.__init__
+
+        @wraps(init)
+        def checked(self: Any, *args: Any, **settings: Any) -> None:
+            for name in settings:
+                if answer := no_setting(cls, cls.__name__, name):
+                    raise SettingError(answer)
+            init(self, *args, **settings)
+
+        cls.__init__ = checked
+        cls._former_settings = advice
+        return cls
+
+    return decorate
+
+
+def no_setting(cls: type, plugin: str, name: str) -> str | None:
+    """What to say about an old setting of a class; None if it never had one of that name.
+
+    Args:
+        cls: the plugin's class.
+        plugin: what the user calls it.
+        name: of the setting.
+    """
+    advice: Mapping[str, str] = getattr(cls, "_former_settings", {})
+    return f"{plugin} has no setting {name!r} any more: {advice[name]}" if name in advice else None

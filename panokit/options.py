@@ -72,7 +72,7 @@ def plain(text: str) -> Any:
     """A value as YAML reads it: a number, true or false, a list, a mapping, or a text."""
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return text
 
 

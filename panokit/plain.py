@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from panokit.errors import SettingError
+
 
 class Node(NamedTuple):
     """A value somewhere in nested data.
@@ -24,6 +26,16 @@ def walk(value: Any, path: str = "", depth: int = 0) -> Iterator[Node]:
     if isinstance(value, Mapping | list | tuple):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from walk(item, f"{path}.{key}" if path else str(key), depth + 1)
+
+
+def check_depth(value: Any, what: str, most: int = 32) -> None:
+    """Refuse data from a file that are nested so deep that nobody can use them.
+
+    Raises:
+        SettingError: they are.
+    """
+    if any(node.depth > most for node in walk(value)):
+        raise SettingError(f"{what} is nested more than {most} deep: panokit writes nothing like it")
 
 
 def leaves(value: Any) -> Iterator[Node]:

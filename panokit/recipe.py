@@ -18,7 +18,7 @@ from typing import Any
 from panokit.errors import FallbackWarning, SettingError
 
 _KEY = "panokit"
-_VERSIONS = ("panokit", "torch", "diffusers")
+VERSIONS = ("panokit", "torch", "diffusers")
 """Entries of a recipe that do not count as part of the picture."""
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
@@ -45,14 +45,14 @@ DEEPEST, PARTS, NUMBER = 8, 16, 10_000
 
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that every parser reads as a text."""
-_IMPORTABLE = re.compile(r"\s*[^\W\d]\w*(\.[^\W\d]\w*)+\s*")
-"""A text that a library might import: dotted names."""
+_IMPORTABLE = re.compile(r".*\.\s*[^\W\d].*")
+"""A text that a library might import: a name after a dot."""
 
 
 def name_of(recipe: Mapping[str, Any]) -> str:
     """The name of a picture: its prompt, its seed, and a hash of its recipe without the versions of libraries."""
     words = words_of(recipe["prompt"] if isinstance(recipe["prompt"], str) else "regions")
-    content = json.dumps({key: value for key, value in recipe.items() if key not in _VERSIONS}, sort_keys=True)
+    content = json.dumps({key: value for key, value in recipe.items() if key not in VERSIONS}, sort_keys=True)
     return f"{words}-{recipe['seed']}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 

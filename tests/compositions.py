@@ -46,7 +46,7 @@ class Composition(NamedTuple):
 
 GAUSSIAN = "multidiffusion"
 UNIFORM = {"plugin": "multidiffusion", "weights": "uniform"}
-PAPER = "panokit_msd:MSDGuidance.paper"
+PAPER = "msd_paper"
 COMPOSITIONS: dict[str, Composition] = {
     "plain": Composition(128, 256),
     "ring": Composition(128, 256, parts={"scheduler": "dpm++_2m"}, call={"wrap": "x"}),

@@ -1,15 +1,26 @@
-"""What several test modules share."""
+"""What several test modules share. Libraries that take seconds to import are imported by the fixtures that need them."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import hypothesis
 import jaxtyping
 import pytest
-from diffusers import AutoencoderKL, DDIMScheduler
 
-from panokit import Model, Runtime
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
-from panokit.testing.tiny import tiny_model
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from panokit import Model, Runtime
+
+# No deadline: whose core another process has for a moment is not slow.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.register_profile("sweeps", deadline=None, max_examples=1000)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("sweeps" if config.getoption("--sweeps") else "tests")
 
 
 @pytest.fixture
@@ -24,17 +35,25 @@ def unannotated() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny() -> Model:
     """Stable Diffusion in miniature: windows of 8 x 8 latents, 16 x 16 pixels."""
+    from panokit.testing.tiny import tiny_model
+
     return tiny_model()
 
 
 @pytest.fixture(scope="session")
 def cpu() -> Runtime:
+    from panokit import Runtime
+
     return Runtime(accelerator="cpu")
 
 
 @pytest.fixture(scope="session")
 def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in diffusers' folder format, with a scheduler that takes it for one of v-prediction."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+
     path = tmp_path_factory.mktemp("tiny")
     denoiser, codec = tiny.denoiser, tiny.codec
     assert isinstance(denoiser, UNetDenoiser)

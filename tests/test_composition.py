@@ -2,17 +2,18 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Fuser, Grid, Guidance, Scheduler, SettingError, WeightedFuser
+from panokit import DiffusersScheduler, Fuser, Grid, Guidance, Scheduler, SettingError, WeightedFuser, former_settings
 from panokit.composition import build, describe, parameters, prompt_from
 from panokit.denoiser import Regions
 from panokit.errors import PluginNotFoundError
-from panokit_msd import MSDGuidance
+from panokit.testing.toys import Pull
+from panokit_msd import HeadStart, MSDGuidance, MSDPaper
 from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
@@ -26,13 +27,42 @@ class Outside(WeightedFuser):
         return torch.ones(grid.window)
 
 
+@former_settings(called="write name")
+@dataclass(frozen=True)
+class Renamed(Outside):
+    name: str = "renamed"
+    strong: bool = False
+
+    @classmethod
+    def stronger(cls, name: str = "strong", **settings: Any) -> "Renamed":
+        """One that is strong."""
+        return cls(name, **{"strong": True, **settings})
+
+
+@dataclass(frozen=True)
+class Nested(Pull):
+    """A guidance that has guidances."""
+
+    choice: Literal["one", "two"] = "one"
+    inner: tuple[Guidance, ...] = ()
+
+
+NESTED = f"{__name__}:Nested"
+
+
 @pytest.mark.parametrize(
     ("base", "plugin", "part"),
     [
         (Fuser, MultiDiffusion("uniform"), {"plugin": "multidiffusion", "weights": "uniform", "spread": 0.2}),
         (Scheduler, DiffusersScheduler("ddim", {"eta": 0.5}), {"plugin": "ddim", "options": {"eta": 0.5}}),
         (Fuser, Outside("other"), {"plugin": f"{__name__}:Outside", "name": "other"}),
-        (Guidance, MSDGuidance.paper(3.0, coarse_guidances=(SyncDiffusion(5.0), MSDGuidance())), None),
+        (
+            Guidance,
+            MSDPaper(3.0),
+            {"plugin": "msd_paper", "weight": 3.0, "decay": 1.0, "until": 0.5, "levels": None, "factor": 2},
+        ),
+        (Guidance, HeadStart(0.2), {"plugin": "head_start", "until": 0.2, "levels": None, "factor": 2}),
+        (Guidance, Nested(weight=3.0, inner=(SyncDiffusion(5.0), MSDGuidance())), None),
     ],
 )
 def test_a_plugin_comes_back_from_its_description(base: Any, plugin: Any, part: dict[str, Any] | None) -> None:
@@ -46,12 +76,9 @@ def test_a_plugin_comes_back_from_its_description(base: Any, plugin: Any, part: 
     [
         ("msd", MSDGuidance()),
         ({"plugin": "msd", "weight": 5}, MSDGuidance(5.0)),
-        ("panokit_msd:MSDGuidance.paper", MSDGuidance.paper()),
-        ({"plugin": "panokit_msd:MSDGuidance.paper", "weight": 3, "levels": 2}, MSDGuidance.paper(3.0, levels=2)),
-        (
-            {"plugin": "msd", "coarse_guidances": [{"plugin": "syncdiffusion"}]},
-            MSDGuidance(coarse_guidances=(SyncDiffusion(),)),
-        ),
+        ({"plugin": "msd_paper", "weight": 3, "levels": 2}, MSDPaper(3.0, levels=2)),
+        ("panokit_msd:HeadStart", HeadStart()),
+        ({"plugin": NESTED, "inner": [{"plugin": "syncdiffusion"}]}, Nested(inner=(SyncDiffusion(),))),
     ],
 )
 def test_names_and_settings_make_a_plugin(part: object, plugin: Guidance) -> None:
@@ -64,10 +91,10 @@ def test_names_and_settings_make_a_plugin(part: object, plugin: Guidance) -> Non
         ("msdd", "did you mean 'msd'"),
         ({"plugin": "msd", "wieght": 3}, "msd has no setting 'wieght': did you mean 'weight'"),
         ({"plugin": "msd", "weight": "five"}, "weight of msd came as 'five': it must be of the type float"),
-        ({"plugin": "msd", "coarse": "x"}, r"coarse of msd came as 'x': it must be of the type Literal\['bilinear', "),
+        ({"plugin": NESTED, "choice": "x"}, r"choice of .*:Nested came as 'x': it must be of the type Literal\['one', 'two'\]"),
         ({"plugin": "msd", "weight": -1}, "msd: weight is -1.0: it must be 0 or more"),
-        ({"plugin": "msd", "coarse_guidances": ["syncdiffusion"]}, r"type tuple\[Guidance, ...\], each {plugin: NAME"),
-        ({"plugin": "msd", "coarse_guidances": [{"plugin": "msdd"}]}, "did you mean 'msd'"),
+        ({"plugin": NESTED, "inner": ["syncdiffusion"]}, r"type tuple\[Guidance, ...\], each {plugin: NAME"),
+        ({"plugin": NESTED, "inner": [{"plugin": "msdd"}]}, "did you mean 'msd'"),
         ({"plugin": "multidiffusion"}, "no guidance is called 'multidiffusion'"),
         ({"weight": 3}, "give its name, or a mapping of its name and settings"),
         ({"plugin": "msd", 3: 4}, "give its name, or a mapping"),
@@ -85,9 +112,9 @@ def test_a_part_that_makes_no_plugin_is_told_why(part: object, message: str) -> 
     [
         "os:system",
         {"plugin": f"{__name__}:Outside"},
-        {"plugin": "msd", "coarse_guidances": [{"plugin": "os:system"}]},
-        {"plugin": "msd", "coarse_guidances": [{"class_path": "antigravity.x"}]},
-        {"plugin": "msd", "coarse_guidances": ["antigravity.x"]},
+        {"plugin": "msd", "inner": [{"plugin": "os:system"}]},
+        {"plugin": "msd", "inner": [{"class_path": "antigravity.x"}]},
+        {"plugin": "msd", "inner": ["antigravity.x"]},
         {"plugin": "syncdiffusion", "metric": "antigravity.x"},
     ],
 )
@@ -109,11 +136,26 @@ def test_parameters_are_what_the_docstring_says() -> None:
     weight = next(each for each in found if each.name == "weight")
     assert (weight.type, weight.default) == ("float", "10.0")
     assert weight.meaning.startswith(r"$\omega$, 0 or more")
-    paper, others = parameters(Guidance, "panokit_msd:MSDGuidance.full")
-    assert paper.startswith("Algorithm 1 with its weight as a rate")
-    assert {each.name: each.default for each in others}["weight"] == "15.0"
-    assert [each.name for each in others] == [each.name for each in found]
+    stronger, others = parameters(Fuser, f"{__name__}:Renamed.stronger")
+    assert stronger == "One that is strong."
+    assert {each.name: each.default for each in others} == {"name": "'strong'", "strong": "False"}
     assert [each.name for each in parameters(Scheduler, "ddim")[1]] == ["options"]
+
+
+def test_a_class_method_makes_a_plugin_too() -> None:
+    maker = f"{__name__}:Renamed.stronger"
+    assert build(Fuser, maker) == Renamed("strong", strong=True)
+    assert build(Fuser, {"plugin": maker, "name": "mine"}) == Renamed("mine", strong=True)
+
+
+def test_a_former_setting_is_answered_with_what_to_write_now() -> None:
+    make: Any = Renamed
+    with pytest.raises(SettingError, match=r"^Renamed has no setting 'called' any more: write name$"):
+        make(called="mine")
+    with pytest.raises(SettingError, match=r"^.*:Renamed has no setting 'called' any more: write name$"):
+        build(Fuser, {"plugin": f"{__name__}:Renamed", "called": "mine"})
+    assert make("mine") == Renamed(name="mine")
+    assert [setting.name for setting in parameters(Fuser, f"{__name__}:Renamed")[1]] == ["name", "strong"]
 
 
 def test_a_prompt_is_a_text_or_boxes_with_texts() -> None:
@@ -125,7 +167,19 @@ def test_a_prompt_is_a_text_or_boxes_with_texts() -> None:
         prompt_from({"boxes": [[[0, 0, 2, 1], "a lake"]]})
 
 
-@pytest.mark.parametrize("data", [3, {}, {"boxes": 3}, {"boxes": ["a lake"]}, {"boxes": [[[0, 0, 1], "a lake"]]}, ["a lake"]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"boxes": [[[0, 0, 1, 1], "a lake"]], "beside": "a city"},
+        {"boxes": [[[0, 0, 1, True], "a lake"]]},
+        3,
+        {},
+        {"boxes": 3},
+        {"boxes": ["a lake"]},
+        {"boxes": [[[0, 0, 1], "a lake"]]},
+        ["a lake"],
+    ],
+)
 def test_a_prompt_that_is_neither_is_told_the_form(data: object) -> None:
     with pytest.raises(SettingError, match="give a text, or"):
         prompt_from(data)

@@ -1,5 +1,6 @@
-"""MSD and SyncDiffusion against literal loops written from the papers: one window at a time, everything by hand."""
+"""MSD, a head start and SyncDiffusion against literal loops written from the papers: one window at a time, all by hand."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from panokit import DiffusersScheduler, Guidance, Model, Runtime, Sampler, load_model
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.testing.tiny import tiny_model
-from panokit_msd import MSDGuidance
+from panokit_msd import HeadStart, MSDPaper
 from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
 PROMPT, NEGATIVE, SCALE = "a lake", "fog", 2.5
-STEPS, SEED = 5, 5
+STEPS, SEED = 3, 5
 
 
 class ByHand:
@@ -85,8 +86,8 @@ def by_hand(model: Model) -> ByHand:
     return ByHand(model)
 
 
-def noise(size: tuple[int, int]) -> Tensor:
-    return torch.randn((4, *size), generator=torch.Generator().manual_seed(SEED)).double()
+def noise(size: tuple[int, int], seed: int = SEED) -> Tensor:
+    return torch.randn((4, *size), generator=torch.Generator().manual_seed(seed)).double()
 
 
 def sampled(
@@ -141,26 +142,57 @@ def literal_msd(hand: ByHand, canvas: Tensor, t: Tensor, level: int, weight: flo
     return value / count
 
 
-@pytest.mark.parametrize(("size", "levels"), [((16, 24), 2), ((24, 16), 2), ((32, 32), 3)])
-def test_msd_is_the_papers_algorithm(model: Model, by_hand: ByHand, size: tuple[int, int], levels: int) -> None:
+@pytest.mark.parametrize(("size", "levels", "steps"), [((16, 24), 2, STEPS), ((24, 16), 2, STEPS), ((32, 32), 3, 2)])
+def test_msd_is_the_papers_algorithm(model: Model, size: tuple[int, int], levels: int, steps: int) -> None:
+    """Two guided steps, and where there are three one that is not."""
     weight, decay, until = 0.5, 1.5, 0.6
+    by_hand = ByHand(model, steps)
     canvas = start = noise(size)[None]
     for i, t in enumerate(by_hand.timesteps):
-        cosine = 0.5 * (1 + math.cos(math.pi * i / STEPS))
-        canvas = literal_msd(by_hand, canvas, t, levels - 1, weight * cosine**decay if i / STEPS < until else 0.0)
-    found = sampled(model, [MSDGuidance.paper(weight, decay=decay, until=until, levels=levels)], size)
-    unguided = sampled(model, [], size)
+        cosine = 0.5 * (1 + math.cos(math.pi * i / steps))
+        canvas = literal_msd(by_hand, canvas, t, levels - 1, weight * cosine**decay if i / steps < until else 0.0)
+    found = sampled(model, [MSDPaper(weight, decay=decay, until=until, levels=levels)], size, steps=steps)
+    unguided = sampled(model, [], size, steps=steps)
     assert relative(found, unguided) > 1e-3  # it was guided
     assert relative(start[0], found) > 0.1
     assert relative(found, canvas[0]) <= 1e-9
 
 
+def literal_head_start(hand: ByHand, size: tuple[int, int], levels: int, share: float, seed: int) -> Tensor:
+    """MultiDiffusion from noise, or from a finished canvas of half the size, enlarged, under noise of a later timestep."""
+    canvas = noise(size, seed)[None]
+    spared = math.ceil(share * STEPS) if levels > 1 else 0
+    if spared:
+        half_size = (size[0] // 2, size[1] // 2)
+        keys = f"{seed}/0/HeadStart/0/{half_size}"  # the seed, the level, the guidance, and the size of its canvas
+        painted = literal_head_start(
+            hand, half_size, levels - 1, share, int.from_bytes(hashlib.sha256(keys.encode()).digest()[:7])
+        )
+        alpha, sigma = hand.level(int(hand.timesteps[spared]))
+        eps = canvas / hand.level(int(hand.timesteps[0]))[1]  # diffusers takes the first canvas, noise alone, to be x
+        canvas = alpha * F.interpolate(painted, scale_factor=2, mode="bilinear") + sigma * eps
+    for t in hand.timesteps[spared:]:
+        canvas = literal_msd(hand, canvas, t, level=0, weight=0.0)
+    return canvas
+
+
+@pytest.mark.parametrize(("size", "levels"), [((16, 16), 2), ((16, 24), 2), ((32, 32), 2), ((32, 32), 3)])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_head_start_is_a_canvas_noised_from_a_finished_smaller_one(
+    model: Model, by_hand: ByHand, size: tuple[int, int], levels: int, share: float
+) -> None:
+    """The smaller canvas is one window at 16 x 16 cells, and several elsewhere."""
+    begun = sampled(model, [HeadStart(share, levels=levels)], size)
+    assert relative(begun, sampled(model, [], size)) > 0.1
+    assert relative(begun, literal_head_start(by_hand, size, levels, share, SEED)[0]) <= 1e-9
+
+
 def test_on_landscapes_in_float32_nothing_but_rounding_tells_them_apart() -> None:
     """The distance to a literal loop in float64 is about that of the same loop in float32."""
-    size, steps, levels = (32, 32), 3, 2
+    size, steps, levels = (32, 32), 2, 2
     model = load_model("landscapes")
     assert isinstance(model.denoiser, UNetDenoiser)
-    found = sampled(model, [MSDGuidance.paper()], size, precision="32-true", steps=steps).double()
+    found = sampled(model, [MSDPaper()], size, precision="32-true", steps=steps).double()
     loops = []
     for dtype in (torch.float32, torch.float64):
         for part in (model.denoiser.unet, model.denoiser.text_encoder):
@@ -219,11 +251,13 @@ def test_syncdiffusion_is_the_papers_algorithm(
 
 def test_both_together_are_one_step_down_the_sum_of_both_gradients(model: Model) -> None:
     size = (16, 24)
-    msd, sync = MSDGuidance.paper(0.5), SyncDiffusion(4.0, metric=squares)
-    both, turned = sampled(model, [msd, sync], size), sampled(model, [sync, msd], size)
+    msd, sync = MSDPaper(0.5), SyncDiffusion(4.0, metric=squares)
+    both, turned, first, second = (
+        sampled(model, guidances, size, steps=2) for guidances in ([msd, sync], [sync, msd], [msd], [sync])
+    )
     assert relative(both, turned) <= 1e-12
-    assert relative(both, sampled(model, [msd], size)) > 1e-4
-    assert relative(both, sampled(model, [sync], size)) > 1e-4
+    assert relative(both, first) > 1e-4
+    assert relative(both, second) > 1e-4
 
 
 def test_shrinking_and_denoising_commute_up_to_the_noise_they_predict(by_hand: ByHand) -> None:

@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "model": "landscapes",
     "scheduler": {"plugin": "ddim", "options": {}},
     "fuser": {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.2},
-    "guidances": [{"plugin": "msd", "weight": 10.0, "coarse_guidances": [{"plugin": "syncdiffusion", "weight": 20.0}]}],
+    "guidances": [{"plugin": "msd", "weight": 10.0, "inner": [{"plugin": "syncdiffusion", "weight": 20.0}]}],
     "precision": "32-true",
     "micro_batch": 8,
     "checkpointing": False,
@@ -112,7 +112,7 @@ def test_what_holds_no_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         ({"scheduler": {"plugin": "unipc", "options": {"solver_order": 200_000_000}}}, "the recipe sets a plugin to 200000000"),
         ({"steps": 10**400}, "the recipe asks for steps 1000"),
         ({"guidances": [{"plugin": "msd"}] * 100}, "the recipe has more than 16 plugins"),
-        ({"guidances": json.loads('[{"plugin":"msd","coarse_guidances":' * 9 + "[]" + "}]" * 9)}, "nested more than 8 deep"),
+        ({"guidances": json.loads('[{"plugin":"msd","inner":' * 9 + "[]" + "}]" * 9)}, "nested more than 8 deep"),
     ],
 )
 def test_a_recipe_that_asks_for_too_much_is_refused(
@@ -133,10 +133,10 @@ CODE = "{class_path: panokit_canary.Sings}"
 @pytest.mark.parametrize(
     "change",
     [
-        {"guidances": [{"plugin": "msd", "coarse_guidances": f"[{CODE}]"}]},
-        {"guidances": f"[{{plugin: msd, coarse_guidances: [{CODE}]}}]"},
+        {"guidances": [{"plugin": "msd", "inner": f"[{CODE}]"}]},
+        {"guidances": f"[{{plugin: msd, inner: [{CODE}]}}]"},
         {"guidances": [{"plugin": "syncdiffusion", "metric": CODE}]},
-        {"guidances": [{"plugin": "msd", "coarse_guidances": [json.loads('{"class_path": "panokit_canary.Sings"}')]}]},
+        {"guidances": [{"plugin": "msd", "inner": [json.loads('{"class_path": "panokit_canary.Sings"}')]}]},
         {"fuser": f"{{plugin: multidiffusion, spread: {CODE}}}"},
         {"fuser": {"plugin": "multidiffusion", "spread": CODE}},
         {"scheduler": {"plugin": "ddim", "options": CODE}},
@@ -205,7 +205,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, files: list[bytes]) -> Path
     return folder
 
 
-@settings(max_examples=850, deadline=None)
+@settings(deadline=None)  # 100 files, and a thousand of a sweep
 @given(
     which=st.integers(0, 2),
     length=st.integers(0, 1500) | st.none(),
@@ -220,7 +220,7 @@ def test_mangled_files_do_no_harm(
     harmless(folder, bytes(data[:length]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None, max_examples=settings.default.max_examples // 2)
 @given(changes=st.dictionaries(st.sampled_from([*RECIPE]), values, min_size=1, max_size=3))
 def test_mangled_recipes_do_no_harm(folder: Path, changes: dict[str, Any]) -> None:
     harmless(folder, png(json.dumps({**RECIPE, **changes})))

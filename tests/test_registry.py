@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from panokit import Fuser, Guidance, registry
+from panokit import Fuser, registry
 from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
-from panokit_msd import MSDGuidance
 
 
 def distribution(folder: Path, name: str, entries: str) -> None:
@@ -91,10 +90,6 @@ def test_an_installed_plugin_that_is_none_broke_its_word(site: Path) -> None:
 def test_a_module_that_breaks_when_imported_is_not_taken_for_one_that_is_not_there(site: Path) -> None:
     with pytest.raises(PluginLoadError, match="outside_broken cannot be imported: RuntimeError: no licence"):
         registry.load("fusers", "outside_broken:Outside")
-
-
-def test_a_class_method_makes_a_plugin_too() -> None:
-    assert registry.maker("guidances", "panokit_msd:MSDGuidance.paper", Guidance) == MSDGuidance.paper
 
 
 @pytest.mark.parametrize(

@@ -371,7 +371,8 @@ def test_under_any_solver_a_canvas_that_is_known_to_the_end_is_what_comes_out(
 @pytest.mark.parametrize("name", DiffusersScheduler.names())
 def test_from_any_scheduler_of_diffusers_the_denoiser_gets_what_is_known_and_noise_of_its_level(name: str) -> None:
     denoiser = ToyDenoiser(prediction="flow_prediction" if name.startswith("flow") else "epsilon")
-    run = toy_run((40, 40), denoiser=denoiser, scheduler=DiffusersScheduler(name), guidances=[Knowing(steps=3)], steps=8)
+    parts = {"denoiser": denoiser, "scheduler": DiffusersScheduler(name), "guidances": [Knowing(steps=3)]}
+    run = toy_run((40, 40), **parts, stride=4, steps=8, micro_batch=50)
     while not denoiser.forwards:
         canvas, level = run.canvas, run.level
         run.step()

@@ -19,8 +19,9 @@ from panokit.errors import ContractError, FallbackWarning, OutputError, PluginNo
 from panokit.hints import make
 from panokit.options import assign, configuration, plain
 from panokit.output import Output
+from panokit.plain import check_depth
 from panokit.registry import Kind
-from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings
+from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings, unknown_option
 
 if TYPE_CHECKING:
     from panokit.jobs import Job, Worker
@@ -94,9 +95,18 @@ def rerun(
 
     kept = recipe.read(image)
     keys = (*NAMES, "prompt", "precision", *NUMERICS)
+    check_depth(kept, f"the recipe in {image}")
+    if unknown := kept.keys() - {*keys, *recipe.VERSIONS}:
+        problem = unknown_option(min(unknown)[:80], keys)
+        raise SettingError(f"the recipe in {image} is damaged, or of another panokit: {problem}")
     missing = [key for key in ("prompt", "height", "width", "seed", "model") if kept.get(key) is None]
     if missing:
         raise SettingError(f"the recipe in {image} is damaged: it does not say {', '.join(missing)}")
+    for package in recipe.VERSIONS:
+        if not re.fullmatch(r"(\d[\w.+-]{0,63})?", str(kept.get(package, ""))):
+            raise SettingError(
+                f"the recipe in {image} is damaged: {package} came as {kept[package]!r:.80}, which is no version"
+            )
     wanted = {key: kept[key] for key in keys if kept.get(key) is not None}
     if not trust:
         if all(plugin.name != wanted["model"] for plugin in registry.plugins("models")):
@@ -121,9 +131,9 @@ def rerun(
     output.check(1)
     worker = _worker(runtime.as_data(), trusted=trust)
     paint([prepare(job, worker, output)], worker.runtime)
-    for package in ("panokit", "torch", "diffusers"):
+    for package in recipe.VERSIONS:
         if kept.get(package, version(package)) != version(package):
-            message = f"it was made with {package} {kept[package]!s:.40}, and this is {version(package)}: bits may differ"
+            message = f"it was made with {package} {kept[package]}, and this is {version(package)}: bits may differ"
             warnings.warn(message, FallbackWarning, stacklevel=2)
 
 
@@ -289,6 +299,7 @@ def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict
             continue
         try:
             data = json.loads(line)
+            check_depth(data, "it")
             if not isinstance(data, dict):
                 raise SettingError(f"it is a {type(data).__name__}, and a job maps options to values")
             jobs[number] = Job.of({**options, **data})

@@ -79,12 +79,12 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
         if not word.startswith("--"):
             (words.options if word == "-h" else words.texts).append(word)
             continue
+        if not _known(name, words.command, names):
+            raise SettingError(unknown_option(name, [*names, "config"], "--"))
         if option in switches and not sign:
             value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
         elif not sign and name not in _ALONE:
             if not left or left[0].startswith("--"):
-                if option.partition(".")[0].rstrip("+") not in {*names, "config", "set"}:
-                    raise SettingError(unknown_option(name, [*names, "config"], "--"))
                 raise SettingError(f"{word} came without a value: write {word}=VALUE")
             value = left.popleft()
         if match := _SETTING.fullmatch(name):
@@ -100,6 +100,14 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
         else:
             words.options.append(word if name in _ALONE else f"{name}={value}")
     return words
+
+
+def _known(name: str, command: str, names: Collection[str]) -> bool:
+    """Whether a command has an option. Only plugins have settings, and only guidances are added to."""
+    if name in _ALONE or _SETTING.fullmatch(name):
+        return True
+    more = {"generate": ("config", "guidances+"), "rerun": ("set",)}.get(command, ())
+    return name.removeprefix("--") in (*names, *more)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -109,17 +109,33 @@ def start(strategy: Any) -> Event:
         Thread(target=_watch_parent, args=(int(os.environ[_PARENT]), met), daemon=True, name="panokit-start").start()
     if environment.creates_processes_externally:
         return met
+    command = _command()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
     os.environ[_PARENT] = str(os.getpid())
-    spec = sys.modules["__main__"].__spec__
-    command = [sys.executable, *(["-m", spec.name] if spec else [os.path.abspath(sys.argv[0])]), *sys.argv[1:]]
     children = [
         subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, strategy.num_processes)
     ]
     atexit.register(_end, children)
     Thread(target=_watch, args=(children, met), daemon=True, name="panokit-start").start()
     return met
+
+
+def _command() -> list[str]:
+    """The command that started this process, for the other ones.
+
+    Raises:
+        SettingError: the program is no file, as with `python -c`.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec:
+        return [sys.executable, "-m", spec.name, *sys.argv[1:]]
+    if not os.path.isfile(sys.argv[0]):
+        raise SettingError(
+            f"several devices run the same program once each, and {sys.argv[0]!r} is no file: write a script, or run "
+            "`panokit generate --devices N`"
+        )
+    return [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:

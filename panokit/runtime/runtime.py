@@ -118,6 +118,8 @@ class Runtime:
             try:
                 met = start(self.fabric.strategy)
                 self.fabric.launch()
+            except SettingError:
+                raise
             except ValueError as cause:  # a launcher has started a different number of processes
                 raise SettingError(f"the devices cannot be used: {' '.join(str(cause).split())}") from cause
             except TypeError as cause:  # the strategy forks or spawns, as Fabric's does in a notebook

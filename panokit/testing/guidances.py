@@ -28,7 +28,7 @@ from panokit.testing.toys import ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 Make = Callable[[], Guidance]
 
 STEPS = 8
-"""Of the runs: a guidance must be awake in one of them to be checked."""
+"""Of the runs: a guidance must move windows in one of them, or know the canvas, to be checked."""
 MICRO_BATCH = 5
 """Three chunks of the 15 windows, which two ranks share unevenly."""
 SOME = [9, 0, 14, 4]
@@ -38,14 +38,14 @@ SOME = [9, 0, 14, 4]
 def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
     """Those that apply to a guidance, the most telling first."""
     weighted = is_dataclass(guidance) and any(field.name == "weight" for field in fields(guidance))
+    moves = not _moves_nothing(guidance)
     return (
         wakes_up,
-        shape_and_dtype,
+        *((shape_and_dtype,) if moves else ()),
         strength_is_finite_at_every_level,
         known_is_a_clean_canvas,
-        windows_do_not_see_each_other,
-        gradient_matches_energy,
-        leaves_arguments_alone,
+        *((windows_do_not_see_each_other, gradient_matches_energy, leaves_arguments_alone) if moves else ()),
+        never_changes,
         same_for_any_number_of_ranks,
         runs_do_not_share_memory,
         memory_can_be_saved,
@@ -58,8 +58,20 @@ def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
 
 
 def wakes_up(make: Make) -> None:
-    """The guidance is awake somewhere in a run of eight steps, or there is nothing to check."""
-    _moment(make())
+    """In a run of eight steps the guidance moves windows or knows the canvas, or there is nothing to check."""
+    guidance = make()
+    if not _moves_nothing(guidance):
+        _moment(guidance)
+        return
+    run = _run(guidance)
+    while not run.done:
+        if run.known() is not None:
+            return
+        run.step()
+    raise ConformanceError(
+        f"{guidance} is asleep and knows nothing at all {STEPS} steps of a run, so there is nothing to check: "
+        "make it with settings under which its strength is not 0, or `known` returns a canvas"
+    )
 
 
 def shape_and_dtype(make: Make) -> None:
@@ -170,11 +182,10 @@ def gradient_matches_energy(make: Make) -> None:
 
 
 def leaves_arguments_alone(make: Make) -> None:
-    """`prepare` does not write to the canvas, `energy` to nothing at all, and the guidance itself never changes."""
+    """`prepare` does not write to the canvas, and `energy` to nothing at all."""
     run = _awake(make())
     ((guidance, _),) = run.guided
-    name = type(guidance).__name__
-    settings, canvas = contents(_settings(guidance)), contents(run.canvas)
+    name, canvas = type(guidance).__name__, contents(run.canvas)
     now = _prepared(run)
     demand(unchanged(canvas, run.canvas), f"{name}.prepare wrote to step.canvas, which the run goes on with: work on a copy")
     seen = now.step.look(SOME)
@@ -188,10 +199,17 @@ def leaves_arguments_alone(make: Make) -> None:
         unchanged(context, now.context),
         f"{name}.energy wrote to its context, where every rank would write of its own windows alone: make it in `prepare`",
     )
-    _finished(run)
+
+
+def never_changes(make: Make) -> None:
+    """A run leaves the guidance's settings as they are."""
+    guidance = make()
+    settings = contents(_settings(guidance))
+    _finished(_run(guidance))
     demand(
         unchanged(settings, _settings(guidance)),
-        f"a run changed the settings of the {name}: what it remembers belongs into the memory that `begin` returns",
+        f"a run changed the settings of the {type(guidance).__name__}: what it remembers belongs into the memory that `begin` "
+        "returns",
     )
 
 
@@ -311,6 +329,16 @@ class _Moment:
             return energy, torch.zeros_like(x), torch.zeros_like(x0)
         gradients = torch.autograd.grad(energy.sum(), (x, x0), allow_unused=True, materialize_grads=True)
         return energy.detach(), *gradients
+
+
+def _moves_nothing(guidance: Guidance) -> bool:
+    """Whether the guidance is one that may know the canvas, and is asleep at all steps of a run."""
+    if type(guidance).known is Guidance.known:
+        return False
+    try:
+        return all(guidance.strength(level) == 0 for level in _run().solver.levels if level.main)
+    except Exception:  # whatever a plugin does: the check of its strength reports it
+        return False
 
 
 def _moment(guidance: Guidance) -> _Moment:

@@ -19,13 +19,6 @@ def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*c
     return x
 
 
-def pick(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
-    """Every `factor`-th cell along each of the last `axes` axes: noise stays as strong as it is, and edges alias."""
-    for axis in range(-axes, 0):
-        x = x.unflatten(axis, (-1, factor)).select(axis, 0)
-    return x
-
-
 def renoised(
     x: Float[Tensor, "*fine"], factor: int, axes: int, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
 ) -> Float[Tensor, "*coarse"]:

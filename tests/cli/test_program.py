@@ -208,6 +208,8 @@ def test_what_is_wrong_with_a_configuration_is_told(
             "3 pictures cannot be written to one file a.png: name a folder",
         ),
         (["generate", "x", "--guidances.weight=3"], "add one before it, --guidances+=NAME"),
+        (["generate", "x", "--guidances+=msd", "--guidances.norm=sum"], "msd has no setting 'norm' any more: "),
+        (["generate", "x", "--guidances+=panokit_msd:MSDGuidance.paper"], "write MSDPaper, or msd_paper as a plugin's name"),
         (["generate", "x", "--guidances.weight=3", "--guidances+=msd"], "add one before it"),
         (["generate", "x", "--guidances.weight"], "came without a value"),
         (["generate", "x", "--guidances=msd"], "add one with --guidances+=NAME"),
@@ -409,7 +411,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["outside_fuser:Plain"], 10),
         (["ddim", "--kind", "fusers"], 10),
         (["ddim", "--kind", "schedulers"], 8),
-        (["panokit.testing.toys:Pull"], 12),
+        (["panokit.testing.toys:Pull"], 13),
+        (["head_start"], 8),
         (["panokit.testing.worlds:Gaussian"], 6),
     ],
 )

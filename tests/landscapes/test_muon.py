@@ -1,7 +1,5 @@
 """Muon: steps along orthogonal matrices, the size of Adam's."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from panokit.testing.processes import Processes
 from panokit_landscapes.muon import Muon, orthogonal
 
 
@@ -54,17 +53,18 @@ def stepped() -> list[Tensor]:
     return weights
 
 
+@pytest.mark.xdist_group("ranks")
 def test_two_processes_that_share_the_work_step_as_one(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    started = Processes(2, Path(__file__), "step_together", [str(tmp_path)], tmp_path)
+    assert started.wait() == [0, 0], started.said()
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), stepped(), rtol=1e-5, atol=1e-6)
 
 
-if __name__ == "__main__":
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(stepped(), f"{folder}/{rank}.pt")
+def step_together(folder: str) -> None:
+    """What each of the two does."""
+    dist.init_process_group("gloo")
+    torch.save(stepped(), f"{folder}/{dist.get_rank()}.pt")
     dist.destroy_process_group()
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
     assert not any("gloo" in thread for thread in threads), threads  # one that outlives the interpreter may abort the process

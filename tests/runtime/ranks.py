@@ -19,7 +19,7 @@ from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.run import Run
 from panokit.runtime import group
 from panokit.testing.tiny import tiny_model
-from panokit_msd import MSDGuidance
+from panokit_msd import HeadStart, MSDGuidance, MSDPaper
 from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
@@ -35,7 +35,8 @@ def guidances(name: str) -> list[Guidance]:
         "sync": [sync],
         "msd": [MSDGuidance(levels=2, head_start=0.25)],
         "msd3": [MSDGuidance(levels=3, until=1.0)],
-        "paper": [MSDGuidance.paper(levels=2)],
+        "paper": [MSDPaper(levels=2)],
+        "head_start": [HeadStart(0.5), sync],
         "both": [sync, MSDGuidance(levels=2)],
     }[name]
 
@@ -204,7 +205,7 @@ def run_to_end(shared: Runtime, folder: str, callbacks: list[object], every: int
     sampler = Sampler(
         tiny_model(),
         scheduler=DiffusersScheduler("dpm++_2m_sde"),
-        guidances=[MSDGuidance(levels=2, coarse="trajectory", until=0.5)],
+        guidances=[MSDGuidance(levels=2, until=0.5)],
         runtime=shared,
         callbacks=[Checkpoint(path, every, resume=path if resume else None), *callbacks],
     )

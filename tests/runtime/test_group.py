@@ -16,6 +16,7 @@ from torch.distributed import TCPStore
 from panokit.runtime.sharding import busiest
 from panokit.testing.processes import Processes
 
+pytestmark = pytest.mark.xdist_group("ranks")  # one after another: they have time limits, and fork one server of processes
 SCRIPT = Path(__file__).with_name("ranks.py")
 Run = Callable[..., Processes]
 
@@ -35,6 +36,7 @@ CASES = [
     ("paper", "dpm++_2m", ""),
     ("sync", "euler_a", ""),
     ("both", "ddim", "x"),
+    ("head_start", "euler_a", "x"),
     ("msd3", "ddim", "xy"),
 ]
 
@@ -317,7 +319,7 @@ def test_no_thread_of_the_group_outlives_the_interpreter(tmp_path: Path) -> None
     """One that asks for the interpreter's lock when that is gone aborts the process."""
     script = tmp_path / "ends.py"
     script.write_text(f"import torch\n{ENDS}")
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
     assert (ended.returncode, ended.stdout.splitlines()) == (0, ["gloo is gone"] * 2), ended.stderr
 
 

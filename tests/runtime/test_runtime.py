@@ -123,6 +123,14 @@ def test_a_fabric_that_would_fork_is_told_too() -> None:
         Runtime(fabric=fabric).launch()
 
 
+@pytest.mark.parametrize("program", ["-", "-c", ""])
+def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.delattr(sys.modules["__main__"], "__spec__")  # as under a debugger
+    with pytest.raises(SettingError, match=f"{program!r} is no file: write a script"):
+        Runtime(accelerator="cpu", devices=2).launch()
+
+
 def test_the_processes_of_a_launcher_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "4"}.items():
         monkeypatch.setenv(name, value)

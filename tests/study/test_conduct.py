@@ -17,6 +17,7 @@ from panokit import Sampler
 from panokit.cli import main
 from panokit.study.measures import pixels, seam
 
+pytestmark = pytest.mark.xdist_group("study")  # of which most start from one study that is made once
 STUDY: dict[str, Any] = {
     "prompts": ["a lake", "a city"],
     "methods": {"MultiDiffusion": {"guidances": []}, "MSD": {"guidances": [{"plugin": "msd", "levels": 2}]}},
@@ -30,11 +31,29 @@ STUDY: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def config(folder: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "study.yaml"
+def written(folder: Path, beside: Path) -> Path:
+    path = beside / "study.yaml"
     path.write_text(yaml.safe_dump({**STUDY, "model": str(folder)}, sort_keys=False))
     return path
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> Path:
+    return written(folder, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of that study, made once."""
+    config = written(folder, tmp_path_factory.mktemp("finished"))
+    assert evaluate(config) == 0
+    return config.parent / "results"
+
+
+@pytest.fixture
+def results(finished: Path, config: Path) -> Path:
+    """A copy of them, where the same command goes on."""
+    return shutil.copytree(finished, config.parent / "results")
 
 
 def evaluate(config: Path, *options: str) -> int:
@@ -64,12 +83,10 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
 
 
 def test_a_full_disk_ends_a_study_and_the_same_command_goes_on(
-    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Path, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert evaluate(config) == 0
     results = config.parent / "results"
-    whole = {path.relative_to(results): path.read_bytes() for path in results.rglob("*.png")}
-    shutil.rmtree(results)
+    whole = {path.relative_to(finished): path.read_bytes() for path in finished.rglob("*.png")}
     replace = Path.replace
 
     def full(path: Path, target: Path) -> Path:
@@ -89,9 +106,7 @@ def test_a_full_disk_ends_a_study_and_the_same_command_goes_on(
     assert {path.relative_to(results): path.read_bytes() for path in results.rglob("*.png")} == whole
 
 
-def test_pictures_of_a_folder_may_be_the_references(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(config) == 0
-    results = config.parent / "results"
+def test_pictures_of_a_folder_may_be_the_references(config: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = json.loads((results / "numbers.json").read_text())
     folder = (results / "references").rename(config.parent / "mine")
     assert evaluate(config, "--reference_folder", str(folder)) == 0
@@ -107,9 +122,9 @@ def test_pictures_of_a_folder_may_be_the_references(config: Path, capsys: pytest
     assert others["methods"]["MSD"]["distances"]["KID, colours"] != own["methods"]["MSD"]["distances"]["KID, colours"]
 
 
-def test_what_is_broken_in_the_folder_is_made_again_or_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(config) == 0
-    results = config.parent / "results"
+def test_what_is_broken_in_the_folder_is_made_again_or_told(
+    config: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = (results / "report.md").read_text().partition("## Costs")[0]
     for path in (*(results / "told").iterdir(), *results.rglob("*.npy"), results / "costs.json"):
         path.write_text("[")
@@ -126,7 +141,9 @@ def test_what_is_broken_in_the_folder_is_made_again_or_told(config: Path, capsys
 
 def test_windows_lie_where_the_method_lays_them(config: Path) -> None:
     """A stride of the method's own, whose borders are elsewhere, and more of them."""
-    config.write_text(config.read_text().replace("guidances: []", "guidances: []\n    stride: 4"))
+    study = {**yaml.safe_load(config.read_text()), "features": {}, "timings": 0}
+    study["methods"] = {"MultiDiffusion": {"guidances": [], "stride": 4}}
+    config.write_text(yaml.safe_dump(study))
     assert evaluate(config) == 0
     results = config.parent / "results"
     numbers = json.loads((results / "numbers.json").read_text())["methods"]["MultiDiffusion"]
@@ -167,23 +184,25 @@ def test_networks_are_missed_before_anything_is_made(config: Path, capsys: pytes
 
 
 def test_a_sweep_is_drawn_as_a_curve(config: Path) -> None:
+    study = {**yaml.safe_load(config.read_text()), "prompts": ["a lake"]}
+    config.write_text(yaml.safe_dump(study, sort_keys=False))
     assert evaluate(config, "--sweep", "guidances.weight=0,1,10") == 0
     page = (config.parent / "results" / "report.html").read_text()
     assert "<td>MSD, weight 10<td>" in page
     assert page.count("<!-- guidances.weight -->") == 3  # the axis of each figure
 
 
-def test_a_finished_study_reports_without_making_anything(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_study_reports_without_making_anything(
+    config: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = (results / "report.md").read_text()
+    times = {path: path.stat().st_mtime_ns for path in results.rglob("*.png")}
     assert evaluate(config) == 0
-    first = (config.parent / "results" / "report.md").read_text()
-    times = {path: path.stat().st_mtime_ns for path in (config.parent / "results").rglob("*.png")}
-    capsys.readouterr()
-    assert evaluate(config) == 0
-    assert (config.parent / "results" / "report.md").read_text() == first
+    assert (results / "report.md").read_text() == first
     assert capsys.readouterr().out.startswith("# ")
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert evaluate(config, "--panoramas", "3") == 0  # more of the same is the same study
-    assert len([*(config.parent / "results" / "panoramas" / "msd").glob("*.png")]) == 6
+    assert len([*(results / "panoramas" / "msd").glob("*.png")]) == 6
 
 
 @pytest.mark.parametrize(
@@ -207,6 +226,7 @@ def test_what_the_user_got_wrong_is_one_line_and_status_2(
     assert not (config.parent / "results").exists()
 
 
+@pytest.mark.usefixtures("results")
 def test_a_folder_of_another_study_is_not_mixed_up(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(config, "--quick") == 0
     config.write_text(config.read_text().replace("steps: 2", "steps: 3"))

@@ -82,6 +82,20 @@ class Sleeping(Steady):
 
 
 @dataclass(frozen=True)
+class KnowsAnything(Sleeping):
+    """Sound: it moves no window, and knows the canvas for some steps."""
+
+    def known(self, step: Step, memory: Any) -> Tensor | None:
+        return 0.5 * step.canvas if step.level.step in (2, 3) else None
+
+
+@dataclass(frozen=True)
+class KnowsTooLate(Sleeping):
+    def known(self, step: Step, memory: Any) -> Tensor | None:
+        return 0.5 * step.canvas if step.level.step == guidances.STEPS else None
+
+
+@dataclass(frozen=True)
 class KnowsInDouble(Steady):
     def known(self, step: Step, memory: Any) -> Tensor | None:
         return step.canvas.double() if step.level.step < 2 else None
@@ -357,10 +371,16 @@ class HidesASetting(Steady):
         return "HidesASetting()"
 
 
+@pytest.mark.usefixtures("unannotated")  # as those run who break a rule; it takes half the time
 @pytest.mark.parametrize(
     ("broken", "check", "advice"),
     [
         (Sleeping, guidances.wakes_up, r"Sleeping\(\) is asleep at all 8 steps.*: make it with settings"),
+        (
+            KnowsTooLate,
+            guidances.wakes_up,
+            r"KnowsTooLate\(\) is asleep and knows nothing at all 8 steps.*`known` returns a canvas",
+        ),
         (OneForAll, guidances.shape_and_dtype, r"returned shape \(\) for 4 windows.* one number a window.*sum over all axes"),
         (NoTensor, guidances.shape_and_dtype, r"returned a list for 4 windows; it must return one number a window, \(4,\)"),
         (InFloat32, guidances.shape_and_dtype, r"returned torch.float32 .* windows of torch.float64.*make constants with"),
@@ -383,7 +403,7 @@ class HidesASetting(Steady):
         (WritesToX0, guidances.leaves_arguments_alone, "wrote to seen.x or seen.x0.*without a trailing underscore"),
         (WritesToCanvas, guidances.leaves_arguments_alone, "prepare wrote to step.canvas.*: work on a copy"),
         (WritesToContext, guidances.leaves_arguments_alone, "energy wrote to its context.*: make it in `prepare`"),
-        (WritesToItself, guidances.leaves_arguments_alone, "changed the settings of the WritesToItself.*memory that `begin`"),
+        (WritesToItself, guidances.never_changes, "changed the settings of the WritesToItself.*memory that `begin`"),
         (OwnNoise, guidances.same_for_any_number_of_ranks, "rank . of 2 has another canvas.*noise from step.noise"),
         (CountsItsWindows, guidances.same_for_any_number_of_ranks, "depend on which windows `energy` has seen"),
         (
@@ -419,9 +439,30 @@ def test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken(
 
 
 def test_every_check_is_tried_by_a_broken_guidance() -> None:
-    (mark,) = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark
+    mark = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark[0]
     tried = {check.__name__ for _, check, _ in mark.args[1]}
     assert tried == {check.name for check in checks(Pull)}
+
+
+def test_a_guidance_that_only_knows_is_not_asked_about_its_energy() -> None:
+    assert [outcome for outcome in run_checks(KnowsAnything) if outcome.problem] == []
+    assert {check.name for check in checks(Steady)} - {check.name for check in checks(KnowsAnything)} == {
+        "shape_and_dtype",
+        "windows_do_not_see_each_other",
+        "gradient_matches_energy",
+        "leaves_arguments_alone",
+    }
+
+
+@dataclass(frozen=True)
+class KnowsAndRaises(KnowsAnything):
+    def strength(self, level: Level) -> float:
+        raise ValueError("no strength")
+
+
+def test_a_guidance_whose_strength_raises_is_reported_and_not_raised() -> None:
+    _, problem = next(outcome for outcome in run_checks(KnowsAndRaises) if outcome.problem)
+    assert problem.startswith("ValueError: no strength")
 
 
 def test_a_guidance_without_a_weight_is_not_asked_about_one() -> None:

@@ -12,21 +12,21 @@ from panokit import Codec, Estimate, Grid, Guidance, Level, SettingError, Step
 @final
 @dataclass(frozen=True)
 class Palette(Guidance):
-    r"""Pulls the mean colour of every window to one colour $c$.
+    r"""Pulls the mean colour of every window towards one colour $c$.
 
     $$ E_i = \frac{n}{2} \left\lVert \overline{D(\hat x_0(x_i))} - c \right\rVert^2 $$
 
-    with $D$ the decoder, the bar a mean over the pixels of a window, and $n$ its latent cells: a mean shares its gradient
-    among the cells, and the factor gives it back, so that one weight suits windows of any size.
+    $D$ is the decoder, the bar is the mean over the pixels of a window, and $n$ is the number of its latent cells. The mean
+    divides the gradient among the cells. The factor $n$ undoes this, so one weight suits windows of any size.
 
     Attributes:
-        colour: $c$, red, green and blue in [0, 1]; unless given, what the middle window has shown so far, on average.
+        colour: $c$, red, green and blue in [0, 1]; by default the mean colour that the middle window has had so far.
         weight: the factor of the gradient, 0 or more.
         until: the share of the steps that is guided, in [0, 1].
-        jacobian: `identity` corrects the clean estimate; `full` goes through the denoiser, at twice the cost and more.
+        jacobian: `identity` corrects the clean estimate; `full` goes through the denoiser and costs more than twice as much.
 
     Raises:
-        SettingError: a setting out of its range, or a model without a codec.
+        SettingError: a setting is out of its range, or the model has no codec.
     """
 
     colour: tuple[float, float, float] | None = None
@@ -45,7 +45,7 @@ class Palette(Guidance):
     def strength(self, level: Level) -> float:
         if level.progress >= self.until:
             return 0.0
-        # Through the denoiser the gradient of x0 grows as 1 / alpha, and so does what a step of x does to x0.
+        # Through the denoiser the gradient grows by 1 / alpha. The change of x0 per change of x grows by 1 / alpha too.
         return self.weight * (level.alpha**2 if self.jacobian == "full" else 1.0)
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> dict[str, Any]:
@@ -56,9 +56,9 @@ class Palette(Guidance):
             raise SettingError("Palette looks at pictures, and this model has no codec to decode them with: leave it out")
         if self.colour is not None:
             return step.codec, step.canvas.new_tensor(self.colour)
-        (found,) = mean_colour(step.codec, step.look([len(step.grid) // 2]).x0)
+        (colour,) = mean_colour(step.codec, step.look([len(step.grid) // 2]).x0)
         memory["steps"] += 1
-        memory["colour"] = memory["colour"] + (found - memory["colour"]) / memory["steps"]
+        memory["colour"] = memory["colour"] + (colour - memory["colour"]) / memory["steps"]
         return step.codec, memory["colour"]
 
     def energy(self, seen: Estimate, index: Sequence[int], context: tuple[Codec, Tensor]) -> Tensor:

@@ -1,0 +1,240 @@
+"""Ways to start processes: panokit's own launcher and torch's elastic agent.
+
+Two ranks on the CPU, one thread each, paint a small picture. Measured are the start, and what happens after a signal in the
+fourth step: the seconds until no process of the run is left, the exit status, the lines on stderr, and whether there is a
+checkpoint. `python benchmarks/launchers.py` takes five minutes a round and prints medians; `--scenarios start` measures the
+start alone. It needs Linux's `/proc`.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
+from math import inf
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
+from statistics import median
+from textwrap import indent
+from typing import NamedTuple
+from unittest.mock import patch
+
+LAUNCHERS = {
+    "panokit": ["-m", "panokit"],
+    "agent": [__file__, "agent"],  # around the command
+    "inside": [__file__, "inside"],  # where the sampler starts the other ranks, as in a user's own script
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0", "-m", "panokit"],
+}
+WORDS = ["generate", "lake", "--model", "landscapes", "--height", "128", "--width", "256"]
+WORDS += ["--micro_batch", "2", "--devices", "2", "--quiet"]
+SIGNALS = {
+    "SIGKILL rank 1": (SIGKILL, "rank 1"),
+    "SIGKILL rank 0": (SIGKILL, "rank 0"),
+    "SIGKILL parent": (SIGKILL, "parent"),
+    **{f"{stop.name} {to}": (stop, to) for stop in (SIGINT, SIGTERM) for to in ("parent", "rank 1", "group")},
+}
+PATIENCE = 20.0
+"""Seconds after which processes that are left are said to stay."""
+
+MARKS = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+from panokit import Fuser
+from panokit_multidiffusion import MultiDiffusion
+
+@dataclass(frozen=True)
+class Marks(Fuser):
+    def fuse(self, windows, grid):
+        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+        with Path(os.environ["MARKS"], f"rank {rank}").open("a") as file:
+            print(os.getpid(), time.monotonic(), file=file)
+        return MultiDiffusion().fuse(windows, grid)
+"""
+"""A fuser that writes down, on each rank and after each step, its process and the time."""
+
+
+class Measured(NamedTuple):
+    """One run: to the first step on all ranks, or from the signal to the last process's end; and how it ended."""
+
+    seconds: float
+    status: int | None
+    lines: int
+    line: float = inf
+    """Seconds to the first line."""
+    checkpoint: bool = False
+    processes: int = 0
+    cpu: float = 0.0
+    memory: float = 0.0
+    """In GB, of all processes, each shared page counted once."""
+
+
+def agent(words: list[str]) -> int:
+    """Start the ranks by the elastic agent, and say in a line how they ended."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable()  # else a warning for each process, and a traceback with a table at the end
+    config = LaunchConfig(1, 1, 2, run_id="panokit", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-m", "panokit", *words)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        print(f"panokit: rank {rank} has ended, with status {failure.exitcode}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException as error:
+        return 128 + error.sigval.value
+    return 0
+
+
+def inside(words: list[str]) -> int:
+    """The same, but not before a sampler asks for ranks."""
+    from panokit.cli import main
+
+    with patch("panokit.runtime.start", lambda strategy: sys.exit(agent(words))):
+        return main(words)
+
+
+class Command:
+    """`panokit generate`, its ranks started by a launcher; in a folder of its own, by whose name its processes are known."""
+
+    def __init__(self, launcher: str, folder: Path, steps: int) -> None:
+        self.folder, self.begun = folder, time.monotonic()
+        (folder / "marks.py").write_text(MARKS)
+        words = [*WORDS, "--steps", str(steps), "--fuser", "marks:Marks"]
+        words += ["--checkpoint_every", "1000", "--out", str(folder / "a.png")]
+        with (folder / "stderr").open("w") as stderr:
+            self.parent = subprocess.Popen(
+                [sys.executable, *LAUNCHERS[launcher], *words],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "MARKS": str(folder), "PYTHONPATH": str(folder)},
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # as a shell gives each command a group
+            )
+
+    def marks(self, rank: int) -> list[list[str]]:
+        """Process and time of the rank's steps."""
+        path = self.folder / f"rank {rank}"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_step(self, step: int) -> None:
+        if not until(lambda: min(len(self.marks(0)), len(self.marks(1))) >= step, 120.0):
+            raise TimeoutError(f"step {step} does not come: {self.stderr()}")
+
+    def processes(self) -> list[int]:
+        """Those that have inherited the folder's name and have not ended."""
+        pids = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended, or is not ours
+                if f"MARKS={self.folder}\0".encode() in (path / "environ").read_bytes():
+                    pids.append(int(path.name))
+        return pids
+
+    def ended(self) -> bool:
+        return self.parent.poll() is not None and not self.processes()
+
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text().replace(f"{self.folder}/", "")
+
+    def end(self) -> None:
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, SIGKILL)
+        self.parent.wait()
+
+
+def started(command: Command) -> Measured:
+    """Measure the start."""
+    command.wait_for_step(1)
+    seconds = max(float(command.marks(rank)[0][1]) for rank in range(2)) - command.begun
+    pids = command.processes()
+    memory = sum(map(pss, pids)) / 1e6
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    until(command.ended, PATIENCE)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the parent and of all that it has waited for
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    lines = command.stderr().count("\n")
+    return Measured(seconds, command.parent.returncode, lines, processes=len(pids), cpu=cpu, memory=memory)
+
+
+def signalled(command: Command, signal: Signals, to: str) -> Measured:
+    """Measure what happens after a signal to the parent, a rank or the parent's process group."""
+    command.wait_for_step(3)
+    pid = int(command.marks(int(to[-1]))[0][0]) if to.startswith("rank") else command.parent.pid
+    (os.killpg if to == "group" else os.kill)(pid, signal)
+    moment = time.monotonic()
+    until(lambda: bool(command.stderr()) or command.ended(), PATIENCE)
+    line = time.monotonic() - moment if command.stderr() else inf
+    seconds = time.monotonic() - moment if until(command.ended, PATIENCE) else inf
+    checkpoint = (command.folder / "a.png.checkpoint").exists()
+    return Measured(seconds, command.parent.poll(), command.stderr().count("\n"), line, checkpoint)
+
+
+def pss(pid: int) -> int:
+    """A process's part of the memory, in KB."""
+    return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
+
+
+def until(true: Callable[[], bool], patience: float) -> bool:
+    end = time.monotonic() + patience
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return true()
+
+
+def measure(launcher: str, scenario: str) -> tuple[Measured, str]:
+    """One run, and what the user reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = Command(launcher, Path(folder), steps=4 if scenario == "start" else 900)
+        try:
+            measured = started(command) if scenario == "start" else signalled(command, *SIGNALS[scenario])
+            return measured, command.stderr()
+        finally:
+            command.end()
+
+
+def summary(scenario: str, runs: list[Measured]) -> str:
+    """Medians, and all the statuses and numbers of lines that came."""
+    seconds, line, cpu, memory = (median(getattr(one, name) for one in runs) for name in ("seconds", "line", "cpu", "memory"))
+    statuses, lines = (" or ".join(sorted({str(getattr(one, name)) for one in runs})) for name in ("status", "lines"))
+    text = f"{seconds:.2f} s, status {statuses}, lines on stderr: {lines}"
+    if scenario == "start":
+        return f"{text}, {runs[0].processes} processes, {cpu:.1f} s of CPU time, {memory:.2f} GB"
+    return f"{text} after {line:.2f} s, {sum(one.checkpoint for one in runs)} of {len(runs)} with a checkpoint"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=["panokit", "agent"])
+    parser.add_argument("--scenarios", nargs="+", choices=["start", *SIGNALS], default=["start", *SIGNALS])
+    options = parser.parse_args()
+    runs: dict[tuple[str, str], list[Measured]] = defaultdict(list)
+    texts: dict[tuple[str, str], str] = {}
+    for _ in range(options.rounds):
+        for pair in product(options.scenarios, options.launchers):  # in turns, since the machine may be busy
+            scenario, launcher = pair
+            measured, texts[pair] = measure(launcher, scenario)
+            runs[pair].append(measured)
+            print(f"{scenario}, {launcher}: {measured}", file=sys.stderr, flush=True)
+    for (scenario, launcher), text in texts.items():
+        print(f"\n{scenario}, {launcher}: {summary(scenario, runs[scenario, launcher])}")
+        print(indent(text, "    "), end="")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["agent", *words]:
+            sys.exit(agent(words))
+        case ["inside", *words]:
+            sys.exit(inside(words))
+        case _:
+            main()
