@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch is imported: workers share the cores, and sums have one order on every machine
-)
+# Before torch is imported: workers share the cores, and sums have one order on every machine.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

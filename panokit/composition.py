@@ -1,7 +1,7 @@
 """Plugins from plain data and back, for configurations and recipes.
 
 A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, weight: 5}`. A name is that of an entry point, or
-`module:Class`. Settings may hold parts again: a guidance may have guidances of its own.
+`module:Class`. A setting may hold guidances as parts again.
 """
 
 import inspect

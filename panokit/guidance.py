@@ -175,7 +175,7 @@ class Guidance(ABC):
         """The clean canvas, if the guidance knows it without the model.
 
         Called before each pass over the run's own canvas, without gradients. The first guidance that returns a canvas wins;
-        the model is then not called, and nothing is guided. Start at the first level, where the run adds the canvas to its
+        the run then calls neither the model nor a guidance. Start at the first level, where the run adds the canvas to its
         noise. Return the same canvas at each step: any change would be treated as noise.
 
         Args:
@@ -209,8 +209,8 @@ class Guidance(ABC):
             level: a main level of the run.
 
         Returns:
-            The factor. At 0 the guidance is asleep: neither `prepare` nor `energy` is called. A guidance that moves no window,
-            because it only knows the canvas (`known`), returns 0 at every level.
+            The factor. At 0 the guidance is asleep: neither `prepare` nor `energy` is called. A guidance that only knows the
+            canvas (`known`) is asleep at every level.
         """
 
     @abstractmethod
