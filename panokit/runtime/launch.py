@@ -122,7 +122,7 @@ def start(strategy: Any) -> Event:
 
 
 def _command() -> list[str]:
-    """The command that started this process, for the other ones.
+    """The command that started this process. The other processes run it too.
 
     Raises:
         SettingError: the program is no file, as with `python -c`.
