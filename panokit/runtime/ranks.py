@@ -38,16 +38,8 @@ class Ranks(ABC):
         """Raise an error that may be on this rank alone: at once, or on all ranks at their next exchange."""
 
 
-@final
-class OneRank(Ranks):
-    """The only rank: it does everything itself."""
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._pieces = pieces
-
-    def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
-        stop.agreed |= stop.asked
-        return joined([self._pieces.rows(fn, chunk, micro_batch) for chunk in chunks(n, micro_batch)])
+class Alone(Ranks):
+    """Ranks that may share windows, and exchange nothing else."""
 
     def broadcast(self, work: Callable[[], Made]) -> Made:
         return work()
@@ -63,7 +55,19 @@ class OneRank(Ranks):
 
 
 @final
-class ApartRanks(Ranks):
+class OneRank(Alone):
+    """The only rank: it does everything itself."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+
+    def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
+        stop.agreed |= stop.asked
+        return joined([self._pieces.rows(fn, chunk, micro_batch) for chunk in chunks(n, micro_batch)])
+
+
+@final
+class ApartRanks(Alone):
     """Ranks that each make pictures of their own. Each notices if another one ends, or is asked to stop.
 
     Attributes:
@@ -84,18 +88,6 @@ class ApartRanks(Ranks):
         stop.asked |= stopping
         self.stopped |= stop.asked
         return self._alone.map(fn, n, rows, micro_batch=micro_batch, stop=stop)
-
-    def broadcast(self, work: Callable[[], Made]) -> Made:
-        return work()
-
-    def gather(self, work: Callable[[], Made]) -> list[Made]:
-        return [work()]
-
-    def barrier(self, work: Callable[[], Made]) -> Made:
-        return work()
-
-    def defer(self, error: Exception) -> None:
-        raise error
 
 
 @final

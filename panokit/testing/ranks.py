@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panokit.runtime import Runtime
-from panokit.runtime.ranks import Ranks
+from panokit.runtime.ranks import Alone
 from panokit.runtime.sharding import chunks, deal
 from panokit.signals import Stop
 from panokit.testing.demands import ConformanceError
@@ -25,7 +25,7 @@ class _ApartError(ConformanceError):
 
 
 @final
-class _Thread(Ranks):
+class _Thread(Alone):
     """One of the threads. Its runs do not stop, and what they say is said once."""
 
     def __init__(self, rows: Callable[..., Rows]) -> None:
@@ -35,18 +35,6 @@ class _Thread(Ranks):
         self, fn: Callable[[list[int]], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop
     ) -> Rows:
         return self._rows(fn, n, micro_batch=micro_batch)
-
-    def broadcast(self, work: Callable[[], Made]) -> Made:
-        return work()
-
-    def gather(self, work: Callable[[], Made]) -> list[Made]:
-        return [work()]
-
-    def barrier(self, work: Callable[[], Made]) -> Made:
-        return work()
-
-    def defer(self, error: Exception) -> None:
-        raise error
 
 
 @final
