@@ -130,7 +130,7 @@ def parameters(base: type[Fuser] | type[Guidance] | type[Scheduler], name: str) 
     meaning = {param.arg_name: " ".join((param.description or "").split()) for param in documented.params}
     own = inspect.signature(maker).parameters  # a class method has defaults of its own
     settings = {key: own.get(key, parameter) for key, parameter in _parameters(cls).items() if key not in preset}
-    summary = (documented if preset else parse(maker.__doc__ or "")).short_description or ""
+    summary = registry.summary(maker) if preset else parse(maker.__doc__ or "").short_description or ""
     return summary, [
         Parameter(key, _type(parameter), _default(cls, parameter), meaning.get(key, "")) for key, parameter in settings.items()
     ]

@@ -50,7 +50,7 @@ def no_attribute(owner: object, name: str) -> AttributeError:
     """The error for an attribute that a class does not have, with its new name if it had it once."""
     cls = type(owner).__name__
     new = ATTRIBUTES[cls].get(name)
-    return AttributeError(f"{cls}.{name} is {new} now" if new else f"a {cls} has no attribute {name!r}", name=name, obj=owner)
+    return AttributeError(f"{cls}.{name} is {new} now" if new else f"a {cls} has no attribute {name!r}")
 
 
 @final

@@ -88,7 +88,7 @@ def states(installed: Sequence[Plugin], patience: float = 10.0) -> list[tuple[st
         except BaseException as error:  # a plugin may even raise KeyboardInterrupt
             answers.put((k, f"broken: {type(error).__name__}: {error}", ""))
         else:
-            answers.put((k, "ok", _summary(plugin)))
+            answers.put((k, "ok", summary(plugin)))
 
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         for k in range(len(installed)):
@@ -105,11 +105,11 @@ def states(installed: Sequence[Plugin], patience: float = 10.0) -> list[tuple[st
     return reports
 
 
-def _summary(maker: Any) -> str:
+def summary(maker: Any) -> str:
     """The first line of a plugin's docstring; for a preset, the call that makes it."""
-    if isinstance(maker, partial):
+    if isinstance(maker, partial) and maker.__doc__ == partial.__doc__:  # it has none of its own
         return f"{made_class(maker).__name__}({', '.join(map(repr, bound(maker).values()))})"
-    return (maker.__doc__ or "").strip().partition("\n")[0] if isinstance(maker, type) else ""
+    return (maker.__doc__ or "").strip().partition("\n")[0] if isinstance(maker, type | partial) else ""
 
 
 def plugins(kind: Kind) -> list[Plugin]:

@@ -107,7 +107,7 @@ def _without_command(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="panokit", usage="panokit COMMAND ...", description=_SUMMARY, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="Show this; panokit COMMAND --help shows its options.")
     parser.add_argument("--version", action="store_true", help="Show the version.")
-    subcommands = parser.add_subparsers(metavar="COMMAND")
+    subcommands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name, function in _COMMANDS.items():
         subcommands.add_parser(name, help=(function.__doc__ or "").partition("\n")[0])
     if args[:1] == ["--version"]:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from panokit import registry
 from panokit.backbones.diffusers.scheduler import DiffusersScheduler, DiffusersSolver
 from panokit.errors import PluginNotFoundError, SettingError
 from panokit.scheduler import Prediction, Training
@@ -476,3 +477,11 @@ def test_what_cannot_begin_says_why(name: str, options: dict[str, Any], steps: i
     with pytest.raises(SettingError, match=message) as raised:
         DiffusersScheduler(name, options).begin(steps, CPU, trained)
     assert "\n" not in str(raised.value)
+
+
+def test_every_scheduler_is_an_entry_point_that_says_what_it_is() -> None:
+    installed = {plugin.name: plugin for plugin in registry.plugins("schedulers") if plugin.origin[0] == "panokit"}
+    assert sorted(installed) == sorted(DiffusersScheduler.names())
+    for name, plugin in installed.items():
+        assert plugin.load()() == DiffusersScheduler(name)
+        assert registry.summary(plugin.load()).startswith(f"{PLAIN[plain_name(name)][0]} of diffusers")

@@ -155,6 +155,12 @@ class DiffusersScheduler(Scheduler):
         """The short names of all schedulers."""
         return tuple(sorted(_KINDS))
 
+    @classmethod
+    def summary(cls, name: str) -> str:
+        """A line about a scheduler by its short name: the class in diffusers, and what is special."""
+        karras = ", on the noise levels of Karras et al. 2022" if name.endswith("_karras") else ""
+        return f"{_KINDS[name].cls} of diffusers{karras}."
+
     @property
     def _kind(self) -> _Kind:
         return _KINDS[self.name]
