@@ -206,10 +206,10 @@ def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
     """
     if name is not None:
         return explain(kind or _kind_of(name, kind), name)
-    found = [plugin for each in registry.KINDS if kind in (None, each) for plugin in registry.plugins(each)]
-    states = registry.states(found)
+    installed = [plugin for group in registry.KINDS if kind in (None, group) for plugin in registry.plugins(group)]
+    states = registry.states(installed)
     rows = [("kind", "name", "distribution", "version", "state", "")]
-    rows += [(plugin.kind, plugin.name, *plugin.origin, *state) for plugin, state in zip(found, states, strict=True)]
+    rows += [(plugin.kind, plugin.name, *plugin.origin, *state) for plugin, state in zip(installed, states, strict=True)]
     _print_table(rows)
     return None
 
@@ -220,9 +220,9 @@ def explain(kind: Kind, name: str) -> None:
 
     if kind not in BASES:
         raise SettingError(f"{name} is a model, which has nothing to set")
-    summary, found = parameters(BASES[kind], name)
+    summary, settings = parameters(BASES[kind], name)
     print(f"{name}: {summary}" if summary else name)
-    for parameter in found:
+    for parameter in settings:
         default = f" = {parameter.default}" if parameter.default else ""
         print(f"\n  {parameter.name}: {parameter.type}{default}")
         if parameter.meaning:
@@ -328,11 +328,11 @@ def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
         if not callable(maker):
             raise PluginNotFoundError(f"{name} is a {type(maker).__name__}: name a class, or what else makes a plugin")
         return maker
-    found = _kind_of(name, kind)
-    if found == "models":
+    kind = _kind_of(name, kind)
+    if kind == "models":
         denoiser = load_model(name).denoiser
         return lambda: denoiser
-    return lambda: build(BASES[found], name)
+    return lambda: build(BASES[kind], name)
 
 
 def _kind_of(name: str, kind: Kind | None) -> Kind:
@@ -341,12 +341,12 @@ def _kind_of(name: str, kind: Kind | None) -> Kind:
 
     if ":" in name:
         cls = registry.made_class(registry.attribute(name))
-        of = [each for each, base in BASES.items() if isinstance(cls, type) and issubclass(cls, base)]
+        of = [kind for kind, base in BASES.items() if isinstance(cls, type) and issubclass(cls, base)]
         if not of:
             raise PluginNotFoundError(f"{name} is no subclass of panokit.Fuser, panokit.Guidance or panokit.Scheduler")
         return of[0]
-    names = {each: {plugin.name for plugin in registry.plugins(each)} for each in ([kind] if kind else registry.KINDS)}
-    kinds = [each for each in names if name in names[each]]
+    names = {group: {plugin.name for plugin in registry.plugins(group)} for group in ([kind] if kind else registry.KINDS)}
+    kinds = [group for group in names if name in names[group]]
     if not kinds:
         raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))
     if len(kinds) > 1:

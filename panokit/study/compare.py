@@ -1,4 +1,4 @@
-"""From what is told of each picture to what is told of methods: means, distances to the references, and differences."""
+"""From numbers of pictures to numbers of methods: means, distances to the references, and differences."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -29,7 +29,7 @@ def compare(
         shown: panoramas by method, in the order of the study's pairs.
         references: what each prompt is compared with.
     """
-    rows = {method: [evidence.numbers(each) for each in found] for method, found in shown.items()}
+    rows = {method: [evidence.numbers(picture) for picture in pictures] for method, pictures in shown.items()}
     found_by = {name: _distances(study, evidence, name, shown, references) for name in study.features}
     kernel = {name: subsets for name, (subsets, _) in found_by.items()}
     numbers: Numbers = {
@@ -39,24 +39,26 @@ def compare(
         "differences": {base: {} for base, _ in study.compared()},
     }
     spread = study.panoramas >= 2 * FEWEST  # of fewer there are no halves
-    for method, found in rows.items():
+    for method, measured in rows.items():
         distances = {
-            f"KID, {name}": {"mean": float(each[method].mean()), "deviation": float(each[method].std()) if spread else None}
-            for name, each in kernel.items()
+            f"KID, {name}": {"mean": float(kid_of[method].mean()), "deviation": float(kid_of[method].std()) if spread else None}
+            for name, kid_of in kernel.items()
         }
         distances |= {f"FID, {name}": {"mean": frechet[method], "deviation": None} for name, (_, frechet) in found_by.items()}
-        scores = {name: [row[name] for row in found] for name in found[0]}
+        scores = {name: [row[name] for row in measured] for name in measured[0]}
         numbers["methods"][method] = {
-            "n": len(found),
+            "n": len(measured),
             "distances": distances,
-            "scores": {name: {"mean": float(np.mean(each)), "deviation": float(np.std(each))} for name, each in scores.items()},
+            "scores": {
+                name: {"mean": float(np.mean(score)), "deviation": float(np.std(score))} for name, score in scores.items()
+            },
         }
     for base, method in study.compared() if len(study.pairs()) > 1 else ():
-        apart = {f"KID, {name}": interval(each[method] - each[base]) for name, each in kernel.items()} if spread else {}
+        apart = {f"KID, {name}": interval(kid_of[method] - kid_of[base]) for name, kid_of in kernel.items()} if spread else {}
         apart |= {
             name: paired([row[name] for row in rows[method]], [row[name] for row in rows[base]]) for name in rows[base][0]
         }
-        numbers["differences"][base][method] = {name: each._asdict() for name, each in apart.items()}
+        numbers["differences"][base][method] = {name: difference._asdict() for name, difference in apart.items()}
     return numbers
 
 
@@ -68,12 +70,13 @@ def _distances(
     references: Mapping[str, Sequence[Path]],
 ) -> tuple[Subsets, Mapping[str, float]]:
     """The kernel distance of each method on subsets, and the Frechet distance of all its squares, in one network's features."""
-    known = {path: evidence.reference(name, path) for each in references.values() for path in each}
+    known = {path: evidence.reference(name, path) for paths in references.values() for path in paths}
     beside = [torch.cat([known[path] for path in references[prompt]]) for prompt in study.prompts]
     whole = torch.cat([*known.values()])
     starts = range(0, len(study.pairs()), study.panoramas)
-    found = {method: [evidence.squares(name, each.path) for each in every] for method, every in shown.items()}
+    features = {method: [evidence.squares(name, picture.path) for picture in pictures] for method, pictures in shown.items()}
     kernel = {
-        method: kid([squares[start : start + study.panoramas] for start in starts], beside) for method, squares in found.items()
+        method: kid([squares[start : start + study.panoramas] for start in starts], beside)
+        for method, squares in features.items()
     }
-    return kernel, {method: fid(torch.cat(squares), whole) for method, squares in found.items()}
+    return kernel, {method: fid(torch.cat(squares), whole) for method, squares in features.items()}

@@ -52,15 +52,16 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     references = grouped(study.prompts, own) if own else dict(zip(study.prompts, _parts(made, study.references), strict=False))
     paths = dict(zip(study.methods, panoramas, strict=True))
     shown = {
-        method: [Shown(path, prompt, grids[method]) for path, (prompt, _) in zip(found, study.pairs(), strict=True)]
-        for method, found in paths.items()
+        method: [Shown(path, prompt, grids[method]) for path, (prompt, _) in zip(files, study.pairs(), strict=True)]
+        for method, files in paths.items()
     }
     taken = _costs(study, out, worker) if study.timings else {}
 
     networks.to(worker.runtime.device)
     evidence = Evidence(study, out, window, networks, factor, worker.runtime)
     evidence.gather(
-        [each for found in shown.values() for each in found], [path for each in references.values() for path in each]
+        [picture for pictures in shown.values() for picture in pictures],
+        [path for files in references.values() for path in files],
     )
     if worker.runtime.global_rank != 0:
         return None
@@ -102,10 +103,10 @@ def _hold(study: Study, out: Path) -> None:
             raise SettingError(f"{kept} cannot be read, so {out} may hold another study: name another folder, or remove it")
         # More of the same, and other measures of it, are the same study.
         same = ("prompts", "model", "height", "width", "steps", "stride", "guidance_scale", "seed")
-        one, two = ({key: each.get(key) for key in same} for each in (mine, theirs))
-        if found := differences(one, two):
+        one, two = ({key: data.get(key) for key in same} for data in (mine, theirs))
+        if differing := differences(one, two):
             raise SettingError(
-                f"{out} holds the results of another study: here and there {'; '.join(found[:6])}; name another folder"
+                f"{out} holds the results of another study: here and there {'; '.join(differing[:6])}; name another folder"
             )
     write(kept, json.dumps(mine, indent=1) + "\n")
 
@@ -140,9 +141,10 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
     if not isinstance(kept, dict) or any(kept.get(method, {}).get("of") != key for method, key in keys.items()):
         if worker.runtime.writes:
             print(f"costs: {len(jobs)} methods in turns, rounds: {rounds}", flush=True)
-        found = costs([*jobs.values()], worker, rounds)  # all anew: they are compared
+        measured = costs([*jobs.values()], worker, rounds)  # all anew: they are compared
         kept = {
-            method: {"of": keys[method], "rounds": rounds, **cost._asdict()} for method, cost in zip(jobs, found, strict=True)
+            method: {"of": keys[method], "rounds": rounds, **cost._asdict()}
+            for method, cost in zip(jobs, measured, strict=True)
         }
         worker.runtime.broadcast(lambda: write(path, json.dumps(kept, indent=1) + "\n"))
     return {method: kept[method] for method in study.methods}

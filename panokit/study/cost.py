@@ -31,8 +31,8 @@ class Cost(NamedTuple):
 
 def costs(jobs: Sequence[Job], worker: Worker, rounds: int) -> list[Cost]:
     """What each job takes, with medians of the seconds: all of them in turns, `rounds` times or once a rank."""
-    found = worker.runtime.replicas(lambda _: [_cost(job, worker) for job in jobs], max(rounds, worker.runtime.world_size))
-    return [each[0]._replace(seconds=median(cost.seconds for cost in each)) for each in zip(*found, strict=True)]
+    rows = worker.runtime.replicas(lambda _: [_cost(job, worker) for job in jobs], max(rounds, worker.runtime.world_size))
+    return [costs[0]._replace(seconds=median(cost.seconds for cost in costs)) for costs in zip(*rows, strict=True)]
 
 
 def _cost(job: Job, worker: Worker) -> Cost:

@@ -1,4 +1,4 @@
-"""What is told of each picture by itself, by networks, and kept in files: made by all ranks, and nothing twice."""
+"""What networks say about each picture by itself. All ranks make it, and files keep it, so nothing is made twice."""
 
 import hashlib
 import json
@@ -59,9 +59,9 @@ class Networks:
 
     def to(self, device: torch.device) -> None:
         """Move them there, as far as they are networks."""
-        for each in (*self.features.values(), *self.scores.values(), *self.wholes):
-            if isinstance(each, torch.nn.Module):
-                each.eval().to(device)
+        for network in (*self.features.values(), *self.scores.values(), *self.wholes):
+            if isinstance(network, torch.nn.Module):
+                network.eval().to(device)
 
 
 @final
@@ -79,16 +79,16 @@ class Evidence:
 
     def __init__(self, study: Study, out: Path, window: Window, networks: Networks, factor: int, runtime: Runtime) -> None:
         self._study, self._window, self._networks, self._factor, self._runtime = study, window, networks, factor, runtime
-        self._told = out / "told"
+        self._scores = out / "scores"
         self._features = {
             name: Features(networks.features[name], out / "features" / _key(name, network), runtime.device)
             for name, network in study.features.items()
         }
-        runtime.broadcast(lambda: make_folders(self._told, *(each.folder for each in self._features.values())))
+        runtime.broadcast(lambda: make_folders(self._scores, *(features.folder for features in self._features.values())))
 
     def gather(self, panoramas: Sequence[Shown], references: Sequence[Path]) -> None:
         """Make what is missing of it, shared by the ranks."""
-        work: list[Callable[[], Any]] = [partial(self._of_panorama, each) for each in panoramas]
+        work: list[Callable[[], Any]] = [partial(self._of_panorama, shown) for shown in panoramas]
         work += [partial(self._of_reference, path) for path in dict.fromkeys(references)]
         quiet = None if self._runtime.writes else True  # None: where there is a terminal
         with tqdm(total=len(work), desc="measuring", leave=False, disable=quiet) as bar:
@@ -102,17 +102,17 @@ class Evidence:
     def numbers(self, shown: Shown) -> dict[str, float]:
         """Scores, numbers of the whole, and the seam, of one panorama."""
         key = _key("", [[*self._study.scores.items()], self._study.wholes, self._squared, repr(shown.grid)])
-        kept = self._told / f"{shown.path.parent.name}-{shown.path.stem}.json"
-        said = read_json(kept)
-        if isinstance(said, dict) and said.get("key") == key:
-            return dict(said["numbers"])
+        path = self._scores / f"{shown.path.parent.name}-{shown.path.stem}.json"
+        kept = read_json(path)
+        if isinstance(kept, dict) and kept.get("key") == key:
+            return dict(kept["numbers"])
         picture = pixels(shown.path)
         squares = batch(self._crops(picture)).to(self._runtime.device)
         numbers = {name: _score(score, squares, shown.prompt) for name, score in self._networks.scores.items()}
         for whole in self._networks.wholes:
             numbers |= _numbers(whole, picture, shown.prompt)
         numbers["seam"] = seam(picture, shown.grid, self._factor)
-        write(kept, json.dumps({"key": key, "numbers": numbers}))
+        write(path, json.dumps({"key": key, "numbers": numbers}))
         return numbers
 
     def squares(self, name: str, path: Path) -> Tensor:
@@ -121,7 +121,7 @@ class Evidence:
         return self._features[name].of(key, lambda: self._crops(pixels(path)))
 
     def reference(self, name: str, path: Path) -> Tensor:
-        """Features of a reference, by one network; known by what is in it, as folders are anybody's."""
+        """Features of a reference, by one network; its key is its content, because anybody may change a folder."""
         key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return self._features[name].of(f"reference-{key}", lambda: pixels(path)[None])
 
@@ -153,7 +153,7 @@ def write(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a kept file says; None where it is not there, or broken."""
+    """The data in a JSON file; None if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -174,9 +174,9 @@ def make_folders(*paths: Path) -> None:
 
 
 def _key(name: str, what: Any) -> str:
-    """A name for what was measured so."""
-    told = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{slug(name)}-{told}" if name else told
+    """A name for a measurement, from all that decides it."""
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{slug(name)}-{digest}" if name else digest
 
 
 def _tried(name: str, use: Callable[[], Any]) -> None:
@@ -191,9 +191,9 @@ def _tried(name: str, use: Callable[[], Any]) -> None:
 
 @torch.no_grad()
 def _features(network: Any, pictures: Tensor) -> None:
-    found = network(pictures)
-    if found.ndim != 2 or len(found) != len(pictures):
-        raise SettingError(f"it gave {tuple(found.shape)} for {len(pictures)} pictures: features are n d")
+    features = network(pictures)
+    if features.ndim != 2 or len(features) != len(pictures):
+        raise SettingError(f"it gave {tuple(features.shape)} for {len(pictures)} pictures: features are n d")
 
 
 @torch.no_grad()
@@ -202,5 +202,5 @@ def _score(score: Any, squares: Tensor, prompt: str) -> float:
 
 
 def _numbers(whole: Any, picture: Pixels, prompt: str) -> dict[str, float]:
-    found: Mapping[str, float] = whole(picture, prompt)
-    return {name: float(number) for name, number in found.items()}
+    numbers: Mapping[str, float] = whole(picture, prompt)
+    return {name: float(number) for name, number in numbers.items()}

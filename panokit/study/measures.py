@@ -45,10 +45,10 @@ def corners(size: tuple[int, int], side: int, count: int | None = None) -> list[
     """Where squares lie side by side, top and left: rows from the middle of what is left over; `count` of them, evenly."""
     rows, columns = size[0] // side, size[1] // side
     top, left = (size[0] - rows * side) // 2, (size[1] - columns * side) // 2
-    found = [(top + row * side, left + column * side) for row in range(rows) for column in range(columns)]
-    if count is None or count >= len(found):
-        return found
-    return [found[k * len(found) // count] for k in range(count)]
+    places = [(top + row * side, left + column * side) for row in range(rows) for column in range(columns)]
+    if count is None or count >= len(places):
+        return places
+    return [places[k * len(places) // count] for k in range(count)]
 
 
 def crops(picture: Pixels, window: tuple[int, int], side: int | None = None, count: int | None = None) -> Pixels:
@@ -79,7 +79,7 @@ def grain(picture: Pixels, share: float = 1.0) -> float:
     """
     grey = picture.astype(np.float32).mean(-1)
     squares = [np.sort(np.square(np.diff(grey, 2, axis)), axis=None) for axis in range(2)]
-    return float(np.mean([each[: math.ceil(share * each.size)].mean() for each in squares]))
+    return float(np.mean([square[: math.ceil(share * square.size)].mean() for square in squares]))
 
 
 @final
@@ -102,12 +102,12 @@ class Features:
         try:
             return torch.from_numpy(np.load(kept))
         except (OSError, ValueError, EOFError):  # not there, or broken
-            found = self.net(batch(pictures()).to(self.device)).float().cpu()
+            features = self.net(batch(pictures()).to(self.device)).float().cpu()
         file = io.BytesIO()
-        np.save(file, found.numpy())
+        np.save(file, features.numpy())
         with written_aside(kept) as aside:
             aside.write_bytes(file.getvalue())
-        return found
+        return features
 
 
 def made(network: Network) -> Any:
@@ -169,8 +169,8 @@ def kid(own: Sequence[Sequence[Tensor]], reference: Sequence[Tensor], subsets: i
     """
     from torchmetrics.image.kid import poly_mmd
 
-    found = np.zeros((len(own), subsets))
-    for row, panoramas, beside in zip(found, own, reference, strict=True):
+    distances = np.zeros((len(own), subsets))
+    for row, panoramas, beside in zip(distances, own, reference, strict=True):
         if min(len(panoramas), len(beside)) < FEWEST:
             raise SettingError(
                 f"KID needs {FEWEST} panoramas and references of each prompt or more: there are {len(panoramas)} and "
@@ -184,7 +184,7 @@ def kid(own: Sequence[Sequence[Tensor]], reference: Sequence[Tensor], subsets: i
             chosen = rng.permutation(len(panoramas))[:size]
             parts = rng.permutation(len(beside))[: len(beside) // size * size].reshape(-1, size)
             row[k] = np.mean([float(poly_mmd(beside[part], square[chosen])) for part in parts for square in squares])
-    return np.asarray(found.mean(0))
+    return np.asarray(distances.mean(0))
 
 
 def fid(own: Tensor, reference: Tensor) -> float:

@@ -30,10 +30,10 @@ def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pa
         f"<!doctype html><meta charset=utf-8><title>{escape(str(numbers['study']['model']))}</title><style>{_STYLE}</style>"
     ]
     parts += [_html(line) for line in _blocks(markdown(numbers))]
-    figures = "\n".join(_figure(name, each, numbers) for name, each in measured(numbers["methods"]).items())
+    figures = "\n".join(_figure(name, values, numbers) for name, values in measured(numbers["methods"]).items())
     parts += ["<h2>Figures</h2>", f"<div class=figures>{figures}</div>", "<h2>Panoramas</h2>"]
     for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
-        k = next(k for k, (each, _) in enumerate(pairs) if each == prompt)
+        k = [text for text, _ in pairs].index(prompt)
         sheet = "".join(f"<figcaption>{escape(method)}</figcaption>{_image(paths[k])}" for method, paths in panoramas.items())
         parts.append(f"<figure><h3>{escape(prompt)}, seed {pairs[k][1]}</h3>{sheet}</figure>")
     return "\n".join(parts) + "\n"
@@ -65,14 +65,15 @@ def _figure(name: str, measured: Sequence[Mapping[str, Any]], numbers: Mapping[s
     from matplotlib.figure import Figure
 
     methods = numbers["methods"]
-    values = [told["mean"] for told in measured]
-    deviations = [told["deviation"] or 0.0 for told in measured]
+    values = [value["mean"] for value in measured]
+    deviations = [value["deviation"] or 0.0 for value in measured]
     figure = Figure(figsize=(5.4, 0.8 + 0.3 * max(4, len(methods))), layout="constrained")
     axes = figure.subplots()
     if (swept := _swept(numbers)) is not None:
         axes.errorbar(swept, values, deviations, marker="o", capsize=3, color="#356")
-        if max(swept) > 30 * min((each for each in swept if each > 0), default=1):
-            axes.set_xscale("symlog", linthresh=min(each for each in swept if each > 0))
+        positive = [value for value in swept if value > 0]
+        if max(swept) > 30 * min(positive, default=1):
+            axes.set_xscale("symlog", linthresh=min(positive))
         axes.set_xlabel(numbers["study"]["sweep"].partition("=")[0])
     else:
         axes.barh(list(methods)[::-1], values[::-1], xerr=deviations[::-1], capsize=3, color="#689")

@@ -77,7 +77,7 @@ class Study:
                 raise SettingError(f"the study has no {name}: there is nothing to compare")
         names = [*self.methods]
         for what, of in (("prompts", [*self.prompts]), ("methods", [slug(name) for name in names])):
-            if twice := [each for each in of if of.count(each) > 1]:
+            if twice := [name for name in of if of.count(name) > 1]:
                 raise SettingError(f"{twice[0]} is there twice among the {what}: leave one out, or name it otherwise")
         for method, parts in self.methods.items():
             if shared := sorted(parts.keys() & {"model", "prompt", "seed", "height", "width"}):
@@ -85,8 +85,8 @@ class Study:
         if unknown := [name for name in self.baselines if name not in self.methods]:
             raise SettingError(f"{unknown[0]} among the baselines is no method: there are {', '.join(names)}")
         for name, least in _LEAST.items():
-            if (found := getattr(self, name)) is not None and found < least:
-                raise SettingError(f"{name} is {found}: it must be {least} or more")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise SettingError(f"{name} is {value}: it must be {least} or more")
 
     @classmethod
     def of(cls, data: Mapping[str, Any], **given: Any) -> "Study":
@@ -102,13 +102,13 @@ class Study:
         """
         data = dict(data)
         models = data.pop("models", {})
-        if not isinstance(models, Mapping) or not all(isinstance(each, Mapping) for each in models.values()):
+        if not isinstance(models, Mapping) or not all(isinstance(overrides, Mapping) for overrides in models.values()):
             raise SettingError("models maps names of models to what is different with them: {NAME: {height: 1024}}")
         model = str(given.get("model", data.get("model", cls.model)))
-        same = {name.rpartition("/")[-1]: each for name, each in models.items()}
+        same = {name.rpartition("/")[-1]: overrides for name, overrides in models.items()}
         data |= {**models.get(model, same.get(Path(model).name, {})), **given}
         data = {name: value for name, value in data.items() if value is not None}  # as if it were not there
-        names = [each.name for each in fields(cls)]
+        names = [entry.name for entry in fields(cls)]
         if unknown := sorted(data.keys() - {*names}):
             raise SettingError(unknown_option(unknown[0], names))
         if missing := [name for name in ("prompts", "methods") if name not in data]:
@@ -146,14 +146,14 @@ class Study:
             SettingError: there is no such setting.
         """
         path, _, values = sweep.partition("=")
-        each = [value.strip() for value in values.split(",")]
-        if not path or not all(each) or len({*each}) < len(each):
+        texts = [value.strip() for value in values.split(",")]
+        if not path or not all(texts) or len({*texts}) < len(texts):
             raise SettingError(
                 f"sweep is {sweep!r}: it must be SETTING=VALUE,VALUE with different values, such as guidances.weight=0,1,10"
             )
         name, base = list(self.methods.items())[-1]
         methods: dict[str, Mapping[str, Any]] = {}
-        for value in each:
+        for value in texts:
             method = deepcopy(dict(base))
             assign(method, path, plain(value))
             methods[f"{name}, {path.rpartition('.')[2]} {value}"] = method

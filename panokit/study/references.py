@@ -13,11 +13,11 @@ from panokit.study.measures import pixels
 
 def grouped(prompts: Sequence[str], paths: Sequence[Path]) -> Mapping[str, list[Path]]:
     """The pictures that each prompt is compared with: those that panokit named after it, where all have some; else all."""
-    found = {
+    by_prompt = {
         prompt: [path for path in paths if re.fullmatch(rf"{re.escape(words_of(prompt))}-\d+-[0-9a-f]{{8}}", path.stem)]
         for prompt in prompts
     }
-    return found if all(found.values()) else {prompt: [*paths] for prompt in prompts}
+    return by_prompt if all(by_prompt.values()) else {prompt: [*paths] for prompt in prompts}
 
 
 def given(folder: str, window: tuple[int, int]) -> list[Path]:
@@ -32,12 +32,12 @@ def given(folder: str, window: tuple[int, int]) -> list[Path]:
     """
     endings = Image.registered_extensions()
     try:
-        found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in endings)
+        pictures = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in endings)
     except OSError as cause:
         raise SettingError(f"the reference folder {folder} cannot be read: {cause.strerror}") from cause
-    if not found:
+    if not pictures:
         raise SettingError(f"the reference folder {folder} holds no pictures: put some there, or leave it out")
-    for path in found:
+    for path in pictures:
         try:
             size = pixels(path).shape[:2]
         except OutputError as cause:
@@ -47,4 +47,4 @@ def given(folder: str, window: tuple[int, int]) -> list[Path]:
                 f"{path} is {size[1]} x {size[0]} pixels: references must be as large as the model's window, {window[1]} x "
                 f"{window[0]}; resize them"
             )
-    return found
+    return pictures

@@ -5,11 +5,11 @@ from typing import Any
 
 from panokit.study.statistics import ENOUGH, Difference
 
-Told = Mapping[str, Any]
+Data = Mapping[str, Any]
 
 
-def markdown(numbers: Told) -> str:
-    """The report: what was compared, the means, which differences are there, and what each method costs."""
+def markdown(numbers: Data) -> str:
+    """The report: the study, the means, the differences, and the costs of each method."""
     study, methods = numbers["study"], numbers["methods"]
     n = next(iter(methods.values()))["n"]
     prompts, seeds = len(study["prompts"]), study["panoramas"]
@@ -48,10 +48,10 @@ def markdown(numbers: Told) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def measured(methods: Mapping[str, Told]) -> dict[str, list[Told]]:
-    """What there are numbers of, distances first: of each method a mean, and a deviation if there is one."""
-    each = [{**told["distances"], **told["scores"]} for told in methods.values()]
-    return {name: [told[name] for told in each] for name in each[0]}
+def measured(methods: Mapping[str, Data]) -> dict[str, list[Data]]:
+    """Each measure's numbers, distances first: for every method a mean, and a deviation if there is one."""
+    rows = [{**method["distances"], **method["scores"]} for method in methods.values()]
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -60,21 +60,21 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
 
 
-def _means(methods: Mapping[str, Told]) -> str:
-    return table([["", *methods], *([name, *map(_mean, each)] for name, each in measured(methods).items())])
+def _means(methods: Mapping[str, Data]) -> str:
+    return table([["", *methods], *([name, *map(_mean, values)] for name, values in measured(methods).items())])
 
 
-def _mean(told: Told) -> str:
-    return _number(told["mean"]) + (f" ± {_number(told['deviation'])}" if told["deviation"] is not None else "")
+def _mean(value: Data) -> str:
+    return _number(value["mean"]) + (f" ± {_number(value['deviation'])}" if value["deviation"] is not None else "")
 
 
 def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def _differences(differences: Mapping[str, Mapping[str, Told]]) -> str:
+def _differences(differences: Mapping[str, Mapping[str, Data]]) -> str:
     names = list(next(iter(differences.values())))
-    rows = [[name, *(_difference(Difference(**found[name])) for found in differences.values())] for name in names]
+    rows = [[name, *(_difference(Difference(**method[name])) for method in differences.values())] for name in names]
     return table([["", *differences], *rows])
 
 
@@ -83,7 +83,7 @@ def _difference(difference: Difference) -> str:
     return f"**{text}**" if difference.shown else text
 
 
-def _costs(costs: Mapping[str, Told]) -> str:
+def _costs(costs: Mapping[str, Data]) -> str:
     base = next(iter(costs.values()))["seconds"]
     rows = [
         [method, str(cost["forward"]), str(cost["backward"]), f"{cost['seconds']:.1f}", f"{cost['seconds'] / base:.2f}"]

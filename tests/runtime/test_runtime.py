@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from panokit import Model, Runtime, Sampler, SettingError
@@ -131,6 +132,13 @@ def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch: pytest.M
         Runtime(accelerator="cpu", devices=2).launch()
 
 
+@pytest.fixture
+def _lightnings_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set back after the test: its loggers write nothing in a process that it once took for another rank."""
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)
+
+
+@pytest.mark.usefixtures("_lightnings_rank")
 def test_the_processes_of_a_launcher_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "4"}.items():
         monkeypatch.setenv(name, value)
@@ -142,6 +150,7 @@ def test_the_processes_of_a_launcher_are_taken(monkeypatch: pytest.MonkeyPatch) 
         Runtime(accelerator="cpu", devices=2).launch()
 
 
+@pytest.mark.usefixtures("_lightnings_rank")
 def test_those_of_slurm_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3"}.items():
         monkeypatch.setenv(name, value)

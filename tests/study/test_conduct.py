@@ -126,11 +126,11 @@ def test_what_is_broken_in_the_folder_is_made_again_or_told(
     config: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = (results / "report.md").read_text().partition("## Costs")[0]
-    for path in (*(results / "told").iterdir(), *results.rglob("*.npy"), results / "costs.json"):
+    for path in (*(results / "scores").iterdir(), *results.rglob("*.npy"), results / "costs.json"):
         path.write_text("[")
     assert evaluate(config) == 0
     assert (results / "report.md").read_text().partition("## Costs")[0] == first
-    shutil.rmtree(results / "told")
+    shutil.rmtree(results / "scores")
     next((results / "panoramas" / "msd").glob("a-city-1-*.png")).write_text("no picture")
     assert evaluate(config) == 2
     assert re.search(r"a-city-1-.*png cannot be read as a picture: remove it", capsys.readouterr().err)
