@@ -20,7 +20,7 @@ from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import fit, hints_of
-from panokit.moved import no_setting
+from panokit.moved import means_the_same, no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
@@ -182,6 +182,8 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
     known = {key: parameter for key, parameter in _parameters(cls).items() if key not in registry.bound(maker)}
     hints, fitted = hints_of(cls), {}
     for key, value in settings.items():
+        if means_the_same(cls, key, value):
+            continue
         if key not in known:
             if advice := no_setting(cls, name, key):
                 raise SettingError(advice)

@@ -103,7 +103,7 @@ class Step(Protocol):
     def others(self) -> "Sequence[Guidance]":
         """The run's guidances but this one, in order. This one may pass some of them on to `paint`."""
 
-    def paint(self, grid: Grid, guidances: "Sequence[Guidance]" = ()) -> Float[Tensor, "*c_size"]:
+    def paint(self, grid: Grid, guidances: "Sequence[Guidance]") -> Float[Tensor, "*c_size"]:
         """Make another canvas of the same scene from noise, in a run of its own with the same prompt and all steps.
 
         The noise is keyed by the run's seed, the level, this guidance and the size of the new canvas.

@@ -4,9 +4,13 @@ Nothing is ever imported for a value: a text stays a text, whatever it looks lik
 """
 
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from panokit.errors import SettingError
@@ -54,7 +58,17 @@ def fit(value: Any, hint: Any) -> Any:
     elif (origin or hint) is Callable:
         if callable(value):
             return value
-    elif not isinstance(hint, type) or isinstance(value, hint):
+    elif (origin or hint) in (set, frozenset):
+        if isinstance(value, list | tuple | set | frozenset):
+            return (origin or hint)(_fit_items([*value], list, args))
+    elif isinstance(hint, type) and not isinstance(value, hint):
+        if issubclass(hint, Enum) and isinstance(value, str) and value in hint.__members__:
+            return hint[value]
+        if issubclass(hint, PurePath) and isinstance(value, str):
+            return hint(value)
+        if is_dataclass(hint) and isinstance(value, Mapping) and value.keys() <= {field.name for field in fields(hint)}:
+            return make(hint, value)
+    else:
         return value
     raise TypeError(f"{value!r:.80} is no {hint}")
 
@@ -112,7 +126,18 @@ def hints_of(target: Any) -> dict[str, Any]:
         try:
             hints |= get_type_hints(source)
         except Exception:  # names that exist for type checkers alone, or annotations that are no types
-            continue
+            hints |= _one_by_one(source)
+    return hints
+
+
+def _one_by_one(source: Any) -> dict[str, Any]:
+    """The annotations of a class or a function that can be resolved."""
+    hints: dict[str, Any] = {}
+    names = vars(sys.modules.get(getattr(source, "__module__", ""), types))
+    for name, annotation in getattr(source, "__annotations__", {}).items():
+        with suppress(Exception):
+            holder = type("Holder", (), {"__annotations__": {name: annotation}})
+            hints |= get_type_hints(holder, globalns=dict(names))
     return hints
 
 
@@ -127,5 +152,6 @@ def _word(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, get_args(hint)))
     kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: ""}
-    kinds |= dict.fromkeys((list, tuple, Sequence), "a list, [...]") | dict.fromkeys((dict, Mapping), "a mapping")
+    of = f" of {words(get_args(hint)[0])}" if get_args(hint) and get_args(hint)[0] is not Any else ""
+    kinds |= dict.fromkeys((list, tuple, Sequence), f"a list, [...]{of}") | dict.fromkeys((dict, Mapping), "a mapping")
     return kinds.get(origin, getattr(hint, "__name__", str(hint)))

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, final
 
+from panokit import registry
 from panokit.composition import Plugin, build, prompt_from
-from panokit.denoiser import Prompt
+from panokit.denoiser import Model, Prompt
 from panokit.errors import PanokitError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
@@ -55,7 +56,7 @@ class Job:
             if name not in JOB:
                 raise SettingError(unknown_option(str(name), JOB))
         given = {name: value for name, value in data.items() if value is not None}
-        if not isinstance(given.get("prompt"), str | Mapping):
+        if "prompt" not in given:
             raise SettingError('the job has no prompt: {"prompt": "a lake"}')
         return cls(
             prompt_from(given["prompt"]),
@@ -72,7 +73,8 @@ class Worker:
     `dataset.map_batches(Worker, fn_constructor_args=[config])`.
 
     Args:
-        config: options of jobs, for those that do not name them, by the names in `JOB`, and arguments of `Runtime`.
+        config: options of jobs, for those that do not name them, by the names in `JOB`, and arguments of `Runtime`. The model
+            may be a `Model`.
         trusted: False for jobs out of a file that somebody else may have written: see `composition.build`.
 
     Raises:
@@ -88,6 +90,9 @@ class Worker:
         except TypeError as cause:
             raise SettingError(f"neither a job nor a Runtime has that option: {cause}") from cause
         self._models: dict[str, Sampler] = {}
+        if isinstance(model := self.defaults.get("model"), Model):
+            self._models[model.name] = Sampler(model, runtime=self.runtime)
+            self.defaults["model"] = model.name
         self._samplers: dict[str, Sampler] = {}
         self._plugins: dict[str, Any] = {}
 
@@ -162,8 +167,23 @@ class Worker:
     def _model(self, name: str) -> Any:
         """A model by its name, loaded and placed once."""
         if name not in self._models:
+            if not self.trusted:
+                require_installed(name)
             self._models[name] = Sampler(name, runtime=self.runtime)
         return self._models[name].model
+
+
+def require_installed(model: object) -> None:
+    """Refuse a model of a recipe that is not trusted, unless it is installed.
+
+    Raises:
+        SettingError: it is a folder, a hub id, or nothing.
+    """
+    if all(plugin.name != model for plugin in registry.plugins("models")):
+        raise SettingError(
+            f"the recipe names the model {model!r:.80}, which is not installed by that name: "
+            "trust it (--trust) to load a folder or from the hub"
+        )
 
 
 def part_of(jobs: Sequence[Any], part: str) -> list[Any]:

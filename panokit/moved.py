@@ -70,7 +70,7 @@ def answer_old_imports() -> None:
         sys.meta_path.append(_OldModules)
 
 
-def former_settings(**advice: str) -> Callable[[Class], Class]:
+def former_settings(meant: Mapping[str, Any] | None = None, /, **advice: str) -> Callable[[Class], Class]:
     """Decorates a plugin's class: answers old names of settings with advice.
 
     ```python
@@ -80,6 +80,8 @@ def former_settings(**advice: str) -> Callable[[Class], Class]:
     ```
 
     Args:
+        meant: old settings with the values that meant what the class does now. A recipe that has them is still a recipe of the
+            same picture, so plain data may have them.
         advice: what to write in the place of each old setting, in a few words.
     """
 
@@ -94,10 +96,16 @@ def former_settings(**advice: str) -> Callable[[Class], Class]:
             init(self, *args, **settings)
 
         cls.__init__ = checked
-        cls._former_settings = advice
+        cls._former_settings, cls._meant = advice, dict(meant or {})
         return cls
 
     return decorate
+
+
+def means_the_same(cls: type, name: str, value: object) -> bool:
+    """Whether an old setting of a class, with this value, meant what the class does now."""
+    meant: Mapping[str, Any] = getattr(cls, "_meant", {})
+    return name in meant and bool(meant[name] == value)
 
 
 def no_setting(cls: type, plugin: str, name: str) -> str | None:

@@ -12,10 +12,11 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from panokit.errors import FallbackWarning, SettingError
+from panokit.plain import walk
 
 _KEY = "panokit"
 VERSIONS = ("panokit", "torch", "diffusers")
@@ -170,14 +171,14 @@ def check(recipe: Mapping[str, Any]) -> None:
             raise SettingError(f"{name} came as {recipe[name]!r:.80}: the recipe is damaged, or is not panokit's")
     plain = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
     check_plain(plain)
-    if sum(1 for _ in _parts(recipe)) > PARTS:
+    parts = [node.value for node in walk(plain) if isinstance(node.value, Mapping) and node.depth]
+    if len(parts) > PARTS:
         raise SettingError(f"the recipe has more than {PARTS} plugins, the most without trusting it (--trust)")
-    for part in _parts(recipe):
-        for value in part.values():
-            if isinstance(value, int) and abs(value) > NUMBER:
-                raise SettingError(
-                    f"the recipe sets a plugin to {value!s:.24}, and {NUMBER} is the most without trusting it (--trust)"
-                )
+    for value in (value for part in parts for value in part.values()):
+        if isinstance(value, int) and abs(value) > NUMBER:
+            raise SettingError(
+                f"the recipe sets a plugin to {value!s:.24}, and {NUMBER} is the most without trusting it (--trust)"
+            )
 
 
 def check_work(calls: int) -> None:
@@ -195,39 +196,28 @@ def check_work(calls: int) -> None:
         )
 
 
-def check_plain(value: Any, depth: int = DEEPEST) -> None:
+def check_plain(data: Any) -> None:
     """Check that nested data hold no text that a library could import.
 
     Args:
-        value: the data.
-        depth: how many containers deep they may be.
+        data: mappings, lists and values, at most `DEEPEST` containers deep.
 
     Raises:
         SettingError: they are nested too deep, or hold a text or a key that could be code.
     """
-    if isinstance(value, str) and value and (not _WORD.fullmatch(value) or _IMPORTABLE.fullmatch(value)):
-        raise SettingError(
-            f"the recipe asks for {value!r:.80}, which is code and no installed plugin's name: "
-            "trust it, if you trust whom the file is from (--trust)"
-        )
-    if isinstance(value, list | dict):
-        if depth == 0:
+    for _, value, depth in walk(data):
+        if isinstance(value, Mapping | list) and depth >= DEEPEST:
             raise SettingError(f"the recipe is nested more than {DEEPEST} deep: it is damaged, or is not panokit's")
-        if isinstance(value, dict) and "class_path" in value:
+        if isinstance(value, Mapping) and "class_path" in value:
             raise SettingError(
                 "the recipe asks for a class_path, which is code and no installed plugin's name: trust it (--trust)"
             )
-        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-            check_plain(item, depth - 1)
-
-
-def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """All mappings inside the data, except the prompt. The data are at most `DEEPEST` deep."""
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        if isinstance(item, dict | list) and key != "prompt":
-            if isinstance(item, dict):
-                yield item
-            yield from _parts(item)
+        for text in value if isinstance(value, Mapping) else [value]:
+            if isinstance(text, str) and text and (not _WORD.fullmatch(text) or _IMPORTABLE.fullmatch(text)):
+                raise SettingError(
+                    f"the recipe asks for {text!r:.80}, which is code and no installed plugin's name: "
+                    "trust it, if you trust whom the file is from (--trust)"
+                )
 
 
 def _parameters(recipe: Mapping[str, Any]) -> str:

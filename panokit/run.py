@@ -292,7 +292,12 @@ class CanvasStep:
         return self.run.model_pass.read(passed.x, passed.pred, self.level)
 
     @torch.no_grad()
-    def paint(self, grid: Grid, guidances: Sequence[Guidance] = ()) -> Float[Tensor, "*c_size"]:
+    def paint(self, grid: Grid, guidances: Sequence[Guidance] | None = None) -> Float[Tensor, "*c_size"]:
+        if guidances is None:
+            raise ContractError(
+                "step.paint came without guidances, and the run's own no longer guide by themselves: write "
+                "step.paint(grid, step.others) for the run's other ones, or step.paint(grid, ()) for none"
+            )
         return self.run.paint(grid, guidances, _seed(self.run.seed, self.level.index, self.stream, grid.size))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +12,15 @@ import pytest
 from panokit import Guidance, SettingError
 from panokit.hints import fit, fitted, hints_of, make
 from panokit_msd import MSDGuidance
+
+
+class Colour(Enum):
+    RED = 1
+
+
+@dataclass
+class Inner:
+    k: int = 0
 
 
 @pytest.mark.parametrize(
@@ -39,6 +50,10 @@ from panokit_msd import MSDGuidance
         (str | Callable[..., Any], "os.system", "os.system"),
         (Callable[..., Any], math.dist, math.dist),
         (tuple[Guidance, ...], [MSDGuidance()], (MSDGuidance(),)),
+        (frozenset[int], [1, 2], frozenset({1, 2})),
+        (Colour, "RED", Colour.RED),
+        (Path | None, "a/b", Path("a/b")),
+        (Inner, {"k": 3}, Inner(3)),
     ],
 )
 def test_what_fits_is_taken(kind: Any, value: Any, expected: Any) -> None:
@@ -73,6 +88,8 @@ def test_what_fits_is_taken(kind: Any, value: Any, expected: Any) -> None:
         (Mapping[str, int], {"a": "1"}),
         (Callable[..., Any], "os.system"),
         (type, "os.PathLike"),
+        (Colour, "BLUE"),
+        (Inner, {"j": 3}),
         (Guidance, "panokit_msd.MSDGuidance"),
         (Guidance, {"class_path": "panokit_msd.MSDGuidance"}),
     ],
@@ -87,8 +104,11 @@ def test_types_that_cannot_be_resolved_are_left_to_the_class() -> None:
         def __init__(self, one: "Lost", two: int) -> None:  # type: ignore[name-defined]
             self.one, self.two = one, two
 
-    assert hints_of(Unresolved) == {}
-    assert make(Unresolved, {"one": "anything", "two": "too"}).two == "too"
+    assert hints_of(Unresolved)["two"] is int
+    assert "one" not in hints_of(Unresolved)
+    assert make(Unresolved, {"one": "anything", "two": 2}).two == 2
+    with pytest.raises(SettingError, match="two came as 'too': it must be a whole number"):
+        make(Unresolved, {"one": "anything", "two": "too"})
     assert hints_of(MSDGuidance)["weight"] is float
 
 

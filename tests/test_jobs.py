@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from panokit import SettingError
+from panokit import Model, SettingError
 from panokit.jobs import Worker, part_of
 from panokit.recipe import name_of
 
@@ -60,6 +60,16 @@ def test_a_worker_makes_a_batch_and_tells_what_failed(folder: Path) -> None:
     assert made["png"][1] == b""
     sizes = [Image.open(io.BytesIO(png)).size for png in (made["png"][0], made["png"][2])]
     assert sizes == [(32, 32), (24, 16)]
+
+
+def test_a_worker_takes_a_model_of_ones_own(tiny: Model) -> None:
+    worker = Worker({"model": tiny, **SMALL, "accelerator": "cpu"})
+    assert worker.plan({"prompt": "a lake"}).sampler.model.denoiser is tiny.denoiser
+
+
+def test_a_worker_that_trusts_nobody_loads_installed_models_alone(folder: Path) -> None:
+    with pytest.raises(SettingError, match="which is not installed by that name"):
+        Worker({"accelerator": "cpu"}, trusted=False).plan({"prompt": "a lake", "model": str(folder)})
 
 
 def test_networks_and_plugins_are_made_once(folder: Path) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
-from panokit import Panorama, SettingError, recipe
+from panokit import Guidance, Panorama, SettingError, recipe
 from panokit.cli import main
+from panokit.composition import build, describe
 from panokit.errors import FallbackWarning
 from panokit.panorama import to_image
 
@@ -245,3 +246,12 @@ def test_a_strangers_recipe_may_not_ask_for_days_of_work() -> None:
     recipe.check_work(recipe.WORK)
     with pytest.raises(SettingError, match=f"asks for {recipe.WORK + 1} windows.*--trust"):
         recipe.check_work(recipe.WORK + 1)
+
+
+def test_a_recipe_that_was_written_before_settings_went_is_of_the_same_picture() -> None:
+    """MSD's recipes once named seven settings more; with the values that they had by default they mean the same."""
+    before = {"coarse": "renoise", "space": "x0", "norm": "projection", "jacobian": "identity", "lead": 10.0, "density": 1}
+    old = {**before, "plugin": "msd", "weight": 10.0, "coarse_guidances": []}
+    assert describe(build(Guidance, old)) == describe(build(Guidance, "msd"))
+    with pytest.raises(SettingError, match="msd has no setting 'norm' any more"):
+        build(Guidance, {**old, "norm": "sum"})

@@ -412,7 +412,7 @@ def test_a_known_canvas_takes_the_runs_type_and_must_be_finite() -> None:
 def test_painting_ends_when_the_run_is_asked_to_stop() -> None:
     def asked(step: Step) -> Tensor:
         run.stop()
-        return step.paint(Grid((4, 6), (4, 4), (2, 2), (False, False)))
+        return step.paint(Grid((4, 6), (4, 4), (2, 2), (False, False)), ())
 
     run = toy_run(guidances=[Probe(asked)], steps=5)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 5 of a smaller canvas"):
@@ -439,6 +439,12 @@ def test_what_is_painted_is_guided_by_exactly_what_is_given_which_may_be_the_run
     asking.step()
     given.step()
     assert torch.equal(probe(asking).answers[0], probe(given).answers[0])
+
+
+def test_painting_without_guidances_says_what_changed() -> None:
+    run = toy_run(guidances=[Probe(lambda step: step.paint(Grid((4, 6), (4, 4), (2, 2), (False, False))))])  # type: ignore[call-arg]
+    with pytest.raises(ContractError, match=r"write step.paint\(grid, step.others\)"):
+        run.step()
 
 
 # --- runs that keep to themselves ---------------------------------------------------------------------------

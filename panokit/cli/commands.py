@@ -59,7 +59,7 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
     if output.folder is None:
         raise SettingError(f"the pictures of jobs go into a folder, and {output.out} is none: --out FOLDER/")
     if output.sheet or output.resume:
-        raise SettingError("jobs take themselves up where they were, and make no contact sheet: leave out --resume and --sheet")
+        raise SettingError("jobs resume by themselves and make no contact sheet: leave out --resume and --sheet")
     by_line, wrong = _jobs(prompts.jobs, {**options, "seed": prompts.seed})
     output.check(len(by_line))
     part_of([], prompts.part)  # before hours of work
@@ -90,7 +90,7 @@ def rerun(
         changes: One thing to change: guidances.weight=0, seed=3.
     """
     from panokit import recipe
-    from panokit.jobs import Job
+    from panokit.jobs import Job, require_installed
     from panokit.painting import paint, prepare
 
     kept = recipe.read(image)
@@ -109,11 +109,7 @@ def rerun(
             )
     wanted = {key: kept[key] for key in keys if kept.get(key) is not None}
     if not trust:
-        if all(plugin.name != wanted["model"] for plugin in registry.plugins("models")):
-            raise SettingError(
-                f"the recipe names the model {wanted['model']!r:.80}, which is not installed by that name: "
-                "trust it (--trust) to load a folder or from the hub"
-            )
+        require_installed(wanted["model"])
         recipe.check(wanted)
     for change in changes:
         path, value = _assignment(change)

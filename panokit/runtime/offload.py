@@ -55,11 +55,6 @@ class _CallIn:
         return moved, {key: arg.to(device) if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
 
 
-def waits(network: nn.Module) -> bool:
-    """Whether a network takes turns."""
-    return any(isinstance(hook, _CallIn) for hook in network._forward_pre_hooks.values())
-
-
 def release(network: nn.Module) -> None:
     """Have a network take no more turns. It stays on the device where it is."""
     for part in (network, *network.children()):

@@ -62,6 +62,15 @@ class Projection(CrossScale):
 
 @final
 @former_settings(
+    {
+        "coarse": "renoise",
+        "space": "x0",
+        "norm": "projection",
+        "jacobian": "identity",
+        "lead": LEAD,
+        "density": 1,
+        "coarse_guidances": [],
+    },
     coarse="MSDGuidance always gives the coarse canvas fresh noise up to its level; MSDPaper (msd_paper) gives it none",
     space="MSDGuidance always compares clean estimates; MSDPaper (msd_paper) compares one step down",
     norm="MSDGuidance's weight is always a rate; MSDPaper (msd_paper) weighs a sum of squares",
