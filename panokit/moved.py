@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from functools import wraps
 from typing import Any, TypeVar, final
 
 from panokit.errors import SettingError
@@ -88,13 +88,13 @@ def former_settings(meant: Mapping[str, Any] | None = None, /, **advice: str) ->
     def decorate(cls: Any) -> Any:
         init = cls.__init__
 
+        @wraps(init)
         def checked(self: Any, *args: Any, **settings: Any) -> None:
             for name in settings:
                 if answer := no_setting(cls, cls.__name__, name):
                     raise SettingError(answer)
             init(self, *args, **settings)
 
-        checked.__signature__ = signature(init)  # type: ignore[attr-defined]  # what `help` and `composition` read
         cls.__init__ = checked
         cls._former_settings, cls._meant = advice, dict(meant or {})
         return cls
