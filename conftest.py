@@ -1,13 +1,8 @@
 """How tests run: side by side, on one thread each; and, asked for by `--sweeps`, at their full length."""
 
-import inspect
 import os
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
-import jaxtyping
 import pytest
 
 # Before torch is imported: workers share the cores, and sums have one order on every machine.
@@ -30,31 +25,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8) if cores > 1 else 0
-
-
-def _jaxtyped(*, typechecker: Any, whole: Any = jaxtyping.jaxtyped) -> Callable[[Any], Any]:
-    """What annotations are checked by: jaxtyping, which compares shapes, or the type checker alone where there are none.
-
-    Nine calls of ten are of functions without an array in their signature. jaxtyping takes 30 microseconds for each of them to
-    find that out, a third of the tests' time.
-    """
-
-    def decorated(thing: Any) -> Any:
-        hints = [] if inspect.isclass(thing) else thing.__annotations__.values()
-        if inspect.isclass(thing) or any(isinstance(hint, str) or "jaxtyping" in repr(hint) for hint in hints):
-            return whole(thing, typechecker=typechecker)
-        checked = typechecker(thing)
-
-        @wraps(thing)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            return (thing if jaxtyping.config.jaxtyping_disable else checked)(*args, **kwargs)
-
-        return called
-
-    return decorated
-
-
-jaxtyping.jaxtyped = _jaxtyped  # which its hook puts around all that is imported from now on
 
 
 @pytest.fixture(scope="session")
