@@ -140,8 +140,8 @@ class Run:
         Returns:
             The guided canvas and the prediction for it.
         """
-        streams = _streams(guided)
-        prepared = []
+        prepared: list[tuple[Guidance, Any]] = []
+        streams = _streams(guided) if guided else []
         for k, (guidance, memory) in enumerate(guided):
             if level.main and guidance.strength(level) != 0:
                 step = CanvasStep(self, canvas, grid, level, k if place is None else place, streams[k], "prepare")
