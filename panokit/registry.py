@@ -115,7 +115,12 @@ def summary(maker: Any) -> str:
 def plugins(kind: Kind) -> list[Plugin]:
     """All installed plugins of a kind, sorted by name. None is imported."""
     installed = [Plugin(kind, entry.name, entry) for entry in entry_points(group=f"panokit.{kind}")]
-    return sorted(installed, key=lambda plugin: (plugin.name, plugin.distribution))
+    names = Counter(plugin.name for plugin in installed)
+
+    def place(plugin: Plugin) -> tuple[str, str]:  # a distribution's name is read from its metadata, which takes a while
+        return plugin.name, plugin.distribution if names[plugin.name] > 1 else ""
+
+    return sorted(installed, key=place)
 
 
 def load(kind: Kind, name: str) -> Any:

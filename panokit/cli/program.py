@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
@@ -202,6 +203,7 @@ def _parsed(
         raise SettingError(objection(str(error), hints)) from error
 
 
+@cache
 def _generate_parser() -> "ArgumentParser":
     parser = _parser("generate [PROMPT ...]")
     parser.add_argument("--config", metavar="FILE", help="A YAML file of options; several are merged, the last one wins.")
@@ -211,6 +213,7 @@ def _generate_parser() -> "ArgumentParser":
     return parser
 
 
+@cache
 def _function_parser(command: str) -> "ArgumentParser":
     """The options of a command are its function's arguments."""
     parser = _parser(command)
