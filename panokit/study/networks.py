@@ -1,4 +1,4 @@
-"""The networks with which papers measure panoramas of Stable Diffusion. Their weights are downloaded once, or come from files.
+"""Networks with which papers measure panoramas of Stable Diffusion. Their weights are downloaded once, or come from files.
 
 A study names them. Those under `features` take uint8 pictures `n 3 H W` and return features `n d`. Those under `scores` take
 pictures and their prompt and return numbers; the study reports the mean.
@@ -74,7 +74,8 @@ class Inception(nn.Module):
 class CLIPScore(nn.Module):
     r"""CLIP score: 100 times the cosine of the embeddings of picture and prompt (Hessel et al. 2021), by torchmetrics.
 
-    $$ \max(0,\; \mathrm{mean}_i\; 100 \cos(E_i, E_{\mathrm{prompt}})) $$ over pictures $i$; higher is better.
+    $$ \max(0,\; \mathrm{mean}_i\; 100 \cos(E_i, E_{\mathrm{prompt}})) $$
+    with the embeddings $E_i$ of the pictures. Higher is better.
 
     Args:
         model: a CLIP model of transformers: a hub id or a folder.

@@ -99,7 +99,7 @@ class Study:
 
         Args:
             data: the attributes of `Study` by name. It may also have `models`: settings that apply only to one model, by the
-                name of the model or of its folder. None is as if it were missing.
+                name of the model or of its folder. A value of None counts as missing.
             overrides: attributes that replace those of `data` and `models`.
 
         Raises:
@@ -121,9 +121,7 @@ class Study:
         settings = fitted(cls, data)
         for method, parts in settings["methods"].items():
             if not isinstance(parts, Mapping) or not isinstance(parts.get("guidances", []), list):
-                raise SettingError(
-                    f"the method {method} came as {parts!r}: it must be a mapping with a list, {{guidances: [msd]}}"
-                )
+                raise SettingError(f"the method {method} came as {parts!r}: it must be a mapping such as {{guidances: [msd]}}")
         settings["methods"] = {str(method): parts for method, parts in settings["methods"].items()}
         sweep = settings.pop("sweep", "")
         return cls(**settings).swept(sweep) if sweep else cls(**settings)

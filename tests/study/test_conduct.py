@@ -162,7 +162,10 @@ def test_windows_lie_where_the_method_lays_them(config: Path) -> None:
         ({"features": {"mine": "builtins:dict"}}, "mine does not work on pictures of this study (TypeError"),
         ({"wholes": ["builtins:str"]}, "str does not work on pictures of this study (TypeError"),
         ({"scores": {"Intra": "panokit_landscapes.evaluate:IntraStyle"}, "width": 32}, "there are 1: make it twice as wide"),
-        ({"sweep": "steps=1,2", "methods": {"A": {"guidances": None}}}, "the method A came as {'guidances': None}: it must be"),
+        (
+            {"sweep": "steps=1,2", "methods": {"A": {"guidances": None}}},
+            "the method A came as {'guidances': None}: it must be a mapping such as",
+        ),
         ({"model": ["a"]}, "model came as"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_sweep_is_a_method_for_each_value() -> None:
         ({"methods": {"MSD": "msd"}}, "methods came as"),
         (
             {"methods": {"MSD": {"guidances": "msd"}}},
-            "the method MSD came as .*: it must be a mapping with a list",
+            "the method MSD came as .*: it must be a mapping such as",
         ),
         ({"methods": {"MSD": {}, "msd": {}}}, "msd appears twice among the methods"),
         ({"methods": {"MSD": {"seed": 3}}}, "the method MSD sets seed, which is the same for all methods"),

@@ -74,7 +74,7 @@ def fractal2(seed: int, x: Array, y: Array, step: float, gain: float = 0.5, octa
     Args:
         seed: of the random numbers.
         x: coordinates of the columns, in lattice cells of the first octave. Each octave doubles the frequency.
-        y: coordinates of the rows, likewise.
+        y: coordinates of the rows, in the same unit.
         step: size of a pixel, in lattice cells of the first octave. Octaves that are finer are left out.
         gain: amplitude of an octave relative to the one before.
         octaves: the most octaves to add.
