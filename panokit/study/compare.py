@@ -1,4 +1,4 @@
-"""From numbers of pictures to numbers of methods: means, distances to the references, and differences."""
+"""Compares methods by the measurements of their pictures: means, distances to the references, and differences."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -21,30 +21,39 @@ Subsets = Mapping[str, NDArray[np.float64]]
 def compare(
     study: Study, evidence: Evidence, shown: Mapping[str, Sequence[Shown]], references: Mapping[str, Sequence[Path]]
 ) -> Numbers:
-    """The numbers of a study, as plain data.
+    """Compare the methods of a study.
 
     Args:
-        study: what is compared.
-        evidence: what is told of each picture.
-        shown: panoramas by method, in the order of the study's pairs.
-        references: what each prompt is compared with.
+        study: the study.
+        evidence: the measurements of each picture.
+        shown: the panoramas of each method, in the order of `study.pairs()`.
+        references: the reference pictures of each prompt.
+
+    Returns:
+        The numbers as plain data: the study, the versions of libraries, the means of each method, and for each baseline the
+        differences of the methods after it.
+
+    Raises:
+        SettingError: KID or FID needs more pictures.
     """
     rows = {method: [evidence.numbers(picture) for picture in pictures] for method, pictures in shown.items()}
-    found_by = {name: _distances(study, evidence, name, shown, references) for name in study.features}
-    kernel = {name: subsets for name, (subsets, _) in found_by.items()}
+    distances_by = {name: _distances(study, evidence, name, shown, references) for name in study.features}
+    kernel = {name: subsets for name, (subsets, _) in distances_by.items()}
     numbers: Numbers = {
         "study": study.as_data(),
         "versions": {name: version(name) for name in ("panokit", "torch", "diffusers", "torchmetrics")},
         "methods": {},
         "differences": {base: {} for base, _ in study.compared()},
     }
-    spread = study.panoramas >= 2 * FEWEST  # of fewer there are no halves
+    spread = study.panoramas >= 2 * FEWEST  # KID needs halves that are large enough
     for method, measured in rows.items():
         distances = {
             f"KID, {name}": {"mean": float(kid_of[method].mean()), "deviation": float(kid_of[method].std()) if spread else None}
             for name, kid_of in kernel.items()
         }
-        distances |= {f"FID, {name}": {"mean": frechet[method], "deviation": None} for name, (_, frechet) in found_by.items()}
+        distances |= {
+            f"FID, {name}": {"mean": frechet[method], "deviation": None} for name, (_, frechet) in distances_by.items()
+        }
         scores = {name: [row[name] for row in measured] for name in measured[0]}
         numbers["methods"][method] = {
             "n": len(measured),
@@ -54,11 +63,13 @@ def compare(
             },
         }
     for base, method in study.compared() if len(study.pairs()) > 1 else ():
-        apart = {f"KID, {name}": interval(kid_of[method] - kid_of[base]) for name, kid_of in kernel.items()} if spread else {}
-        apart |= {
+        differences = (
+            {f"KID, {name}": interval(kid_of[method] - kid_of[base]) for name, kid_of in kernel.items()} if spread else {}
+        )
+        differences |= {
             name: paired([row[name] for row in rows[method]], [row[name] for row in rows[base]]) for name in rows[base][0]
         }
-        numbers["differences"][base][method] = {name: difference._asdict() for name, difference in apart.items()}
+        numbers["differences"][base][method] = {name: difference._asdict() for name, difference in differences.items()}
     return numbers
 
 
@@ -69,14 +80,18 @@ def _distances(
     shown: Mapping[str, Sequence[Shown]],
     references: Mapping[str, Sequence[Path]],
 ) -> tuple[Subsets, Mapping[str, float]]:
-    """The kernel distance of each method on subsets, and the Frechet distance of all its squares, in one network's features."""
-    known = {path: evidence.reference(name, path) for paths in references.values() for path in paths}
-    beside = [torch.cat([known[path] for path in references[prompt]]) for prompt in study.prompts]
-    whole = torch.cat([*known.values()])
+    """Compute KID and FID of each method, in the features of one network.
+
+    Returns:
+        KID on each subset, by method; and FID of all squares, by method.
+    """
+    reference_features = {path: evidence.reference(name, path) for paths in references.values() for path in paths}
+    by_prompt = [torch.cat([reference_features[path] for path in references[prompt]]) for prompt in study.prompts]
+    together = torch.cat([*reference_features.values()])
     starts = range(0, len(study.pairs()), study.panoramas)
     features = {method: [evidence.squares(name, picture.path) for picture in pictures] for method, pictures in shown.items()}
     kernel = {
-        method: kid([squares[start : start + study.panoramas] for start in starts], beside)
+        method: kid([squares[start : start + study.panoramas] for start in starts], by_prompt)
         for method, squares in features.items()
     }
-    return kernel, {method: fid(torch.cat(squares), whole) for method, squares in features.items()}
+    return kernel, {method: fid(torch.cat(squares), together) for method, squares in features.items()}

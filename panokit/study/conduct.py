@@ -1,4 +1,4 @@
-"""A study from its plan to its numbers: every picture is a file named by what made it, so it goes on where it was stopped."""
+"""Conducts a study, from its plan to its report. Files keep every picture and result, so a stopped study continues."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,25 +24,32 @@ from panokit.study.report import markdown
 
 
 def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | None:
-    """Make what is missing of a study's pictures, measure them, and write `numbers.json`, `report.md` and `report.html`.
+    """Make the missing pictures of a study, measure them, and write `numbers.json`, `report.md` and `report.html`.
 
-    All ranks make pictures and measure them; the first one compares, and the others have none of the numbers.
+    All ranks make pictures and measure them. Rank 0 compares the methods and writes the report.
+
+    Args:
+        study: the study.
+        out: the folder of the study. It is made if it does not exist.
+        runtime: options of `Worker`, such as `devices` and `precision`.
+
+    Returns:
+        The numbers on rank 0, and None on other ranks.
 
     Raises:
-        PanokitError: a method cannot be, a network cannot be loaded, the folder holds another study, or there are fewer
-            pictures than a measure needs.
+        PanokitError: a method or a network cannot be made, the folder holds another study, or a measure needs more pictures.
     """
     worker = Worker(runtime)
-    grids = {method: _checked(study.jobs(method)[0], worker) for method in study.methods}
+    grids = {method: _grid(study.jobs(method)[0], worker) for method in study.methods}
     model = worker.plan(study.jobs(next(iter(study.methods)))[0]).sampler.model
     factor, (high, wide) = model.factor, model.denoiser.window
     window = (high * factor, wide * factor)
     networks = worker.runtime.barrier(lambda: Networks(study, window))  # before hours of work
     own = worker.runtime.broadcast(lambda: given(study.reference_folder, window) if study.reference_folder else [])
-    _enough(study, own)
-    worker.runtime.broadcast(lambda: _hold(study, out))
+    _require_pictures(study, own)
+    worker.runtime.broadcast(lambda: _claim(study, out))
 
-    made, *panoramas = _painted(
+    made, *panoramas = _paint(
         {
             out / "references": study.reference_jobs(window) if study.features and not own else [],
             **{out / "panoramas" / slug(method): study.jobs(method) for method in study.methods},
@@ -55,7 +62,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
         method: [Shown(path, prompt, grids[method]) for path, (prompt, _) in zip(files, study.pairs(), strict=True)]
         for method, files in paths.items()
     }
-    taken = _costs(study, out, worker) if study.timings else {}
+    measured_costs = _costs(study, out, worker) if study.timings else {}
 
     networks.to(worker.runtime.device)
     evidence = Evidence(study, out, window, networks, factor, worker.runtime)
@@ -65,7 +72,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     )
     if worker.runtime.global_rank != 0:
         return None
-    numbers = {**compare(study, evidence, shown, references), "costs": taken}
+    numbers = {**compare(study, evidence, shown, references), "costs": measured_costs}
     write(out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
     write(out / "report.md", markdown(numbers))
     write(out / "report.html", page(numbers, paths, study.pairs()))
@@ -73,27 +80,27 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
 
 
 def _parts(paths: Sequence[Path], count: int) -> Iterator[Sequence[Path]]:
-    """So many at a time."""
+    """Cut a list into parts of `count` items; the last part may be shorter."""
     return (paths[start : start + count] for start in range(0, len(paths), count))
 
 
-def _checked(job: Job, worker: Worker) -> Grid:
-    """Where the windows of a job lie, if it can be."""
+def _grid(job: Job, worker: Worker) -> Grid:
+    """Check that a job can be done, and return the grid of its windows."""
     return prepare(job, worker, Output()).plan.grid
 
 
-def _enough(study: Study, own: Sequence[Path]) -> None:
-    """Raise a SettingError if there will be fewer pictures than measures need."""
-    beside = min(map(len, grouped(study.prompts, own).values())) if own else study.references
-    if study.features and min(study.panoramas, beside) < FEWEST:
+def _require_pictures(study: Study, own: Sequence[Path]) -> None:
+    """Raise a SettingError if KID will have too few panoramas or references."""
+    references = min(map(len, grouped(study.prompts, own).values())) if own else study.references
+    if study.features and min(study.panoramas, references) < FEWEST:
         raise SettingError(
-            f"KID needs {FEWEST} panoramas and {FEWEST} references of each prompt or more: there are {study.panoramas} and "
-            f"{beside}; ask for more, or leave out features"
+            f"KID needs at least {FEWEST} panoramas and {FEWEST} references for each prompt, but there are {study.panoramas} "
+            f"and {references}: ask for more, or leave out features"
         )
 
 
-def _hold(study: Study, out: Path) -> None:
-    """Make the folder this study's, if it is not another one's."""
+def _claim(study: Study, out: Path) -> None:
+    """Write the study into its folder, unless the folder holds another study."""
     make_folders(out)
     kept = out / "study.json"
     mine = json.loads(json.dumps(study.as_data()))
@@ -101,29 +108,32 @@ def _hold(study: Study, out: Path) -> None:
         theirs = read_json(kept)
         if not isinstance(theirs, dict):
             raise SettingError(f"{kept} cannot be read, so {out} may hold another study: name another folder, or remove it")
-        # More of the same, and other measures of it, are the same study.
+        # Methods, measures and numbers of pictures may change: pictures that fit are used again.
         same = ("prompts", "model", "height", "width", "steps", "stride", "guidance_scale", "seed")
         one, two = ({key: data.get(key) for key in same} for data in (mine, theirs))
         if differing := differences(one, two):
             raise SettingError(
-                f"{out} holds the results of another study: here and there {'; '.join(differing[:6])}; name another folder"
+                f"{out} holds the results of another study: in this one and that one, {'; '.join(differing[:6])}; name "
+                "another folder"
             )
     write(kept, json.dumps(mine, indent=1) + "\n")
 
 
-def _painted(wanted: Mapping[Path, Sequence[Job]], worker: Worker) -> list[list[Path]]:
-    """The pictures of jobs, folder by folder, made where they are not there."""
+def _paint(wanted: Mapping[Path, Sequence[Job]], worker: Worker) -> list[list[Path]]:
+    """Make the missing pictures of jobs, and return the paths of all pictures, folder by folder."""
     worker.runtime.broadcast(lambda: make_folders(*wanted))
     tasks = [task for folder, jobs in wanted.items() for task in _tasks(jobs, Output(out=f"{folder}/", again=True), worker)]
     missing = worker.runtime.broadcast(lambda: [k for k, task in enumerate(tasks) if not task.path.exists()])
     if missing and paint_all([tasks[k] for k in missing], worker.runtime):
-        raise SettingError("pictures of the study could not be made: the *.error.txt where they were to be say why")
+        raise SettingError(
+            "some pictures of the study could not be made: read the *.error.txt files in its folders, which give the reasons"
+        )
     rest = iter(task.path for task in tasks)
     return [[*islice(rest, len(jobs))] for jobs in wanted.values()]
 
 
 def _tasks(jobs: Sequence[Job], output: Output, worker: Worker) -> list[Task]:
-    """The tasks of jobs that differ in prompt and seed alone, so that one is checked for all."""
+    """Make the tasks of jobs. The jobs differ only in prompt and seed, so the first one is checked for all."""
     if jobs:
         prepare(jobs[0], worker, output)
     plans = [worker.plan(job) for job in jobs]
@@ -131,7 +141,7 @@ def _tasks(jobs: Sequence[Job], output: Output, worker: Worker) -> list[Task]:
 
 
 def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]:
-    """What a panorama of each method costs, kept by what it is made from, where, and how often."""
+    """Measure what a panorama of each method costs, unless `costs.json` has it for the same recipes, device and rounds."""
     jobs = {method: study.jobs(method)[0] for method in study.methods}
     rounds = max(study.timings, worker.runtime.world_size)
     where = worker.runtime.device.type
@@ -140,8 +150,8 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
     kept = worker.runtime.broadcast(lambda: read_json(path))
     if not isinstance(kept, dict) or any(kept.get(method, {}).get("of") != key for method, key in keys.items()):
         if worker.runtime.writes:
-            print(f"costs: {len(jobs)} methods in turns, rounds: {rounds}", flush=True)
-        measured = costs([*jobs.values()], worker, rounds)  # all anew: they are compared
+            print(f"measuring the costs of {len(jobs)} methods in turns, {rounds} times", flush=True)
+        measured = costs([*jobs.values()], worker, rounds)  # all of them again, because they are compared
         kept = {
             method: {"of": keys[method], "rounds": rounds, **cost._asdict()}
             for method, cost in zip(jobs, measured, strict=True)

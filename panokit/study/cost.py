@@ -1,4 +1,4 @@
-"""What methods cost: passes through the denoiser, and seconds."""
+"""Measures what methods cost: passes through the denoiser, and seconds."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,12 @@ from panokit.study.plan import Job
 
 
 class Cost(NamedTuple):
-    """What a panorama takes: windows forward and backward through the denoiser, and seconds.
+    """The cost of one panorama.
 
-    Seconds are of the processor where the model runs on one, which other programs do not lengthen; else of the clock.
+    Attributes:
+        forward: number of windows that went forward through the denoiser.
+        backward: number of windows whose gradient went back through the denoiser.
+        seconds: elapsed time on a CUDA device; elsewhere CPU time of the process, which other programs do not lengthen.
     """
 
     forward: int
@@ -30,7 +33,16 @@ class Cost(NamedTuple):
 
 
 def costs(jobs: Sequence[Job], worker: Worker, rounds: int) -> list[Cost]:
-    """What each job takes, with medians of the seconds: all of them in turns, `rounds` times or once a rank."""
+    """Measure the cost of each job. The jobs run in turns, so a change in the machine's speed affects all of them.
+
+    Args:
+        jobs: the jobs, one for each method.
+        worker: makes the panoramas.
+        rounds: how often each job runs. It is raised to the number of ranks, so that every rank has work.
+
+    Returns:
+        The cost of each job, in order. The seconds are the median over all rounds.
+    """
     rows = worker.runtime.replicas(lambda _: [_cost(job, worker) for job in jobs], max(rounds, worker.runtime.world_size))
     return [costs[0]._replace(seconds=median(cost.seconds for cost in costs)) for costs in zip(*rows, strict=True)]
 
@@ -80,8 +92,8 @@ class _Counted(Denoiser):
         self.forward += len(x)
         pred = self._denoiser(x, level, condition)
         if pred.requires_grad:
-            pred.register_hook(self._passed)
+            pred.register_hook(self._count_backward)
         return pred
 
-    def _passed(self, gradient: Tensor) -> None:
+    def _count_backward(self, gradient: Tensor) -> None:
         self.backward += len(gradient)

@@ -1,4 +1,4 @@
-"""What networks say about each picture by itself. All ranks make it, and files keep it, so nothing is made twice."""
+"""Measurements of single pictures by networks. All ranks share the work, and files keep the results."""
 
 import hashlib
 import json
@@ -23,7 +23,13 @@ Window = tuple[int, int]
 
 
 class Shown(NamedTuple):
-    """A panorama, and what it was to show."""
+    """A panorama, and what it should show.
+
+    Attributes:
+        path: the file of the panorama.
+        prompt: its prompt.
+        grid: where its windows lie on the canvas.
+    """
 
     path: Path
     prompt: str
@@ -32,10 +38,19 @@ class Shown(NamedTuple):
 
 @final
 class Networks:
-    """What a study measures with.
+    """The networks of a study. Each is tried once on blank pictures, so it fails before hours of work.
+
+    Args:
+        study: names the networks.
+        window: the size of the model's own pictures, height and width in pixels.
+
+    Attributes:
+        features: networks that return features of squares, by name.
+        scores: networks that rate squares, by name.
+        wholes: measures of whole panoramas.
 
     Raises:
-        PanokitError: a network cannot be made, or does not work on as many squares as there will be.
+        PanokitError: a network cannot be made or does not work, or a panorama holds no square.
     """
 
     def __init__(self, study: Study, window: Window) -> None:
@@ -50,15 +65,15 @@ class Networks:
             )
         blank = np.zeros((count, *window, 3), np.uint8)
         for name, network in self.features.items():
-            _tried(name, partial(_features, network, batch(blank)))
+            _try(name, partial(_features, network, batch(blank)))
         for name, network in self.scores.items():
-            _tried(name, partial(_score, network, batch(blank), study.prompts[0]))
+            _try(name, partial(_score, network, batch(blank), study.prompts[0]))
         for network in self.wholes:
             picture = np.zeros((study.height, study.width, 3), np.uint8)
-            _tried(type(network).__name__, partial(_numbers, network, picture, study.prompts[0]))
+            _try(type(network).__name__, partial(_numbers, network, picture, study.prompts[0]))
 
     def to(self, device: torch.device) -> None:
-        """Move them there, as far as they are networks."""
+        """Move all modules to a device. A measure that is no module stays as it is."""
         for network in (*self.features.values(), *self.scores.values(), *self.wholes):
             if isinstance(network, torch.nn.Module):
                 network.eval().to(device)
@@ -66,15 +81,18 @@ class Networks:
 
 @final
 class Evidence:
-    """What networks say of the pictures of a study, in files of its folder.
+    """The measurements of a study's pictures. Files in the study's folder keep them, so nothing is measured twice.
 
     Args:
-        study: what is measured.
-        out: its folder.
-        window: the size of the model's own pictures, height and width.
-        networks: what they are measured with, on the runtime's device.
-        factor: pixels a cell of the canvas is wide.
-        runtime: where.
+        study: the study.
+        out: the folder of the study.
+        window: the size of the model's own pictures, height and width in pixels.
+        networks: the networks of the study, on the runtime's device.
+        factor: pixels along a side of one cell of the canvas.
+        runtime: shares the work among its ranks.
+
+    Raises:
+        OutputError: a folder for the files cannot be made.
     """
 
     def __init__(self, study: Study, out: Path, window: Window, networks: Networks, factor: int, runtime: Runtime) -> None:
@@ -87,10 +105,18 @@ class Evidence:
         runtime.broadcast(lambda: make_folders(self._scores, *(features.folder for features in self._features.values())))
 
     def gather(self, panoramas: Sequence[Shown], references: Sequence[Path]) -> None:
-        """Make what is missing of it, shared by the ranks."""
-        work: list[Callable[[], Any]] = [partial(self._of_panorama, shown) for shown in panoramas]
-        work += [partial(self._of_reference, path) for path in dict.fromkeys(references)]
-        quiet = None if self._runtime.writes else True  # None: where there is a terminal
+        """Make the missing measurements. The ranks share the work.
+
+        Args:
+            panoramas: the panoramas of all methods.
+            references: the reference pictures of all prompts.
+
+        Raises:
+            OutputError: a picture cannot be read, or a file cannot be written.
+        """
+        work: list[Callable[[], Any]] = [partial(self._measure_panorama, shown) for shown in panoramas]
+        work += [partial(self._measure_reference, path) for path in dict.fromkeys(references)]
+        quiet = None if self._runtime.writes else True  # None shows the bar on terminals only
         with tqdm(total=len(work), desc="measuring", leave=False, disable=quiet) as bar:
 
             def one(k: int) -> None:
@@ -100,8 +126,8 @@ class Evidence:
             self._runtime.replicas(one, len(work))
 
     def numbers(self, shown: Shown) -> dict[str, float]:
-        """Scores, numbers of the whole, and the seam, of one panorama."""
-        key = _key("", [[*self._study.scores.items()], self._study.wholes, self._squared, repr(shown.grid)])
+        """The scores of one panorama's squares, the measures of the whole panorama, and its seam, by name."""
+        key = _key("", [[*self._study.scores.items()], self._study.wholes, self._square_settings, repr(shown.grid)])
         path = self._scores / f"{shown.path.parent.name}-{shown.path.stem}.json"
         kept = read_json(path)
         if isinstance(kept, dict) and kept.get("key") == key:
@@ -116,37 +142,53 @@ class Evidence:
         return numbers
 
     def squares(self, name: str, path: Path) -> Tensor:
-        """Features of a panorama's squares, by one network."""
-        key = f"{path.parent.name}-{path.stem}-{_key('', self._squared)}"
+        """The features of a panorama's squares.
+
+        Args:
+            name: the name of the network in the study.
+            path: the file of the panorama.
+
+        Returns:
+            One row for each square, `n d`.
+        """
+        key = f"{path.parent.name}-{path.stem}-{_key('', self._square_settings)}"
         return self._features[name].of(key, lambda: self._crops(pixels(path)))
 
     def reference(self, name: str, path: Path) -> Tensor:
-        """Features of a reference, by one network; its key is its content, because anybody may change a folder."""
+        """The features of a reference picture. The content of the file is their key, because a user may replace the file.
+
+        Args:
+            name: the name of the network in the study.
+            path: the file of the picture.
+
+        Returns:
+            One row, `1 d`.
+        """
         key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return self._features[name].of(f"reference-{key}", lambda: pixels(path)[None])
 
     @property
-    def _squared(self) -> list[Any]:
+    def _square_settings(self) -> list[Any]:
         return [self._study.crop, self._study.crops]
 
     def _crops(self, picture: Pixels) -> Pixels:
         return crops(picture, self._window, self._study.crop, self._study.crops)
 
-    def _of_panorama(self, shown: Shown) -> None:
+    def _measure_panorama(self, shown: Shown) -> None:
         self.numbers(shown)
         for name in self._features:
             self.squares(name, shown.path)
 
-    def _of_reference(self, path: Path) -> None:
+    def _measure_reference(self, path: Path) -> None:
         for name in self._features:
             self.reference(name, path)
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole, or not at all.
+    """Write a text file whole, or not at all.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -161,10 +203,10 @@ def read_json(path: Path) -> Any:
 
 
 def make_folders(*paths: Path) -> None:
-    """Make folders where there are none.
+    """Make the folders that do not exist yet.
 
     Raises:
-        OutputError: one cannot be made.
+        OutputError: a folder cannot be made.
     """
     for path in paths:
         try:
@@ -174,26 +216,32 @@ def make_folders(*paths: Path) -> None:
 
 
 def _key(name: str, what: Any) -> str:
-    """A name for a measurement, from all that decides it."""
+    """A name for a measurement, with a hash of everything that decides its result."""
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
     return f"{slug(name)}-{digest}" if name else digest
 
 
-def _tried(name: str, use: Callable[[], Any]) -> None:
+def _try(name: str, use: Callable[[], Any]) -> None:
+    """Use a network once, and turn whatever it raises into a SettingError with its name."""
     try:
         use()
     except PanokitError:
         raise
-    except Exception as cause:  # whatever somebody's class does
+    except Exception as cause:  # a user's class may raise anything
         why = " ".join(str(cause).split())[:200]
-        raise SettingError(f"{name} does not work on pictures of this study ({type(cause).__name__}: {why})") from cause
+        raise SettingError(
+            f"{name} does not work on pictures of this study ({type(cause).__name__}: {why}): correct it, or leave it out"
+        ) from cause
 
 
 @torch.no_grad()
 def _features(network: Any, pictures: Tensor) -> None:
     features = network(pictures)
     if features.ndim != 2 or len(features) != len(pictures):
-        raise SettingError(f"it gave {tuple(features.shape)} for {len(pictures)} pictures: features are n d")
+        raise SettingError(
+            f"{type(network).__name__} returned the shape {tuple(features.shape)} for {len(pictures)} pictures: return one row "
+            "of features for each"
+        )
 
 
 @torch.no_grad()

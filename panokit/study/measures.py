@@ -1,7 +1,7 @@
-"""What pictures are measured by: distances to the model's own pictures, agreement with prompts, layout, grain and seams.
+"""Measures of pictures: distances to the model's own pictures, grain and seams.
 
-Distances are torchmetrics': the Frechet distance (Heusel et al. 2017) and the kernel distance (Binkowski et al. 2018), on
-features of whatever networks the study names. Features are kept in files beside the pictures: nothing is computed twice.
+torchmetrics computes the distances: the Frechet distance (Heusel et al. 2017) and the kernel distance (Binkowski et al. 2018).
+They compare features of pictures, by any network that the study names. Files keep the features, so nothing is computed twice.
 """
 
 import io
@@ -23,16 +23,16 @@ from panokit.output import written_aside
 from panokit.study.plan import Network
 
 FEWEST = 2
-"""The fewest panoramas, and references, of a prompt that KID can be had from; its deviation needs twice as many."""
+"""KID needs at least this many panoramas and references for each prompt. Its deviation needs twice as many panoramas."""
 
 Pixels = NDArray[np.uint8]
 
 
 def pixels(path: Path) -> Pixels:
-    """A picture, (H, W, 3).
+    """Read a picture, uint8 (H, W, 3).
 
     Raises:
-        OutputError: it cannot be read.
+        OutputError: the file cannot be read as a picture.
     """
     try:
         with Image.open(path) as image:
@@ -42,7 +42,16 @@ def pixels(path: Path) -> Pixels:
 
 
 def corners(size: tuple[int, int], side: int, count: int | None = None) -> list[tuple[int, int]]:
-    """Where squares lie side by side, top and left: rows from the middle of what is left over; `count` of them, evenly."""
+    """Place squares side by side in the middle of a picture.
+
+    Args:
+        size: height and width of the picture, in pixels.
+        side: side of a square, in pixels.
+        count: how many of the squares to keep, evenly spread; None keeps all.
+
+    Returns:
+        The top and left edge of each square, in pixels, row by row. The list is empty if the picture holds no square.
+    """
     rows, columns = size[0] // side, size[1] // side
     top, left = (size[0] - rows * side) // 2, (size[1] - columns * side) // 2
     places = [(top + row * side, left + column * side) for row in range(rows) for column in range(columns)]
@@ -52,7 +61,17 @@ def corners(size: tuple[int, int], side: int, count: int | None = None) -> list[
 
 
 def crops(picture: Pixels, window: tuple[int, int], side: int | None = None, count: int | None = None) -> Pixels:
-    """Squares of a panorama at the size of a window, (n, h, w, 3); of full height unless given: layout shows only there."""
+    """Cut squares out of a panorama and resize them to the size of a window.
+
+    Args:
+        picture: the panorama, uint8 (H, W, 3).
+        window: height and width of the result, in pixels.
+        side: side of a square, in pixels. None is the full height, because only there the layout shows.
+        count: how many squares; None cuts as many as lie side by side.
+
+    Returns:
+        The squares, uint8 (n, h, w, 3).
+    """
     side = side or len(picture)
     cut = [picture[top : top + side, left : left + side] for top, left in corners(picture.shape[:2], side, count)]
     size = (window[1], window[0])
@@ -60,22 +79,33 @@ def crops(picture: Pixels, window: tuple[int, int], side: int | None = None, cou
 
 
 def seam(picture: Pixels, grid: Grid, factor: int) -> float:
-    """The mean difference of neighbouring pixels across window borders, over that of all others; 1 where nothing shows."""
+    """How much window borders show: the mean difference of neighbouring pixels across them, divided by that of all others.
+
+    Args:
+        picture: the panorama, uint8 (H, W, 3).
+        grid: where its windows lie on the canvas.
+        factor: pixels along a side of one cell of the canvas.
+
+    Returns:
+        The mean of the ratios along both axes. It is 1 if borders do not show, or if there is nothing to compare.
+    """
     ratios = []
     for axis in range(2):
         steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))
         edges = {edge for origin in grid.origins for edge in (origin[axis], origin[axis] + grid.window[axis])}
         borders = [edge * factor - 1 for edge in edges if 0 < edge < grid.size[axis]]
-        if borders and (elsewhere := np.delete(steps, borders).mean()):  # in a flat picture there is no telling
+        if borders and (elsewhere := np.delete(steps, borders).mean()):  # zero in a flat picture
             ratios.append(float(steps[borders].mean() / elsewhere))
     return float(np.mean(ratios)) if ratios else 1.0
 
 
 def grain(picture: Pixels, share: float = 1.0) -> float:
-    """The mean square of the second differences of brightness along both axes: the power of the finest detail.
+    """The power of the finest detail: the mean square of the second differences of brightness, the mean over both axes.
 
-    With a `share` of less than 1 the smallest squares alone count, which is that share of places where the picture is plainest:
-    the power of noise rather than of edges.
+    Args:
+        picture: the picture, uint8 (H, W, 3).
+        share: the share of places that count, more than 0 and up to 1, where the picture is plainest. All places show mostly
+            edges; a share of less than 1 shows noise.
     """
     grey = picture.astype(np.float32).mean(-1)
     squares = [np.sort(np.square(np.diff(grey, 2, axis)), axis=None) for axis in range(2)]
@@ -84,12 +114,12 @@ def grain(picture: Pixels, share: float = 1.0) -> float:
 
 @final
 class Features:
-    """The features of pictures, by one network, kept in a folder.
+    """The features of pictures by one network. A folder keeps them.
 
     Args:
-        net: a module that takes uint8 pictures `n 3 H W`.
-        folder: where they are kept, by name.
-        device: where the network is.
+        net: a module that takes uint8 pictures `n 3 H W` and returns features `n d`.
+        folder: the folder, with one file for each name.
+        device: the device of the network.
     """
 
     def __init__(self, net: Callable[[Tensor], Tensor], folder: Path, device: torch.device | str = "cpu") -> None:
@@ -97,11 +127,22 @@ class Features:
 
     @torch.no_grad()
     def of(self, name: str, pictures: Callable[[], Pixels]) -> Tensor:
-        """Those of pictures (n, h, w, 3), `n d`; the pictures are only asked for where they are not kept."""
+        """Read features from the folder, or compute them.
+
+        Args:
+            name: the name of the file, without its ending.
+            pictures: makes the pictures, uint8 (n, h, w, 3). It is called only if the folder does not have their features.
+
+        Returns:
+            The features, `n d`, on the CPU.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         kept = self.folder / f"{name}.npy"
         try:
             return torch.from_numpy(np.load(kept))
-        except (OSError, ValueError, EOFError):  # not there, or broken
+        except (OSError, ValueError, EOFError):  # the file is missing or broken
             features = self.net(batch(pictures()).to(self.device)).float().cpu()
         file = io.BytesIO()
         np.save(file, features.numpy())
@@ -111,10 +152,16 @@ class Features:
 
 
 def made(network: Network) -> Any:
-    """What a study's `module:Class`, or a mapping of that and settings, makes.
+    """Make a network or measure of a study.
+
+    Args:
+        network: `module:Class`, or a mapping with this name as `plugin` and the arguments of the class.
+
+    Returns:
+        An instance of the class.
 
     Raises:
-        PanokitError: it cannot be made.
+        PanokitError: the name is wrong, or the class cannot be imported or raises an error.
     """
     settings = {"plugin": network} if isinstance(network, str) else dict(network)
     name = settings.pop("plugin", None)
@@ -126,7 +173,7 @@ def made(network: Network) -> Any:
         return registry.attribute(name)(**settings)
     except PanokitError:
         raise
-    except Exception as cause:  # files that are not there, settings that it has not
+    except Exception as cause:  # a missing file or an unknown setting, for example
         raise SettingError(
             f"{name} cannot be made ({type(cause).__name__}: {' '.join(str(cause).split())[:200]}): leave it out, or give it "
             "what it needs"
@@ -134,71 +181,87 @@ def made(network: Network) -> Any:
 
 
 def batch(squares: Pixels) -> Tensor:
-    """Pictures (n, h, w, 3) as networks take them, `n 3 h w`."""
+    """Convert pictures, uint8 (n, h, w, 3), to what networks take, `n 3 h w`."""
     return torch.from_numpy(squares).permute(0, 3, 1, 2)
 
 
 @final
-class _Given(nn.Module):
-    """For torchmetrics, which wants a network: features that are there already."""
+class _Identity(nn.Module):
+    """Returns features unchanged: torchmetrics asks for a network, but the features are already computed."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.num_features = count
+        self.num_features = num_features
 
     def forward(self, features: Tensor) -> Tensor:
         return features
 
 
 def kid(own: Sequence[Sequence[Tensor]], reference: Sequence[Tensor], subsets: int = 100) -> NDArray[np.float64]:
-    """The kernel distance on subsets: of half of the panoramas of each prompt, against its own references; mean over prompts.
+    r"""The kernel distance of panoramas to references, on random subsets (Binkowski et al. 2018); the mean over prompts.
 
-    Prompts lie far apart in features: together, the mix of them in a subset would outweigh what is measured. And squares of
-    one panorama are alike: the distance is taken between squares of different panoramas, the first of each, the second and so
-    on, which leaves it without bias. The subsets are the same for whatever is measured, so two arrays can be subtracted; halves
-    drawn without replacement spread as means of all do, so percentiles of the difference are an interval. With fewer than four
-    panoramas of a prompt, all are taken, and only references vary.
+    It is the unbiased estimate of the squared maximum mean discrepancy with the kernel $k(x, y) = (x^T y / d + 1)^3$:
+
+    - Each prompt is compared with its own references. Prompts lie far apart in features, so the mix of prompts in a subset
+      would outweigh the methods.
+    - Only squares of different panoramas are compared with each other: the first ones of all panoramas, the second ones and so
+      on. Squares of one panorama are alike, and pairs of them would bias the distance.
+    - A subset holds half of the panoramas, drawn without replacement. Means of such halves spread as much as means of all
+      panoramas do, so percentiles over subsets are an interval. The subsets are the same for all methods, so two results can be
+      subtracted. If a prompt has fewer than four panoramas, a subset holds all of them, and only the references vary.
 
     Args:
-        own: features `n d` of each panorama's squares, as many of each, by prompt.
+        own: features `n d` of the squares, by prompt and by panorama. Every panorama has the same number of squares.
         reference: features `n d` of the references, by prompt.
-        subsets: how many.
+        subsets: number of subsets.
+
+    Returns:
+        The distance on each subset, an array of `subsets` numbers.
 
     Raises:
-        SettingError: a prompt has fewer than two panoramas, or references.
+        SettingError: a prompt has fewer than two panoramas, or fewer than two references.
     """
     from torchmetrics.image.kid import poly_mmd
 
     distances = np.zeros((len(own), subsets))
-    for row, panoramas, beside in zip(distances, own, reference, strict=True):
-        if min(len(panoramas), len(beside)) < FEWEST:
+    for row, panoramas, references in zip(distances, own, reference, strict=True):
+        if min(len(panoramas), len(references)) < FEWEST:
             raise SettingError(
-                f"KID needs {FEWEST} panoramas and references of each prompt or more: there are {len(panoramas)} and "
-                f"{len(beside)}"
+                f"KID needs at least {FEWEST} panoramas and {FEWEST} references for each prompt, but there are "
+                f"{len(panoramas)} and {len(references)}: make more"
             )
-        squares = torch.stack([*panoramas], dim=1)  # the first of each, the second, and so on
+        squares = torch.stack([*panoramas], dim=1)  # the first squares, the second ones, and so on
         half = len(panoramas) // 2 if len(panoramas) >= 2 * FEWEST else len(panoramas)
-        size = min(half, len(beside))
+        size = min(half, len(references))
         rng = np.random.default_rng(0)
         for k in range(subsets):
             chosen = rng.permutation(len(panoramas))[:size]
-            parts = rng.permutation(len(beside))[: len(beside) // size * size].reshape(-1, size)
-            row[k] = np.mean([float(poly_mmd(beside[part], square[chosen])) for part in parts for square in squares])
+            parts = rng.permutation(len(references))[: len(references) // size * size].reshape(-1, size)
+            row[k] = np.mean([float(poly_mmd(references[part], square[chosen])) for part in parts for square in squares])
     return np.asarray(distances.mean(0))
 
 
 def fid(own: Tensor, reference: Tensor) -> float:
-    """The Frechet distance of features; biased upwards where pictures are few.
+    r"""The Frechet distance of features (Heusel et al. 2017). With few pictures it is too large.
+
+    $$ |\mu - \mu'|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}) $$
+    for features with means $\mu, \mu'$ and covariances $\Sigma, \Sigma'$.
+
+    Args:
+        own: features of squares, `n d`.
+        reference: features of references, `m d`.
 
     Raises:
-        SettingError: there are fewer than two of either.
+        SettingError: there are fewer than two squares, or fewer than two references.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     if min(len(own), len(reference)) < 2:
-        raise SettingError(f"FID needs 2 pictures or more of each kind: there are {len(own)} and {len(reference)}")
-    # One rank measures what all have made, so there is nothing to gather.
-    metric = FrechetInceptionDistance(feature=_Given(own.shape[1]), sync_on_compute=False)
+        raise SettingError(
+            f"FID needs at least 2 squares and 2 references, but there are {len(own)} and {len(reference)}: make more"
+        )
+    # One rank computes this from the features of all ranks, so torchmetrics must not gather.
+    metric = FrechetInceptionDistance(feature=_Identity(own.shape[1]), sync_on_compute=False)
     metric.update(reference, real=True)
     metric.update(own, real=False)
     return float(metric.compute())

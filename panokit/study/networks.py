@@ -1,7 +1,7 @@
-"""The networks that papers measure panoramas of Stable Diffusion with, loaded from where they are published, or from files.
+"""Networks with which papers measure panoramas of Stable Diffusion. Their weights are downloaded once, or come from files.
 
-A study names them: `features` take uint8 pictures `n 3 H W` and give features `n d`; `scores` take pictures and their prompt
-and give numbers, of which the mean is reported.
+A study names them. Those under `features` take uint8 pictures `n 3 H W` and return features `n d`. Those under `scores` take
+pictures and their prompt and return numbers; the study reports the mean.
 """
 
 from collections.abc import Iterator
@@ -19,36 +19,38 @@ from panokit.errors import ModelError, SettingError
 
 Pictures = UInt8[Tensor, "n 3 H W"]
 
-_STANDS_IN = "leave it out of the study, and the rest runs (panokit_landscapes.evaluate:EfficientNetFeatures needs no download)"
+_ALTERNATIVE = (
+    "leave it out of the study, and the rest runs (panokit_landscapes.evaluate:EfficientNetFeatures needs no download)"
+)
 
 
 @contextmanager
 def needing(what: str, file: str) -> Iterator[None]:
-    """Tell which file a network lacks.
+    """Name the network and its file if the weights cannot be loaded.
 
     Args:
-        what: the network, by name.
-        file: where its weights are looked for.
+        what: the name of the network.
+        file: the file or model with its weights.
 
     Raises:
-        ModelError: the weights are not there and cannot be fetched.
+        ModelError: the code inside raised an error.
     """
     try:
         yield
-    except Exception as cause:  # what loaders say of files that are not what they should be is of many kinds
+    except Exception as cause:  # loaders raise many kinds of errors for a broken file
         why = " ".join(str(cause).split())[:160]
-        raise ModelError(f"{what} needs {file}, which cannot be loaded ({why}): put it there, or {_STANDS_IN}") from cause
+        raise ModelError(f"{what} needs {file}, which cannot be loaded ({why}): put it there, or {_ALTERNATIVE}") from cause
 
 
 @final
 class Inception(nn.Module):
-    """Features of Inception-v3, 2048 of them, as in published FID and KID (Heusel et al. 2017; torch-fidelity's port).
+    """The 2048 features of Inception-v3 of published FID and KID (Heusel et al. 2017), in torch-fidelity's port.
 
     Args:
-        weights: a file with torch-fidelity's weights; fetched once unless given.
+        weights: a file with torch-fidelity's weights; None downloads them once.
 
     Raises:
-        ModelError: they are not there and cannot be fetched.
+        ModelError: torch-fidelity is not installed, or the weights cannot be loaded.
     """
 
     num_features = 2048
@@ -60,7 +62,7 @@ class Inception(nn.Module):
         except ImportError as cause:
             raise ModelError('Inception-v3 needs torch-fidelity: pip install "panokit[eval]"') from cause
 
-        with needing("Inception-v3", weights or _fetched(port.URL_INCEPTION_V3)):
+        with needing("Inception-v3", weights or _downloaded(port.URL_INCEPTION_V3)):
             self.net = port.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
 
     def forward(self, pictures: Pictures) -> Float[Tensor, "n d"]:
@@ -70,13 +72,16 @@ class Inception(nn.Module):
 
 @final
 class CLIPScore(nn.Module):
-    """100 times the cosine of picture and prompt, 0 or more (Hessel et al. 2021), by torchmetrics.
+    r"""CLIP score: 100 times the cosine of the embeddings of picture and prompt (Hessel et al. 2021), by torchmetrics.
+
+    $$ \max(0,\; \mathrm{mean}_i\; 100 \cos(E_i, E_{\mathrm{prompt}})) $$
+    with the embeddings $E_i$ of the pictures. Higher is better.
 
     Args:
         model: a CLIP model of transformers: a hub id or a folder.
 
     Raises:
-        ModelError: it is not there and cannot be fetched.
+        ModelError: the model cannot be loaded.
     """
 
     def __init__(self, model: str = "openai/clip-vit-base-patch16") -> None:
@@ -92,21 +97,23 @@ class CLIPScore(nn.Module):
 
 @final
 class Aesthetic(nn.Module):
-    """CLIP-aesthetic: LAION's linear head on a CLIP model's normed image embedding, about 1 to 10 (Schuhmann et al. 2022).
+    """CLIP-aesthetic: LAION's linear head on the normalised image embedding of a CLIP model (Schuhmann et al. 2022).
+
+    It gives each picture a number from about 1 to 10; higher is better.
 
     Args:
         model: the CLIP model that the head was trained on: a hub id or a folder.
-        head: a file with the head's weights; fetched once unless given.
+        head: a file with the head's weights; None downloads them once.
 
     Raises:
-        ModelError: one of them is not there and cannot be fetched.
+        ModelError: the model or the head cannot be loaded.
     """
 
     URL = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", head: str | None = None) -> None:
         super().__init__()
-        with needing("CLIP-aesthetic", head or _fetched(self.URL)):
+        with needing("CLIP-aesthetic", head or _downloaded(self.URL)):
             state = (
                 torch.load(head, map_location="cpu", weights_only=True)
                 if head
@@ -118,20 +125,20 @@ class Aesthetic(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Pictures, prompt: str) -> Float[Tensor, " n"]:
-        seen = self.processor(images=[*pictures], return_tensors="pt").to(pictures.device)
-        return self.head(F.normalize(self.net.get_image_features(**seen).pooler_output, dim=-1))[:, 0]
+        inputs = self.processor(images=[*pictures], return_tensors="pt").to(pictures.device)
+        return self.head(F.normalize(self.net.get_image_features(**inputs).pooler_output, dim=-1))[:, 0]
 
 
 @final
 class IntraLPIPS(nn.Module):
-    """The mean perceptual distance of all pairs of a panorama's squares (Lee et al. 2023, Intra-LPIPS), by torchmetrics.
+    """Intra-LPIPS: the mean LPIPS distance over all pairs of a panorama's squares (Lee et al. 2023), by torchmetrics.
 
     Args:
-        net: `vgg` or `alex`, whose weights torchvision fetches once.
+        net: `vgg` or `alex`. torchvision downloads its weights once.
 
     Raises:
-        ModelError: they are not there and cannot be fetched.
-        SettingError: there is no such network.
+        ModelError: the weights cannot be loaded.
+        SettingError: `net` is another name, or a panorama has fewer than two squares.
     """
 
     def __init__(self, net: str = "vgg") -> None:
@@ -142,7 +149,7 @@ class IntraLPIPS(nn.Module):
         weights = {"vgg": VGG16_Weights.IMAGENET1K_V1, "alex": AlexNet_Weights.IMAGENET1K_V1}
         if net not in weights:
             raise SettingError(f"net is {net!r}: it must be one of {', '.join(weights)}")
-        with needing(f"LPIPS ({net})", _fetched(weights[net].url)):
+        with needing(f"LPIPS ({net})", _downloaded(weights[net].url)):
             self.metric = LearnedPerceptualImagePatchSimilarity(net, normalize=True, sync_on_compute=False)
 
     @torch.no_grad()
@@ -153,21 +160,22 @@ class IntraLPIPS(nn.Module):
 
 @final
 class IntraStyle(nn.Module):
-    r"""The mean style loss of all pairs of a panorama's squares (Lee et al. 2023, Intra-Style-L), on VGG19.
+    """Intra-Style-L: the mean style loss over all pairs of a panorama's squares (Lee et al. 2023), on VGG19; see `style`.
 
     Raises:
-        ModelError: torchvision's weights are not there and cannot be fetched.
+        ModelError: torchvision's weights cannot be loaded.
+        SettingError: a panorama has fewer than two squares.
     """
 
     LAYERS = (0, 5, 10, 19, 28)
-    """conv1_1 to conv5_1, as in Gatys et al. 2016."""
+    """Positions of the layers conv1_1 to conv5_1, as in Gatys et al. 2016."""
 
     def __init__(self) -> None:
         super().__init__()
         from torchvision.models import VGG19_Weights, vgg19
 
         weights = VGG19_Weights.IMAGENET1K_V1
-        with needing("Intra-Style", _fetched(weights.url)):
+        with needing("Intra-Style", _downloaded(weights.url)):
             self.net = vgg19(weights=weights, progress=False).features[: self.LAYERS[-1] + 1].eval()
 
     @torch.no_grad()
@@ -179,30 +187,42 @@ class IntraStyle(nn.Module):
         for k, layer in enumerate(self.net):
             x = layer(x)
             if k in self.LAYERS:
-                layers.append(x.clone())  # the next one works in place
+                layers.append(x.clone())  # the next layer changes x in place
         return style(layers)
 
 
 def pairs(x: Float[Tensor, "n *rest"]) -> tuple[Float[Tensor, "m *rest"], Float[Tensor, "m *rest"]]:
     """All pairs of rows.
 
+    Args:
+        x: `n` rows.
+
+    Returns:
+        The first row of each pair and the second one, `m = n (n - 1) / 2` rows each.
+
     Raises:
-        SettingError: there are none.
+        SettingError: there are fewer than two rows.
     """
     if len(x) < 2:
         raise SettingError(
-            f"Intra measures compare squares of a panorama with each other, and there are {len(x)}: make it twice as wide as "
-            "high, or leave them out"
+            f"Intra measures need at least 2 squares of a panorama, but there are {len(x)}: make it twice as wide as high, or "
+            "leave these measures out"
         )
     first, second = zip(*combinations(range(len(x)), 2), strict=True)
     return x[list(first)], x[list(second)]
 
 
 def style(layers: list[Tensor]) -> Float[Tensor, ""]:
-    r"""The mean over pairs of $\sum_l \mathrm{mean}\,(G_l - G_l')^2$, $G_l$ the Gram matrix a number (Gatys et al. 2016).
+    r"""The style loss of two pictures, the mean over all pairs of pictures (Gatys et al. 2016).
+
+    $$ \sum_l \mathrm{mean}\,(G_l - G_l')^2, \quad G_l = F_l F_l^T / (c_l h_l w_l) $$
+    with the features $F_l$ of layer $l$ as a matrix of $c_l$ rows and $h_l w_l$ columns.
 
     Args:
-        layers: features of pictures, `n c h w` a layer.
+        layers: the features of the pictures in each layer, `n c h w`.
+
+    Raises:
+        SettingError: there are fewer than two pictures.
     """
     total = layers[0].new_zeros(())
     for features in layers:
@@ -214,7 +234,7 @@ def style(layers: list[Tensor]) -> Float[Tensor, ""]:
 
 @final
 class _Outputs:
-    """A CLIP model that returns its embeddings bare, as torchmetrics expects."""
+    """A CLIP model whose methods return tensors, as torchmetrics expects."""
 
     def __init__(self, net: Any) -> None:
         self._net, self.config, self.dtype = net, net.config, net.dtype
@@ -236,6 +256,6 @@ def _clip(model: str) -> tuple[Any, Any]:
         return CLIPModel.from_pretrained(model).eval(), CLIPProcessor.from_pretrained(model)
 
 
-def _fetched(url: str) -> str:
-    """The file that torch keeps what it fetches from there in."""
+def _downloaded(url: str) -> str:
+    """The path under which torch keeps the file that it downloads from this address."""
     return str(Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1])

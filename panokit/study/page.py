@@ -1,4 +1,4 @@
-"""A study's report as one HTML file that needs nothing beside it: bars, curves, and what the panoramas look like."""
+"""The report of a study as one HTML file that needs no other file: tables, bars, curves and panoramas."""
 
 import base64
 import io
@@ -19,12 +19,15 @@ _STYLE = (
 
 
 def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pairs: Sequence[tuple[str, int]]) -> str:
-    """The report: Markdown's tables, a figure for each measure, and the first panorama of each prompt by each method.
+    """Write the report: the text of `markdown`, a figure for each measure, and each method's first panorama of each prompt.
 
     Args:
-        numbers: of `conduct`.
-        panoramas: by method, in the order of `pairs`.
-        pairs: prompts and seeds.
+        numbers: the numbers that `conduct` returns.
+        panoramas: the files of each method's panoramas, in the order of `pairs`.
+        pairs: the prompt and seed of each panorama.
+
+    Returns:
+        HTML.
     """
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{escape(str(numbers['study']['model']))}</title><style>{_STYLE}</style>"
@@ -40,12 +43,12 @@ def page(numbers: Mapping[str, Any], panoramas: Mapping[str, Sequence[Path]], pa
 
 
 def _blocks(text: str) -> list[list[str]]:
-    """Paragraphs, as lists of lines."""
+    """Split text at empty lines into paragraphs, as lists of lines."""
     return [block.splitlines() for block in text.split("\n\n") if block.strip()]
 
 
 def _html(block: Sequence[str]) -> str:
-    """A paragraph of `markdown`: a heading, a table, or text."""
+    """Convert a paragraph of `markdown` to HTML: a heading, a table or text."""
     if block[0].startswith("#"):
         level = len(block[0]) - len(block[0].lstrip("#"))
         return f"<h{level}>{escape(block[0].lstrip('# '))}</h{level}>"
@@ -61,7 +64,7 @@ def _cell(text: str) -> str:
 
 
 def _figure(name: str, measured: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]) -> str:
-    """Bars with deviations; for a sweep over numbers a curve."""
+    """Draw one measure with its deviations: a curve for a sweep over numbers, else bars."""
     from matplotlib.figure import Figure
 
     methods = numbers["methods"]
@@ -69,10 +72,10 @@ def _figure(name: str, measured: Sequence[Mapping[str, Any]], numbers: Mapping[s
     deviations = [value["deviation"] or 0.0 for value in measured]
     figure = Figure(figsize=(5.4, 0.8 + 0.3 * max(4, len(methods))), layout="constrained")
     axes = figure.subplots()
-    if (swept := _swept(numbers)) is not None:
-        axes.errorbar(swept, values, deviations, marker="o", capsize=3, color="#356")
-        positive = [value for value in swept if value > 0]
-        if max(swept) > 30 * min(positive, default=1):
+    if (settings := _sweep_values(numbers)) is not None:
+        axes.errorbar(settings, values, deviations, marker="o", capsize=3, color="#356")
+        positive = [value for value in settings if value > 0]
+        if max(settings) > 30 * min(positive, default=1):
             axes.set_xscale("symlog", linthresh=min(positive))
         axes.set_xlabel(numbers["study"]["sweep"].partition("=")[0])
     else:
@@ -83,8 +86,8 @@ def _figure(name: str, measured: Sequence[Mapping[str, Any]], numbers: Mapping[s
     return f"<figure>{file.getvalue()[file.getvalue().index('<svg') :]}</figure>"
 
 
-def _swept(numbers: Mapping[str, Any]) -> list[float] | None:
-    """The values of a sweep, if they are numbers."""
+def _sweep_values(numbers: Mapping[str, Any]) -> list[float] | None:
+    """The values of the sweep; None if they are not numbers, or if there is no sweep."""
     if not numbers["study"]["sweep"]:
         return None
     try:
@@ -94,7 +97,7 @@ def _swept(numbers: Mapping[str, Any]) -> list[float] | None:
 
 
 def _image(path: Path, width: int = 1024) -> str:
-    """A panorama, small, as JPEG in base64."""
+    """A small version of a panorama, as an `img` element that holds a JPEG."""
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((width, width))

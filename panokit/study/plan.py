@@ -1,4 +1,4 @@
-"""What a study compares, as plain data: methods, prompts, seeds, and what they are measured by."""
+"""The plan of a study, as plain data: prompts, methods, seeds and measures."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,40 +14,43 @@ from panokit.options import assign, plain
 from panokit.settings import unknown_option
 
 Job = dict[str, Any]
+"""The options of one panorama, by name; `panokit.jobs.JOB` lists them."""
 Network = str | Mapping[str, Any]
+"""`module:Class`, or a mapping with this name as `plugin` and the arguments of the class."""
 
 
 @final
 @dataclass(frozen=True)
 class Study:
-    """Every method makes a panorama of each prompt with each seed, and all are measured alike.
+    """A comparison of methods. Every method makes a panorama of each prompt with each seed; all are measured in the same way.
 
     Attributes:
         prompts: what to paint.
-        methods: by name what each is composed of: `guidances`, `fuser`, `scheduler`.
-        baselines: the methods that the ones after them are compared with; the first unless given.
-        model: whose panoramas they are.
-        height: of panoramas, in pixels.
-        width: likewise.
-        steps: denoising steps.
-        stride: pixels from one window to the next; half a window unless given.
-        guidance_scale: of classifier-free guidance.
-        panoramas: of each prompt and method.
-        references: pictures of each prompt that the model makes at its own size.
-        seed: of the first panorama and reference of each prompt; the others follow.
-        crop: the side of the squares that are compared with references, in pixels; the full height unless given.
-        crops: how many of each panorama; as many as lie side by side unless given.
-        reference_folder: pictures at the model's own size that are there already, in their place. Where each prompt has some
-            whose names begin with it, as panokit names them, it is compared with those; else with all.
-        features: by name the networks whose features pictures are compared in: modules that take uint8 pictures `n 3 H W` and
-            have `num_features`. A network is `module:Class`, or a mapping of that, `plugin`, and settings.
-        scores: by name what gives squares of a panorama, uint8 `n 3 H W`, and their prompt a number, or one each.
-        wholes: what tells numbers, by name, of a whole panorama, uint8 (H, W, 3), and its prompt.
-        timings: how often what a panorama of each method costs is measured, in turns; 0 for not.
-        sweep: the setting and the values that the methods are made of, if they are: as `swept` takes them.
+        methods: the options of each method, by its name: mostly `guidances`, `fuser` and `scheduler`.
+        baselines: names of methods. The methods after a baseline are compared with it. Without any, the first method is one.
+        model: the model that makes all panoramas.
+        height: height of the panoramas in pixels.
+        width: width of the panoramas in pixels.
+        steps: number of denoising steps.
+        stride: pixels from one window to the next; None for half a window.
+        guidance_scale: strength of classifier-free guidance.
+        panoramas: number of panoramas for each prompt and method, 1 or more.
+        references: number of reference pictures for each prompt, 1 or more. The model makes them at its own size.
+        reference_folder: a folder with pictures of the model's own size, which replace these references. If panokit named some
+            of them after each prompt, each prompt is compared with its own; otherwise every prompt is compared with all.
+        seed: seed of the first panorama and of the first reference of each prompt. The next ones have the seeds after it.
+        crop: side of the squares that are compared with references, in pixels; None for the full height.
+        crops: number of squares of each panorama; None for as many as lie side by side.
+        features: networks for KID and FID, by their name in the report. They take uint8 pictures `n 3 H W` and return features
+            `n d`.
+        scores: networks that rate squares, by their name in the report. They take the squares of a panorama, uint8 `n 3 H W`,
+            and its prompt, and return one number, or one for each square.
+        wholes: measures that take a whole panorama, uint8 (H, W, 3), and its prompt, and return numbers by name.
+        timings: how often the cost of each method is measured; methods alternate. 0 measures no costs.
+        sweep: the setting and values of a sweep, if it made the methods, in the form that `swept` takes.
 
     Raises:
-        SettingError: there is nothing to compare, or too little to measure.
+        SettingError: prompts or methods are missing or appear twice, or a value cannot work.
     """
 
     prompts: Sequence[str]
@@ -74,61 +77,61 @@ class Study:
     def __post_init__(self) -> None:
         for name in ("prompts", "methods"):
             if not getattr(self, name):
-                raise SettingError(f"the study has no {name}: there is nothing to compare")
+                raise SettingError(f"the study has no {name}: give at least one")
         names = [*self.methods]
-        for what, of in (("prompts", [*self.prompts]), ("methods", [slug(name) for name in names])):
-            if twice := [name for name in of if of.count(name) > 1]:
-                raise SettingError(f"{twice[0]} is there twice among the {what}: leave one out, or name it otherwise")
+        for kind, entries in (("prompts", [*self.prompts]), ("methods", [slug(name) for name in names])):
+            if repeated := [entry for entry in entries if entries.count(entry) > 1]:
+                raise SettingError(f"{repeated[0]} appears twice among the {kind}: remove one, or rename it")
         for method, parts in self.methods.items():
             if shared := sorted(parts.keys() & {"model", "prompt", "seed", "height", "width"}):
-                raise SettingError(f"the method {method} has a {shared[0]} of its own: that is the same for all of a study")
+                raise SettingError(
+                    f"the method {method} sets {shared[0]}, which is the same for all methods: set it for the whole study"
+                )
         if unknown := [name for name in self.baselines if name not in self.methods]:
-            raise SettingError(f"{unknown[0]} among the baselines is no method: there are {', '.join(names)}")
+            raise SettingError(f"the baseline {unknown[0]} is not a method: choose from {', '.join(names)}")
         for name, least in _LEAST.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise SettingError(f"{name} is {value}: it must be {least} or more")
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], **given: Any) -> "Study":
-        """The study that a configuration describes.
+    def of(cls, data: Mapping[str, Any], **overrides: Any) -> "Study":
+        """Make the study that a configuration describes.
 
         Args:
-            data: what `Study` takes by name, and `models`: by a model's name what is different with it, or with a folder of
-                the same name.
-            given: what is to be in the place of both.
+            data: the attributes of `Study` by name. It may also have `models`: settings that apply only to one model, by the
+                name of the model or of its folder. A value of None counts as missing.
+            overrides: attributes that replace those of `data` and `models`.
 
         Raises:
-            SettingError: it has something that studies do not have, or lacks what they need.
+            SettingError: an option is unknown or missing, or has a wrong type or value.
         """
         data = dict(data)
         models = data.pop("models", {})
-        if not isinstance(models, Mapping) or not all(isinstance(overrides, Mapping) for overrides in models.values()):
-            raise SettingError("models maps names of models to what is different with them: {NAME: {height: 1024}}")
-        model = str(given.get("model", data.get("model", cls.model)))
-        same = {name.rpartition("/")[-1]: overrides for name, overrides in models.items()}
-        data |= {**models.get(model, same.get(Path(model).name, {})), **given}
-        data = {name: value for name, value in data.items() if value is not None}  # as if it were not there
+        if not isinstance(models, Mapping) or not all(isinstance(settings, Mapping) for settings in models.values()):
+            raise SettingError("models must map names of models to their settings: {NAME: {height: 1024}}")
+        model = str(overrides.get("model", data.get("model", cls.model)))
+        by_folder = {name.rpartition("/")[-1]: settings for name, settings in models.items()}
+        data |= {**models.get(model, by_folder.get(Path(model).name, {})), **overrides}
+        data = {name: value for name, value in data.items() if value is not None}
         names = [entry.name for entry in fields(cls)]
         if unknown := sorted(data.keys() - {*names}):
             raise SettingError(unknown_option(unknown[0], names))
         if missing := [name for name in ("prompts", "methods") if name not in data]:
-            raise SettingError(f"the study does not say its {' and '.join(missing)}")
+            raise SettingError(f"the study has no {' and no '.join(missing)}: add them to its configuration")
         settings = fitted(cls, data)
         for method, parts in settings["methods"].items():
             if not isinstance(parts, Mapping) or not isinstance(parts.get("guidances", []), list):
-                raise SettingError(
-                    f"the method {method} came as {parts!r}: it maps parts to what they are, {{guidances: [msd]}}"
-                )
+                raise SettingError(f"the method {method} came as {parts!r}: it must be a mapping such as {{guidances: [msd]}}")
         settings["methods"] = {str(method): parts for method, parts in settings["methods"].items()}
         sweep = settings.pop("sweep", "")
         return cls(**settings).swept(sweep) if sweep else cls(**settings)
 
     def as_data(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """The study as plain data."""
         return asdict(self)
 
     def quick(self) -> "Study":
-        """A tiny version of all of it: two prompts, two panoramas of two windows' width, four steps."""
+        """A tiny version of this study: two prompts, two panoramas of each, twice as wide as high, and four steps at most."""
         return replace(
             self,
             prompts=self.prompts[:2],
@@ -140,10 +143,16 @@ class Study:
         )
 
     def swept(self, sweep: str) -> "Study":
-        """A method for each value of a setting, `guidances.weight=0,1,10`, of the last method.
+        """Replace the methods by copies of the last one, one for each value of a setting.
+
+        Args:
+            sweep: the setting and its values, such as `guidances.weight=0,1,10`.
+
+        Returns:
+            The new study. It has no baselines, so the first value is the baseline.
 
         Raises:
-            SettingError: there is no such setting.
+            SettingError: the text has another form, or there is no such setting.
         """
         path, _, values = sweep.partition("=")
         texts = [value.strip() for value in values.split(",")]
@@ -160,21 +169,25 @@ class Study:
         return replace(self, methods=methods, baselines=(), sweep=sweep)
 
     def compared(self) -> list[tuple[str, str]]:
-        """Baselines, each with the methods after it."""
+        """All pairs of a baseline and a method after it."""
         names = [*self.methods]
         return [(base, other) for base in self.baselines or names[:1] for other in names[names.index(base) + 1 :]]
 
     def pairs(self) -> list[tuple[str, int]]:
-        """The prompts and seeds of every method, in the same order."""
+        """The prompt and seed of each panorama, in the order that all methods share."""
         return list(product(self.prompts, range(self.seed, self.seed + self.panoramas)))
 
     def jobs(self, method: str) -> list[Job]:
-        """The panoramas of a method, in the order of `pairs`."""
+        """The jobs of a method's panoramas, in the order of `pairs`."""
         common = {key: getattr(self, key) for key in ("model", "height", "width", "steps", "stride", "guidance_scale")}
         return [{**common, **self.methods[method], "prompt": prompt, "seed": seed} for prompt, seed in self.pairs()]
 
     def reference_jobs(self, window: tuple[int, int]) -> list[Job]:
-        """The model's own pictures, of `window` pixels, height and width."""
+        """The jobs of the model's own pictures, prompt by prompt.
+
+        Args:
+            window: height and width of the model's window, in pixels.
+        """
         common = {key: getattr(self, key) for key in ("model", "steps", "guidance_scale")}
         size = {"height": window[0], "width": window[1]}
         seeds = range(self.seed, self.seed + self.references)
@@ -185,5 +198,5 @@ _LEAST = {"panoramas": 1, "references": 1, "steps": 1, "timings": 0, "seed": 0, 
 
 
 def slug(name: str) -> str:
-    """A name of the study's as part of a file's."""
+    """A name as part of a file name, in lower case; `-` replaces other characters than letters, digits, `_` and `.`."""
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")

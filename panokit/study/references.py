@@ -1,4 +1,4 @@
-"""Pictures of a folder that panoramas are compared with."""
+"""The pictures with which panoramas are compared."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,15 @@ from panokit.study.measures import pixels
 
 
 def grouped(prompts: Sequence[str], paths: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """The pictures that each prompt is compared with: those that panokit named after it, where all have some; else all."""
+    """Choose the reference pictures of each prompt.
+
+    Args:
+        prompts: the prompts of the study.
+        paths: all reference pictures.
+
+    Returns:
+        For each prompt, the pictures that panokit named after it. If a prompt has none, every prompt gets all pictures.
+    """
     by_prompt = {
         prompt: [path for path in paths if re.fullmatch(rf"{re.escape(words_of(prompt))}-\d+-[0-9a-f]{{8}}", path.stem)]
         for prompt in prompts
@@ -21,14 +29,17 @@ def grouped(prompts: Sequence[str], paths: Sequence[Path]) -> Mapping[str, list[
 
 
 def given(folder: str, window: tuple[int, int]) -> list[Path]:
-    """The pictures of a folder.
+    """List the pictures of a reference folder.
 
     Args:
-        folder: where they are.
-        window: their size, height and width.
+        folder: the folder.
+        window: height and width of the model's window, in pixels. All pictures must have this size.
+
+    Returns:
+        The paths of the pictures, sorted by name. Files without the ending of a picture are ignored.
 
     Raises:
-        SettingError: there are none, or one is no picture, or of another size.
+        SettingError: the folder or a picture cannot be read, there is no picture, or one has another size.
     """
     endings = Image.registered_extensions()
     try:
@@ -36,7 +47,7 @@ def given(folder: str, window: tuple[int, int]) -> list[Path]:
     except OSError as cause:
         raise SettingError(f"the reference folder {folder} cannot be read: {cause.strerror}") from cause
     if not pictures:
-        raise SettingError(f"the reference folder {folder} holds no pictures: put some there, or leave it out")
+        raise SettingError(f"the reference folder {folder} holds no pictures: put some there, or leave reference_folder out")
     for path in pictures:
         try:
             size = pixels(path).shape[:2]

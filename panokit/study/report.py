@@ -1,4 +1,4 @@
-"""A study's numbers for people: tables in Markdown."""
+"""The report of a study as text: tables in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,19 +9,23 @@ Data = Mapping[str, Any]
 
 
 def markdown(numbers: Data) -> str:
-    """The report: the study, the means, the differences, and the costs of each method."""
+    """Write the report: the study, and the means, differences and costs of its methods.
+
+    Args:
+        numbers: the numbers that `conduct` returns.
+    """
     study, methods = numbers["study"], numbers["methods"]
     n = next(iter(methods.values()))["n"]
     prompts, seeds = len(study["prompts"]), study["panoramas"]
     own = f"{study['references'] * prompts} pictures that the model makes at its own size"
-    beside = f"the pictures in {study['reference_folder']}" if study["reference_folder"] else own
+    references = f"the pictures in {study['reference_folder']}" if study["reference_folder"] else own
     squares = f"squares of {study['crop']} pixels" if study["crop"] else "squares of full height"
-    against = f"; {squares} against {beside}" if study["features"] else ""
+    against = f"; {squares} against {references}" if study["features"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     parts = [
         f"# {study['model']}, {study['height']} x {study['width']} pixels",
-        f"{n} panoramas a method ({prompts} prompts, {seeds} seeds), {study['steps']} steps{against}. ± is the deviation over "
-        f"subsets for KID, and over panoramas. {versions}.",
+        f"{n} panoramas for each method ({prompts} prompts, {seeds} seeds), {study['steps']} steps{against}. ± is the standard "
+        f"deviation: over subsets for KID, over panoramas for scores. {versions}.",
         "## Means",
         _means(methods),
     ]
@@ -29,11 +33,12 @@ def markdown(numbers: Data) -> str:
         if differences:
             parts += [
                 f"## Differences from {baseline}",
-                "The same prompts and seeds, pair by pair, with 95 % intervals; of KID, on subsets of half of the seeds. "
+                "Panoramas of the same prompt and seed are compared in pairs, with 95 % intervals. Differences in KID are "
+                "taken on subsets of half of the seeds. "
                 + (
-                    "Those whose interval excludes zero are in bold."
+                    "A difference is bold if its interval excludes zero."
                     if n >= ENOUGH
-                    else f"Fewer than {ENOUGH} pairs show nothing."
+                    else f"Fewer than {ENOUGH} pairs cannot show a difference."
                 ),
                 _differences(differences),
             ]
@@ -41,21 +46,28 @@ def markdown(numbers: Data) -> str:
         rounds = next(iter(numbers["costs"].values()))["rounds"]
         parts += [
             "## Costs",
-            "Of a panorama: windows forward and backward through the model, and seconds, also as a ratio to the first "
-            f"method's; medians of {rounds} in turns.",
+            "What one panorama costs: windows forward and backward through the model, and seconds, also as a ratio to the "
+            f"first method. Seconds are the median of {rounds} runs; methods alternate.",
             _costs(numbers["costs"]),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def measured(methods: Mapping[str, Data]) -> dict[str, list[Data]]:
-    """Each measure's numbers, distances first: for every method a mean, and a deviation if there is one."""
+    """Sort the numbers by measure, distances first.
+
+    Args:
+        methods: the numbers of each method.
+
+    Returns:
+        For each measure, the `mean` and `deviation` of every method. A deviation may be None.
+    """
     rows = [{**method["distances"], **method["scores"]} for method in methods.values()]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
+    """A table in Markdown. The first row is the header."""
     head, *rest = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
 

@@ -1,4 +1,4 @@
-"""Differences that are there, and those that may be chance."""
+"""Intervals for differences between methods, which separate real differences from chance."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, t
 
 ENOUGH = 8
-"""Pairs from which on an interval holds about what it says."""
+"""From this number of pairs on, a bootstrap interval has about its stated probability."""
 
 
 class Difference(NamedTuple):
-    """A mean difference of n pairs, and the interval that holds it with 95 %; n is None where it is not of pairs."""
+    """A mean difference and its 95 % interval.
+
+    Attributes:
+        mean: the mean difference.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+        n: number of pairs; None if the difference is not taken from pairs.
+    """
 
     mean: float
     low: float
@@ -20,30 +27,39 @@ class Difference(NamedTuple):
 
     @property
     def shown(self) -> bool:
-        """Whether the interval excludes zero, and is of pairs enough to believe it."""
+        """Whether the interval excludes zero, and there are enough pairs to trust it."""
         return (self.low > 0 or self.high < 0) and (self.n is None or self.n >= ENOUGH)
 
 
 def paired(ours: ArrayLike, theirs: ArrayLike, resamples: int = 2000) -> Difference:
-    r"""The mean of ours minus theirs, pair by pair, with its bootstrap interval.
+    r"""The mean of `ours - theirs` over pairs, with its 95 % bootstrap interval.
 
-    Percentiles of resampled means are too narrow for few pairs; they are taken further out, at $\Phi(\pm \sqrt{n / (n - 1)}\,
-    t_{0.975, n - 1})$, which is right for normal differences (Hesterberg 2015, section 3.2).
+    With few pairs, the usual percentiles of resampled means give too narrow an interval. So this takes the percentiles at
+    $\Phi(\pm \sqrt{n / (n - 1)}\, t_{0.975, n - 1})$. They are right for normal differences (Hesterberg 2015, section 3.2).
+
+    Args:
+        ours: one number for each pair.
+        theirs: the other number of each pair, as many and in the same order.
+        resamples: number of resampled means.
 
     Raises:
-        ValueError: they are not pairs, or fewer than two.
+        ValueError: there are fewer than two pairs.
     """
-    apart = np.asarray(ours, float) - np.asarray(theirs, float)
-    n = len(apart)
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    n = len(differences)
     if n < 2:
         raise ValueError(f"there are {n} pairs: an interval needs two or more")
     chosen = np.random.default_rng(0).integers(n, size=(resamples, n))
     share = 100 * float(norm.cdf(-((n / (n - 1)) ** 0.5) * t.ppf(0.975, n - 1)))
-    low, high = np.percentile(apart[chosen].mean(axis=1), [share, 100 - share])
-    return Difference(float(apart.mean()), float(low), float(high), n)
+    low, high = np.percentile(differences[chosen].mean(axis=1), [share, 100 - share])
+    return Difference(float(differences.mean()), float(low), float(high), n)
 
 
 def interval(subsets: NDArray[np.float64]) -> Difference:
-    """The mean of what was measured on subsets, halves drawn without replacement, and its interval by their percentiles."""
+    """The mean over subsets, with the interval between their 2.5 % and 97.5 % percentiles.
+
+    Args:
+        subsets: one number for each subset. A subset is half of all, drawn without replacement, as in `measures.kid`.
+    """
     low, high = np.percentile(subsets, [2.5, 97.5])
     return Difference(float(subsets.mean()), float(low), float(high))

@@ -10,4 +10,4 @@ PATH = Path(__file__).parent / "weights"
 """Folder of the pipeline: tokenizer, text encoder, autoencoder, denoiser, scheduler, and known_words.json."""
 
 JUDGE = Path(__file__).parent / "judge"
-"""Folder of a separately trained `CLIPModel` that scores pictures against captions."""
+"""Folder of a `CLIPModel` that scores pictures against captions. It was trained separately."""

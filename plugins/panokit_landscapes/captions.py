@@ -1,4 +1,4 @@
-"""Captions of the procedural landscapes: a small grammar of what is visible, in lower case."""
+"""Captions of the procedural landscapes: a small grammar that describes what is visible, in lower case."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ _DETAILS: dict[str, tuple[str, ...]] = {
 _PHRASES = chain.from_iterable(chain(*(table.values() for table in (_NAMES, _TIMES, _MOMENTS, _DETAILS))))
 WORDS: tuple[str, ...] = tuple(sorted({word for phrase in ("over", *_PHRASES) for word in phrase.split()}))
 """All words that `caption` can produce."""
-
 FILLERS = frozenset(("a", "above", "an", "and", "at", "below", "by", "in", "of", "on", "over", "the", "under", "with"))
+"""Words that name nothing visible."""
 TELLING: tuple[str, ...] = tuple(word for word in WORDS if word not in FILLERS)
-"""Those that say what is to be seen."""
+"""The words of `WORDS` that name something visible."""
 
 PROMPTS: tuple[str, ...] = (
     "a mountain lake at dusk",
@@ -69,7 +69,17 @@ PROMPTS: tuple[str, ...] = (
 
 
 def caption(rng: np.random.Generator, family: str, time: str, details: Sequence[str]) -> str:
-    """A caption naming the family, nearly always the time of day, and up to two of the visible details."""
+    """Draw a caption. It names the family, nearly always the time of day, and some of the visible details.
+
+    Args:
+        rng: the random numbers.
+        family: one of `world.FAMILIES`.
+        time: one of `world.TIMES`.
+        details: what is visible: kinds of weather, `sun`, `low sun` or `moon`.
+
+    Raises:
+        ValueError: one of these names is unknown.
+    """
     for value, known in ((family, _NAMES), (time, _TIMES), *((d, _DETAILS) for d in details)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: expected one of {', '.join(known)}; pass one of these names")
@@ -77,7 +87,7 @@ def caption(rng: np.random.Generator, family: str, time: str, details: Sequence[
     def pick(phrases: tuple[str, ...]) -> str:
         return phrases[rng.integers(len(phrases))]
 
-    name, seen = pick(_NAMES[family]), [pick(_DETAILS[d]) for d in rng.permutation(np.array(details, dtype=str))]
+    name, phrases = pick(_NAMES[family]), [pick(_DETAILS[d]) for d in rng.permutation(np.array(details, dtype=str))]
     template = rng.random()
     if template < 0.15:
         head = f"{pick(_MOMENTS[time])} over {name}"
@@ -87,6 +97,6 @@ def caption(rng: np.random.Generator, family: str, time: str, details: Sequence[
         head = name
     else:
         head = f"{name} {pick(_TIMES[time])}"
-    shown = seen[: rng.integers(len(seen) + 1)]
-    first_joint = " " if shown and shown[0].startswith(("with", "under", "in ")) and rng.random() < 0.6 else ", "
-    return head + "".join((first_joint if i == 0 else ", ") + phrase for i, phrase in enumerate(shown))
+    chosen = phrases[: rng.integers(len(phrases) + 1)]
+    first_joint = " " if chosen and chosen[0].startswith(("with", "under", "in ")) and rng.random() < 0.6 else ", "
+    return head + "".join((first_joint if i == 0 else ", ") + phrase for i, phrase in enumerate(chosen))

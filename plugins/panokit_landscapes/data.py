@@ -1,4 +1,4 @@
-"""The training set: captioned pictures of the procedural world, generated once into chunks on disk."""
+"""The training set: pictures of the procedural world with captions, generated once, in chunks on disk."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch import Tensor
 from panokit_landscapes.world import FAMILIES, training_picture
 
 CHUNK = 500
-"""Pictures in one chunk."""
+"""Number of pictures in a chunk."""
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
-    """Pictures uint8 (n, H, W, 3) as the autoencoder sees them: float (n, 3, H, W) in [-1, 1]."""
+    """Convert pictures, uint8 (n, H, W, 3), to the input of the autoencoder, float (n, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images (n, 3, H, W) in [-1, 1] as uint8."""
+    """Convert images (n, 3, H, W) in [-1, 1] to uint8."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write an .npy file that is there either whole or not at all."""
+    """Write an .npy file whole, or not at all."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         np.save(file, array)
@@ -40,7 +40,7 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
 
 
 def _generate(folder: Path, seed: int, number: int) -> None:
-    """Chunk `number`; the same for the same seed, whoever makes it."""
+    """Write chunk `number`. The seed alone decides it, whichever process writes it."""
     rng = np.random.default_rng((seed, number))
     pictures, captions, scenes = zip(*(training_picture(rng) for _ in range(CHUNK)), strict=True)
     families = [FAMILIES.index(scene.family) for scene in scenes]
@@ -49,7 +49,14 @@ def _generate(folder: Path, seed: int, number: int) -> None:
 
 
 def generate(folder: Path, count: int, seed: int = 0, workers: int | None = None) -> None:
-    """Fill `folder` with at least `count` training pictures; chunks that are there already are kept."""
+    """Fill a folder with training pictures. Chunks that exist are kept.
+
+    Args:
+        folder: the folder.
+        count: the least number of pictures; it is rounded up to whole chunks.
+        seed: of the random numbers.
+        workers: number of processes; None for one on each core.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(-(-count // CHUNK)) if not (folder / f"pictures-{n:04}.npy").exists()]
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -57,7 +64,19 @@ def generate(folder: Path, count: int, seed: int = 0, workers: int | None = None
 
 
 class Pool:
-    """A folder of chunks: `captions`, `families` (index into FAMILIES) and `pictures` uint8 (n, 128, 128, 3), memory-mapped."""
+    """The training set in a folder.
+
+    Args:
+        folder: the folder, filled by `generate`.
+
+    Attributes:
+        chunks: the pictures, uint8 (CHUNK, 128, 128, 3) in each chunk, mapped from the disk.
+        captions: the caption of each picture.
+        families: the family of each picture, as a position in `FAMILIES`.
+
+    Raises:
+        FileNotFoundError: the folder has no pictures.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,12 +94,19 @@ class Pool:
         return len(self.captions)
 
     def pictures(self, index: Tensor) -> Tensor:
-        """Pictures float (len(index), 3, 128, 128) in [-1, 1]."""
+        """The pictures with the numbers `index`, float (len(index), 3, 128, 128) in [-1, 1]."""
         return to_tensor(np.stack([self.chunks[i // CHUNK][i % CHUNK] for i in index.tolist()]))
 
     @torch.no_grad()
     def encode(self, vae: AutoencoderKL, rank: int = 0, world: int = 1, batch: int = 50) -> None:
-        """Write the latents of this rank's share of the pictures; what is there already is kept."""
+        """Write the latents of this rank's share of the chunks. Latents that exist are kept.
+
+        Args:
+            vae: the autoencoder.
+            rank: the rank of this process.
+            world: the number of processes.
+            batch: number of pictures that are encoded at once.
+        """
         for number in range(rank, len(self.chunks), world):
             path = self._latents(number)
             if not path.exists():
@@ -90,12 +116,12 @@ class Pool:
                 save_array(path, both.cpu().numpy().astype(np.float16))
 
     def forget_latents(self) -> None:
-        """Remove what `encode` wrote."""
+        """Remove the latents that `encode` wrote."""
         for path in self.folder.glob("latents-*.npy"):
             path.unlink()
 
     def latents(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of all pictures, float (n, 4, 16, 16) each, once `encode` wrote them."""
+        """Read the latents that `encode` wrote: their means and standard deviations, both float (n, 4, 16, 16)."""
         both = [torch.from_numpy(np.load(self._latents(number))).float() for number in range(len(self.chunks))]
         mean, std = torch.cat(both, dim=1)
         return mean, std
@@ -105,7 +131,7 @@ class Pool:
 
 
 def disturb(caption: str, rng: np.random.Generator) -> str:
-    """The caption, one time in five with a made-up word somewhere, so that unknown words are no surprise to the model."""
+    """Insert a random word into one caption in five, so that the model learns to ignore unknown words."""
     if rng.random() < 0.8:
         return caption
     letters = rng.choice(list("abcdefghijklmnopqrstuvwxyz0123456789"), rng.integers(1, 9))

@@ -1,8 +1,9 @@
-"""How good the landscapes model is: reconstruction, distance to unseen scenes, obedience to prompts, and sheets to look at.
+"""Measures of the landscapes model, and of panoramas for studies.
 
     python -m panokit_landscapes.evaluate --docs docs/images
 
-writes landscapes.json, landscapes-samples.png and landscapes-true.png.
+measures how well the model reconstructs pictures, how far its samples are from unseen scenes, and whether they follow their
+prompts. It writes landscapes.json, landscapes-samples.png and landscapes-true.png.
 """
 
 from __future__ import annotations
@@ -35,11 +36,19 @@ from panokit_landscapes.models import tokenize
 from panokit_landscapes.world import FAMILIES, Scene, render, sample_scene, training_picture
 
 UNSEEN = 1 << 20
-"""Seeds from here on are never used in training."""
+"""Training never uses seeds from here on."""
 
 
 def unseen(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
-    """Pictures (count, 3, 128, 128) in [-1, 1] like those of the training set, of scenes that are not in it."""
+    """Draw pictures like those of the training set, of scenes that are not in it.
+
+    Args:
+        count: number of pictures.
+        seed: of the random numbers.
+
+    Returns:
+        The pictures, (count, 3, 128, 128) in [-1, 1], and their scenes.
+    """
     rng = np.random.default_rng((UNSEEN, seed))
     pictures, _, scenes = zip(*(training_picture(rng) for _ in range(count)), strict=True)
     return to_tensor(np.stack(pictures)), list(scenes)
@@ -47,7 +56,16 @@ def unseen(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
 
 @torch.no_grad()
 def autoencoder_psnr(vae: AutoencoderKL, x: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB on pictures x in [-1, 1]: decode(E x) against x, and decode(D E x) against D x, D halving the size."""
+    """The peak signal-to-noise ratio of the autoencoder.
+
+    Args:
+        vae: the autoencoder, with encoder E.
+        x: pictures (n, 3, H, W) in [-1, 1].
+
+    Returns:
+        The mean ratios in dB: `reconstruction` compares decode(E x) with x, and `half size` compares decode(D E x) with D x. D
+        halves the size.
+    """
 
     def psnr(a: Tensor, b: Tensor) -> float:
         return float(peak_signal_noise_ratio(a.clamp(-1, 1), b, data_range=(-1.0, 1.0), dim=(1, 2, 3)))
@@ -59,7 +77,7 @@ def autoencoder_psnr(vae: AutoencoderKL, x: Tensor) -> dict[str, float]:
 
 
 class EfficientNetFeatures(nn.Module):
-    """ImageNet features (n, 1280) of uint8 pictures (n, 3, H, W), by EfficientNet-Lite0."""
+    """Features (n, 1280) of uint8 pictures (n, 3, H, W), by an EfficientNet-Lite0 that was trained on ImageNet."""
 
     num_features = 1280
 
@@ -74,12 +92,12 @@ class EfficientNetFeatures(nn.Module):
         return torch.as_tensor(self.net.forward_head(self.net.forward_features(x), pre_logits=True))
 
     def layers(self, pictures: Tensor) -> list[Tensor]:
-        """Features at 1/4, 1/8, 1/16 and 1/32 of the size."""
+        """Features of uint8 pictures (n, 3, H, W) at 1/4, 1/8, 1/16 and 1/32 of their size."""
         return list(self.net.forward_intermediates((pictures.float() - 127) / 128, indices=4, intermediates_only=True))
 
 
 class TowerFeatures(nn.Module):
-    """Features (n, d) of uint8 pictures (n, 3, H, W), by the image tower of the CLIP model that was trained on the world."""
+    """Features (n, d) of uint8 pictures (n, 3, 128, 128), by the image tower of the CLIP model in `JUDGE`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,12 +105,12 @@ class TowerFeatures(nn.Module):
         self.num_features = int(self.model.config.projection_dim)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        found = self.model.get_image_features(pictures.float() / 127.5 - 1).pooler_output
-        return F.normalize(torch.as_tensor(found), dim=-1) * self.num_features**0.5  # so that KID's kernel sees cosines
+        features = self.model.get_image_features(pictures.float() / 127.5 - 1).pooler_output
+        return F.normalize(torch.as_tensor(features), dim=-1) * self.num_features**0.5  # so that KID's kernel takes cosines
 
 
 class Similarity(nn.Module):
-    """How well pictures go with a prompt: 100 times the cosine of the world's own CLIP model."""
+    """How well pictures fit a prompt: 100 times the cosine of their embeddings, by the CLIP model in `JUDGE`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,15 +119,15 @@ class Similarity(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor, prompt: str) -> Tensor:
-        """A number for each of the uint8 pictures (n, 3, 128, 128)."""
+        """Rate uint8 pictures (n, 3, 128, 128), with one number for each, (n,)."""
         text = self.tower.model.get_text_features(tokenize(self.tokenizer, [prompt]).to(pictures.device)).pooler_output
         return 100 * F.normalize(self.tower(pictures), dim=-1) @ F.normalize(torch.as_tensor(text), dim=-1)[0]
 
 
 class IntraPerceptual(nn.Module):
-    """How unlike a panorama's squares are: the mean over pairs of squared distances of EfficientNet-Lite0's features.
+    """How different the squares of a panorama are: the mean squared distance of EfficientNet-Lite0's features over all pairs.
 
-    What Intra-LPIPS is on VGG: features at 1/4 to 1/32 of the size, of unit length over the channels.
+    It resembles Intra-LPIPS, which uses VGG. The features are those at 1/4 to 1/32 of the size, with unit length over channels.
     """
 
     def __init__(self) -> None:
@@ -124,7 +142,7 @@ class IntraPerceptual(nn.Module):
 
 
 class IntraStyle(nn.Module):
-    """How unlike the styles of a panorama's squares are: the style loss of all pairs, on the same features."""
+    """How different the styles of a panorama's squares are: the mean style loss over all pairs, with EfficientNet-Lite0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,21 +155,25 @@ class IntraStyle(nn.Module):
 
 
 class LayoutMeasure:
-    """How many horizons stand one above the other in a column of a panorama, less one; and how many suns and moons do."""
+    """The horizons of a panorama beyond one in a column, and the suns and moons that lie one above the other; see `Layout`."""
 
     def __init__(self) -> None:
         self.detector = Detector()
 
     def __call__(self, picture: Pixels, prompt: str) -> dict[str, float]:
-        """Both, of a picture (H, W, 3) whose full height is what one scene should fill."""
+        """Return both numbers of a picture, uint8 (H, W, 3). One scene should fill its full height."""
         layout = self.detector(picture)
         return {"stacked horizons": layout.stacked, "stacked lights": float(layout.lights)}
 
 
 class GrainMeasure:
-    """The power of the finest detail over that of true scenes of the same height: of the prompt's family, or of all.
+    """The power of the finest detail, divided by that of true scenes of the same height.
 
-    Of everything, which is mostly edges; and of the plainest three quarters, which is noise.
+    There are two numbers. The one of the whole picture is mostly due to edges, and the one of its plainest three quarters to
+    noise. The true scenes belong to the family of the prompt if it is one of `PROMPTS`, otherwise to all families.
+
+    Args:
+        scenes: number of true scenes of each family.
     """
 
     def __init__(self, scenes: int = 8) -> None:
@@ -159,7 +181,7 @@ class GrainMeasure:
         self._true: dict[tuple[str, int], tuple[float, ...]] = {}
 
     def __call__(self, picture: Pixels, prompt: str) -> dict[str, float]:
-        """Both; 1 where a picture (H, W, 3) has as much of it as true scenes have."""
+        """Return both numbers of a picture, uint8 (H, W, 3). They are 1 if it has as much detail as true scenes."""
         families = [FAMILIES[PROMPTS.index(prompt)]] if prompt in PROMPTS else FAMILIES
         true = np.mean([self._of(family, len(picture)) for family in families], axis=0)
         return dict(zip(("grain", "grain, plain areas"), (_powers(picture) / true).tolist(), strict=True))
@@ -168,7 +190,7 @@ class GrainMeasure:
         if (family, height) not in self._true:
             rng = np.random.default_rng((UNSEEN, height))
             pictures = [render(sample_scene(rng, family), height) for _ in range(self.scenes)]
-            self._true[family, height] = tuple(np.mean([_powers(each) for each in pictures], axis=0).tolist())
+            self._true[family, height] = tuple(np.mean([_powers(picture) for picture in pictures], axis=0).tolist())
         return self._true[family, height]
 
 
@@ -177,7 +199,15 @@ def _powers(picture: Pixels) -> tuple[float, float]:
 
 
 def kid(pictures: Tensor, true: Tensor) -> tuple[float, float]:
-    """Kernel distance of two sets of pictures in [-1, 1] by EfficientNet-Lite0 features: mean, deviation over subsets."""
+    """The kernel distance of two sets of pictures, in the features of EfficientNet-Lite0.
+
+    Args:
+        pictures: pictures (n, 3, H, W) in [-1, 1].
+        true: true pictures, as many.
+
+    Returns:
+        The mean and the standard deviation over random subsets of half of the pictures.
+    """
     size = min(len(pictures), len(true)) // 2
     metric = KernelInceptionDistance(feature=EfficientNetFeatures(), subsets=50, subset_size=size)
     for a, b in zip(true.split(50), pictures.split(50), strict=False):
@@ -188,7 +218,11 @@ def kid(pictures: Tensor, true: Tensor) -> tuple[float, float]:
 
 
 class Judge:
-    """The contrastive model, as a classifier of families: nearest mean text embedding of a family's captions."""
+    """Classifies pictures by family. It chooses the family whose captions have the nearest mean embedding.
+
+    Args:
+        path: the folder of the contrastive model.
+    """
 
     def __init__(self, path: Path = JUDGE) -> None:
         self.model = CLIPModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
@@ -201,17 +235,32 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Family number (n,) of each picture (n, 3, 128, 128) in [-1, 1]."""
-        found = [self.model.get_image_features(part).pooler_output @ self.families.T for part in x.split(100)]
-        return torch.cat(found).argmax(-1)
+        """The family of each picture (n, 3, 128, 128) in [-1, 1], as positions in `FAMILIES`, (n,)."""
+        scores = [self.model.get_image_features(part).pooler_output @ self.families.T for part in x.split(100)]
+        return torch.cat(scores).argmax(-1)
 
     def accuracy(self, x: Tensor, scenes: Sequence[Scene]) -> float:
-        """Share of pictures that are of their scene's family."""
+        """The share of pictures whose family is that of their scene, 0 to 1.
+
+        Args:
+            x: pictures (n, 3, 128, 128) in [-1, 1].
+            scenes: their n scenes.
+        """
         return float((self(x) == torch.tensor([FAMILIES.index(scene.family) for scene in scenes])).float().mean())
 
 
 def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], scale: float = 7.5, steps: int = 50) -> Tensor:
-    """One picture in [-1, 1], (n, 3, 128, 128), for each prompt."""
+    """Make a picture for each prompt, with a fixed seed.
+
+    Args:
+        pipeline: the model.
+        prompts: n prompts.
+        scale: strength of classifier-free guidance.
+        steps: number of denoising steps.
+
+    Returns:
+        The pictures, (n, 3, 128, 128) in [-1, 1].
+    """
     pipeline.set_progress_bar_config(disable=True)
     how = {
         "num_inference_steps": steps,
@@ -224,12 +273,12 @@ def sample(pipeline: StableDiffusionPipeline, prompts: Sequence[str], scale: flo
 
 
 def sheet(x: Tensor, columns: int) -> Image.Image:
-    """Pictures (n, 3, H, W) in [-1, 1], row by row."""
+    """Arrange pictures (n, 3, H, W) in [-1, 1] on a sheet, row by row; `columns` divides n."""
     return Image.fromarray(rearrange(to_uint8(x), "(r k) c h w -> (r h) (k w) c", k=columns).numpy())
 
 
 def _save_sheet(x: Tensor, scenes: Sequence[Scene], path: Path) -> None:
-    """Six pictures of each family, two families a row; 7 bits a colour, to stay small."""
+    """Save a sheet with six pictures of each family and two families in a row. Colours have 7 bits, so the file is small."""
     shown = [[i for i, scene in enumerate(scenes) if scene.family == family][:6] for family in FAMILIES]
     ImageOps.posterize(sheet(x[torch.tensor(shown).flatten()], 12), 7).save(path, optimize=True)
 
@@ -237,9 +286,15 @@ def _save_sheet(x: Tensor, scenes: Sequence[Scene], path: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", type=Path, default=Path("docs/images"), help="where to write (default: %(default)s)")
+    parser.add_argument("--docs", type=Path, default=Path("docs/images"), help="folder to write to (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=504, help="number of pictures (default: %(default)s)")
-    parser.add_argument("--scales", type=float, nargs="+", default=[7.5, 3.0], help="guidance (default: %(default)s)")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[7.5, 3.0],
+        help="strengths of classifier-free guidance (default: %(default)s)",
+    )
     args = parser.parse_args()
 
     pipeline = StableDiffusionPipeline.from_pretrained(PATH, local_files_only=True, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""One training loop for all parts: by the clock, resumable, seeded, with averaged weights."""
+"""One training loop for all parts: it ends after a given time, can be resumed, has a seed, and averages the weights."""
 
 from __future__ import annotations
 
@@ -17,26 +17,37 @@ from torch import Tensor, nn
 from panokit_landscapes.muon import Muon
 
 Losses = dict[str, Tensor]
+"""The terms of a loss, by name."""
 
 
 def place() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
+    """The rank of this process, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def wait() -> None:
-    """Return when all processes are here."""
+    """Wait until all processes have called this."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @dataclass
 class Loop:
-    """Trains `model` for `minutes` of its own running time, however often it is interrupted.
+    """Trains a model for a given running time, however often it is interrupted.
 
-    The learning rate rises linearly over `warmup` steps and falls by a cosine of the share of the minutes that is used
-    up, reaching zero at the end. A step's random numbers depend on `seed`, the step's number and the process's rank only.
-    What there is in `checkpoint` is resumed. Several processes of one torch.distributed group share every step.
+    The learning rate rises linearly at first, and falls by a cosine of the used share of the time, to zero at the end. The
+    random numbers of a step depend only on the seed, the number of the step and the rank of the process. Processes of one
+    torch.distributed group share every step.
+
+    Attributes:
+        checkpoint: the file that keeps the state. If it exists, training continues from it.
+        model: the model.
+        minutes: running time in minutes, without interruptions.
+        lr: the highest learning rate.
+        warmup: number of steps in which the learning rate rises.
+        seed: of the random numbers of all steps.
+        step: number of steps so far.
+        seconds: running time so far.
     """
 
     checkpoint: Path
@@ -56,14 +67,14 @@ class Loop:
             device = next(self.model.parameters()).device
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             self.model.load_state_dict(state["model"])
-            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(kept)
+            for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(optimizer_state)
             self.average.load_state_dict(state["average"])
             self.step, self.seconds = state["step"], state["seconds"]
 
     @property
     def progress(self) -> float:
-        """The share of the minutes that is used up, 0 to 1."""
+        """The used share of the time, 0 to 1."""
         return min(1.0, self.seconds / (60 * self.minutes))
 
     def generator(self) -> torch.Generator:
@@ -71,7 +82,7 @@ class Loop:
         return torch.Generator().manual_seed(hash((self.seed, self.step, self.rank)) % (1 << 63))
 
     def save(self) -> None:
-        """Write the checkpoint, once for all processes; the file is whole at any time."""
+        """Write the checkpoint, on rank 0. The file is whole at any time."""
         if self.rank != 0:
             return
         part = self.checkpoint.with_suffix(".part")
@@ -86,20 +97,26 @@ class Loop:
         os.replace(part, self.checkpoint)
 
     def run(self, losses: Callable[[torch.Generator], Losses], save_every: float = 150, log_every: int = 100) -> None:
-        """Minimise the sum of `losses` until the minutes are used up, then give the model its averaged weights."""
+        """Minimise a loss until the time is used up. Then give the model its averaged weights.
+
+        Args:
+            losses: computes the terms of the loss, from the random numbers of a step. Their sum is minimised.
+            save_every: seconds of running time between checkpoints.
+            log_every: number of steps between printed lines.
+        """
         self.model.train()
-        seen: list[Losses] = []
+        recent: list[Losses] = []
         saved = logged = self.seconds
         self._clock = time.monotonic()
         while self.progress < 1:
-            seen.append(self._advance(losses))
+            recent.append(self._advance(losses))
             if self.step % log_every == 0:
-                means = "  ".join(f"{key} {sum(float(each[key]) for each in seen) / len(seen):.4f}" for key in seen[0])
-                pace = (self.seconds - logged) / len(seen)
+                means = "  ".join(f"{key} {sum(float(terms[key]) for terms in recent) / len(recent):.4f}" for key in recent[0])
+                pace = (self.seconds - logged) / len(recent)
                 if self.rank == 0:
                     name = self.checkpoint.stem
                     print(f"{name} {self.progress:4.0%}  step {self.step}  {pace:.2f} s/step  {means}", flush=True)
-                seen.clear()
+                recent.clear()
                 logged = self.seconds
             if self.seconds - saved > save_every:
                 self.save()
@@ -108,13 +125,13 @@ class Loop:
         self.average.copy_to(self.model.parameters())
 
     def _advance(self, losses: Callable[[torch.Generator], Losses]) -> Losses:
-        """One step."""
+        """Make one step, and return the terms of its loss."""
         lr = self.lr * min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        found = losses(self.generator())
-        torch.stack(list(found.values())).sum().backward()
+        terms = losses(self.generator())
+        torch.stack(list(terms.values())).sum().backward()
         self.seconds += self._share(time.monotonic() - self._clock)
         self._clock = time.monotonic()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -123,10 +140,10 @@ class Loop:
         self.model.zero_grad()
         self.average.step(self.model.parameters())
         self.step += 1
-        return {name: value.detach() for name, value in found.items()}
+        return {name: value.detach() for name, value in terms.items()}
 
     def _share(self, seconds: float) -> float:
-        """Average the gradients over the processes, and `seconds` with them: all take the same step at the same time."""
+        """Average the gradients and `seconds` over the processes, so that all make the same step and stop at the same time."""
         if self.world == 1:
             return seconds
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -146,7 +163,7 @@ def use_average(checkpoint: Path, model: nn.Module) -> None:
 
 
 def _optimizers(model: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for weights, and Adam for what is no matrix between activations: biases, norms and embeddings."""
+    """Muon for the weights of layers; Adam for biases, norms and embeddings, which are no matrices between activations."""
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
     chosen = set(map(id, matrices))

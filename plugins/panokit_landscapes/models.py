@@ -1,4 +1,4 @@
-"""The parts of the landscapes model, untrained: tokenizer, text encoder, autoencoder, denoiser, scheduler, judge."""
+"""Makes the untrained parts of the landscapes model: tokenizer, text encoder, autoencoder, denoiser, scheduler, judge."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 TOKENS = 32
-"""Length of a tokenised prompt, with start, end and padding."""
+"""Number of tokens of a prompt, with start, end and padding."""
 TEXT_WIDTH = 128
+"""Number of channels of a text embedding."""
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer in which each of `words` is one token and any other text falls apart into pieces or bytes.
+    """Make a CLIP tokenizer. Each of the words is one token, and other text is split into pieces or bytes.
 
-    Byte-pair merges are learned on the words themselves until every word is whole. The ends of words are numbered beforehand:
-    the trainer meets words in an order of its own, another every time, and breaks ties by the numbers.
+    The words themselves are the training text of its byte-pair merges, until every word is whole. The ends of words get their
+    numbers before that: the trainer reads words in a random order and breaks ties by number, so the result is always the same.
+
+    Args:
+        words: the words, in any order.
     """
     words = sorted(words)
     ends = sorted({word[-1] + "</w>" for word in words})
@@ -39,7 +43,7 @@ def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Token numbers (n, TOKENS), padded and cut as diffusers' pipelines do."""
+    """Convert n texts to token numbers, (n, TOKENS), padded and cut as in diffusers' pipelines."""
     batch = tokenizer(list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
     return torch.as_tensor(batch.input_ids)
 
@@ -60,19 +64,19 @@ def _text_config(tokenizer: CLIPTokenizer, layers: int, **more: int) -> CLIPText
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The encoder that conditions the denoiser: token numbers (n, TOKENS) to embeddings (n, TOKENS, TEXT_WIDTH)."""
+    """Make the text encoder: it converts token numbers (n, TOKENS) to embeddings (n, TOKENS, TEXT_WIDTH)."""
     return CLIPTextModel(_text_config(tokenizer, layers=2))
 
 
 def make_vae() -> AutoencoderKL:
-    """The autoencoder: pictures (n, 3, 128, 128) in [-1, 1] to latents (n, 4, 16, 16) and back."""
+    """Make the autoencoder: it converts pictures (n, 3, 128, 128) in [-1, 1] to latents (n, 4, 16, 16) and back."""
     channels = (16, 16, 48, 96)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
-        norm_num_groups=2,  # of few channels, small groups take the brightness away
+        norm_num_groups=2,  # small groups of few channels would lose the brightness
         latent_channels=4,
         sample_size=128,
         scaling_factor=1.0,
@@ -81,9 +85,14 @@ def make_vae() -> AutoencoderKL:
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
-    """Give latents that have `mean` and `std` (4,) per channel mean 0 and deviation 1 instead; pictures stay the same.
+    """Change an autoencoder so that its latents have mean 0 and standard deviation 1. Decoded pictures stay the same.
 
-    The affine map z -> (z - mean) / std goes into the encoder's last 1x1 convolution, its inverse into the decoder's first.
+    The map z -> (z - mean) / std becomes part of the encoder's last 1x1 convolution, and its inverse of the decoder's first.
+
+    Args:
+        vae: the autoencoder. It is changed in place.
+        mean: the mean of each channel of its latents so far, (4,).
+        std: their standard deviation, (4,).
     """
     channels = len(mean)
     encoder, decoder = vae.quant_conv, vae.post_quant_conv
@@ -95,21 +104,21 @@ def standardise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """The denoiser: noisy latents (n, 4, 16, 16), timestep and text embeddings to the noise."""
+    """Make the denoiser: it predicts the noise from noisy latents (n, 4, 16, 16), the timestep and text embeddings."""
     return UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(48, 96, 128),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,  # what diffusers so names is the number of heads
+        attention_head_dim=4,  # in diffusers, this is the number of heads
         norm_num_groups=16,
         cross_attention_dim=TEXT_WIDTH,
     )
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Noise levels as in Stable Diffusion 1 and 2."""
+    """Make the scheduler, with the noise levels of Stable Diffusion 1 and 2."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -122,7 +131,7 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def make_judge(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A contrastive model of pictures (n, 3, 128, 128) and texts that only scores."""
+    """Make the judge, a contrastive model that scores pictures (n, 3, 128, 128) against texts."""
     text = _text_config(tokenizer, layers=2, projection_dim=64)
     vision = CLIPVisionConfig(
         hidden_size=128,

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): momentum, orthogonalised. On two cores it trains an autoencoder several times as fast as Adam."""
+"""Muon (Jordan et al. 2024), an optimizer. On two cores it trains the autoencoder several times as fast as Adam."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,21 +8,23 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # see below
 from torch import Tensor
 
-# An optimizer imports the line above on first use. Its functions keep the group of that moment as a default, and a group that
-# is kept never ends its threads: one that is still at work when the interpreter goes aborts the process. So: before any group.
+# torch's optimizers import this module at their first use. Its functions keep the process group of that moment as a default
+# argument, so the threads of that group never end. A thread that still works when the interpreter exits aborts the process.
+# So the module is imported here, before there is any group.
 
 
 class Muon(torch.optim.Optimizer):
-    r"""Steps along the orthogonal matrix nearest to the momentum, for weights of two or more axes.
+    r"""Moves weights along the orthogonal matrix that is nearest to their momentum.
 
     $$ W \leftarrow W - 0.2 \sqrt{\max(m, n)}\; \eta\; U V^T, \quad U S V^T = \beta M + (1 - \beta) G, $$
-    for $m \times n$ matrices, with all axes of a weight but the first as one. The factor gives a step the root mean square of
-    one of Adam's. `torch.optim.Muon` does the same in bfloat16, which most CPUs cannot calculate with, and for two axes alone.
+    for $m \times n$ matrices. All axes of a weight but the first are flattened to one. The factor gives a step the same root
+    mean square as a step of Adam. `torch.optim.Muon` does the same in bfloat16, but most CPUs cannot calculate with that, and
+    it takes only weights with two axes.
 
     Args:
-        params: weights of two or more axes.
-        lr: the learning rate, $\eta$.
-        momentum: $\beta$.
+        params: weights with two or more axes.
+        lr: the learning rate $\eta$.
+        momentum: the share $\beta$ of the old mean in the mean of gradients, 0 to 1.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
@@ -30,7 +32,11 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step, from the gradients as they are; the processes of a group, who have the same, share the work."""
+        """Make one step. If there are several processes, they have the same gradients and share the work.
+
+        Args:
+            closure: ignored.
+        """
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -44,13 +50,21 @@ class Muon(torch.optim.Optimizer):
                     step = orthogonal(gradient.lerp(mean, group["momentum"]))
                     part.copy_(step.flatten() * max(step.shape) ** 0.5)
             if world > 1:
-                dist.all_reduce(steps)  # of every part, all addends but one are zero
+                dist.all_reduce(steps)  # each part is zero on all ranks but one
             for weight, part in zip(weights, parts, strict=True):
                 weight.sub_(part.view(weight.shape), alpha=0.2 * group["lr"])
 
 
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """About U V^T of a matrix U S V^T, with singular values between 0.7 and 1.2: a Newton-Schulz iteration of fifth order."""
+    """Compute about U V^T for a matrix U S V^T, by a Newton-Schulz iteration of fifth order.
+
+    Args:
+        matrix: the matrix, (m, n).
+        rounds: number of iterations.
+
+    Returns:
+        A matrix with singular values of about 0.7 to 1.2.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
     for _ in range(rounds):

@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 -m panokit_landscapes.train --out DIR
 
-runs all stages one after the other and writes the finished model into the package; DIR takes the training set and the
-checkpoints. What is done already is skipped and what was interrupted goes on where it stopped. Two processes share every step:
-on two CPU cores that is much faster than one with two threads. With `python` instead of `torchrun --nproc-per-node 2` there is
-one process, on a GPU where there is one.
+runs all stages one after the other and writes the finished model into the package. DIR gets the training set and the
+checkpoints. Finished stages are skipped, and an interrupted stage continues where it stopped. Two processes share every step.
+On two CPU cores, they are much faster than one process with two threads. With `python` instead of `torchrun --nproc-per-node 2`
+there is one process. If there is a GPU, it is used.
 """
 
 from __future__ import annotations
@@ -41,21 +41,33 @@ from panokit_landscapes.models import (
 )
 
 MINUTES = {"vae": 25.0, "unet": 110.0, "judge": 5.0}
-"""Training time of each part on two CPU cores."""
+"""Training time of each part in minutes, on two CPU cores."""
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """|d| + 4 d^2 + (|dx d| + |dy d|) / 2, mean over all pixels, for pictures with the difference d and its gradients."""
+    """The difference of pictures, the mean over pixels of |d| + 4 d^2 + (|dx d| + |dy d|) / 2 with d = a - b.
+
+    Args:
+        a: pictures (n, 3, H, W) in [-1, 1].
+        b: other pictures, of the same shape.
+    """
     d = a - b
     edges = d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
     return d.abs().mean() + 4 * d.square().mean() + edges / 2
 
 
 def vae_losses(vae: AutoencoderKL, x: Tensor, generator: torch.Generator, kl: float = 3e-5, scale: float = 0.25) -> Losses:
-    """What the autoencoder minimises on pictures x (n, 3, H, W) in [-1, 1].
+    """The loss of the autoencoder, |x - decode(z)| + kl KL(z) + scale |D x - decode(D mean z)|.
 
-    |x - decode(z)| + kl KL(z) + scale |D x - decode(D mean z)|, with D the mean of 2x2 cells: latents, shrunk, are those of
-    the shrunk picture.
+    D halves the size, by the mean of 2x2 cells. Because of the last term, latents of half size decode to the picture of half
+    size. The differences |.| are those of `difference`.
+
+    Args:
+        vae: the autoencoder.
+        x: pictures (n, 3, H, W) in [-1, 1].
+        generator: the random numbers.
+        kl: weight of the second term.
+        scale: weight of the third term.
     """
     posterior = vae.encode(x).latent_dist
     mean = posterior.mean
@@ -68,9 +80,14 @@ def vae_losses(vae: AutoencoderKL, x: Tensor, generator: torch.Generator, kl: fl
 
 
 def train_vae(out: Path, minutes: float, device: torch.device) -> None:
-    """The autoencoder, on pictures of the pool and their mirror images; its latents get mean 0 and deviation 1.
+    """Train the autoencoder on pictures of the training set and their mirror images. Then standardise its latents.
 
-    For most of the time it sees quarters of pictures: many cheap steps. Whole ones follow at the end.
+    For most of the time it is trained on quarters of pictures, so steps are cheap and many. Whole pictures follow at the end.
+
+    Args:
+        out: the folder of the training set and of checkpoints.
+        minutes: running time.
+        device: the device.
     """
     torch.manual_seed(0)
     vae = make_vae().to(device, memory_format=torch.channels_last)
@@ -93,20 +110,27 @@ def train_vae(out: Path, minutes: float, device: torch.device) -> None:
 
 
 def _finish(vae: AutoencoderKL, pool: Pool, device: torch.device, path: Path) -> None:
-    """Standardise the latents, as a sample of the pool has them, and save."""
+    """Standardise the latents by a sample of the training set, and save the autoencoder."""
     vae.eval()
     with torch.no_grad():
         some = pool.pictures(torch.arange(0, len(pool), max(1, len(pool) // 1000))).to(device)
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in some.split(50)])
     standardise(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     vae.save_pretrained(path)
-    pool.forget_latents()  # they are another autoencoder's
+    pool.forget_latents()  # they came from another autoencoder
 
 
 def unet_losses(parts: nn.ModuleDict, z: Tensor, tokens: Tensor, generator: torch.Generator, gamma: float = 5.0) -> Losses:
-    """What denoiser and text encoder minimise on latents z (n, 4, h, w) with prompts `tokens` (n, TOKENS).
+    """The loss of denoiser and text encoder, |eps - unet(alpha z + sigma eps, t, text)|^2 with weight min(snr, gamma) / snr.
 
-    |eps - unet(alpha z + sigma eps, t, text)|^2, weighted with min(snr, gamma) / snr, snr = (alpha / sigma)^2.
+    Here snr = (alpha / sigma)^2.
+
+    Args:
+        parts: the modules `unet` and `text_encoder`.
+        z: clean latents (n, 4, h, w).
+        tokens: the tokens of their captions (n, TOKENS).
+        generator: the random numbers.
+        gamma: the largest signal-to-noise ratio that counts in full.
     """
     scheduler = make_scheduler()
     n = len(z)
@@ -120,7 +144,15 @@ def unet_losses(parts: nn.ModuleDict, z: Tensor, tokens: Tensor, generator: torc
 
 
 def train_unet(out: Path, minutes: float, device: torch.device, batch: int = 32, drop: float = 0.1) -> None:
-    """The denoiser and its text encoder, on the latents of the pool; one caption in ten is dropped."""
+    """Train the denoiser and its text encoder on latents of the training set.
+
+    Args:
+        out: the folder of the training set, the autoencoder and checkpoints.
+        minutes: running time.
+        device: the device.
+        batch: number of pictures in a step of one process.
+        drop: share of captions that are replaced by an empty text, for classifier-free guidance.
+    """
     vae = AutoencoderKL.from_pretrained(out / "vae").to(device, memory_format=torch.channels_last)
     pool = Pool(out / "pool")
     pool.encode(vae, *place())
@@ -143,7 +175,14 @@ def train_unet(out: Path, minutes: float, device: torch.device, batch: int = 32,
 
 
 def train_judge(out: Path, minutes: float, device: torch.device, batch: int = 64) -> None:
-    """The judge, on pictures of the pool, with the contrastive loss of CLIP."""
+    """Train the judge on pictures of the training set, with the contrastive loss of CLIP.
+
+    Args:
+        out: the folder of the training set and of checkpoints.
+        minutes: running time.
+        device: the device.
+        batch: number of pictures in a step of one process.
+    """
     torch.manual_seed(2)
     tokenizer = make_tokenizer([*WORDS, ","])
     judge = make_judge(tokenizer).to(device)
@@ -160,7 +199,13 @@ def train_judge(out: Path, minutes: float, device: torch.device, batch: int = 64
 
 
 def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
-    """Write what there is, trained in part or in full, as a diffusers pipeline with half-precision weights, and the judge."""
+    """Write the trained parts as a pipeline of diffusers, and the judge if there is one. Weights get half precision.
+
+    Args:
+        out: the folder of checkpoints. Training need not be finished.
+        path: the folder of the pipeline.
+        judge_path: the folder of the judge.
+    """
     tokenizer = make_tokenizer([*WORDS, ","])
     parts = nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder(tokenizer)})
     use_average(out / "unet.pt", parts)
@@ -177,7 +222,7 @@ def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.half()
     pipeline.save_pretrained(path)
-    # transformers takes the type from here unless told, and diffusers loads its parts in float32: they must agree
+    # By default, transformers takes the type from this file and diffusers loads its parts in float32. They must agree.
     config = path / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     (path / "tokenizer" / "known_words.json").write_text(json.dumps(TELLING) + "\n")
@@ -191,7 +236,7 @@ def export(out: Path, path: Path = PATH, judge_path: Path = JUDGE) -> None:
 
 
 def _processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    """What makes the judge's inputs from PIL pictures and text."""
+    """Make the processor that converts PIL pictures and texts to inputs of the judge."""
     side = {"height": 128, "width": 128}
     images = CLIPImageProcessor(size=side, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
@@ -200,9 +245,11 @@ def _processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of training set and checkpoints")
-    parser.add_argument("--stage", choices=("pool", "vae", "unet", "judge", "export"), help="only this one (default: all)")
-    parser.add_argument("--minutes", type=float, help=f"training time of a stage (default: {MINUTES})")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the training set and checkpoints")
+    parser.add_argument(
+        "--stage", choices=("pool", "vae", "unet", "judge", "export"), help="run only this stage (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, help=f"training time of a stage in minutes (default: {MINUTES})")
     parser.add_argument("--pictures", type=int, default=24_000, help="size of the training set (default: %(default)s)")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -70,7 +70,7 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     assert numbers["methods"]["MSD"]["distances"]["KID, colours"]["deviation"] is None  # of two there are no halves
     assert [numbers["costs"][method]["forward"] for method in numbers["methods"]] == [2 * 21, 21 + 2 * 3]
     assert numbers["differences"]["MultiDiffusion"]["MSD"].keys() == {"seam"}
-    assert "Fewer than 8 pairs show nothing." in (results / "report.md").read_text()
+    assert "Fewer than 8 pairs cannot show a difference." in (results / "report.md").read_text()
     report = capsys.readouterr().out
     assert (results / "report.md").read_text().rstrip() in report
     assert "| MultiDiffusion | MSD |" in report
@@ -162,7 +162,10 @@ def test_windows_lie_where_the_method_lays_them(config: Path) -> None:
         ({"features": {"mine": "builtins:dict"}}, "mine does not work on pictures of this study (TypeError"),
         ({"wholes": ["builtins:str"]}, "str does not work on pictures of this study (TypeError"),
         ({"scores": {"Intra": "panokit_landscapes.evaluate:IntraStyle"}, "width": 32}, "there are 1: make it twice as wide"),
-        ({"sweep": "steps=1,2", "methods": {"A": {"guidances": None}}}, "the method A came as {'guidances': None}: it maps"),
+        (
+            {"sweep": "steps=1,2", "methods": {"A": {"guidances": None}}},
+            "the method A came as {'guidances': None}: it must be a mapping such as",
+        ),
         ({"model": ["a"]}, "model came as"),
     ],
 )
@@ -232,14 +235,14 @@ def test_a_folder_of_another_study_is_not_mixed_up(config: Path, capsys: pytest.
     config.write_text(config.read_text().replace("steps: 2", "steps: 3"))
     capsys.readouterr()
     assert evaluate(config, "--quick") == 2
-    assert "holds the results of another study: here and there steps is 3 and 2" in capsys.readouterr().err
+    assert "holds the results of another study: in this one and that one, steps is 3 and 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("references: 4", "references: 1"), "there are 2 and 1; ask for more, or leave out features"),
-        (("panoramas: 2", "panoramas: 1"), "there are 1 and 4; ask for more, or leave out features"),
+        (("references: 4", "references: 1"), "there are 2 and 1: ask for more, or leave out features"),
+        (("panoramas: 2", "panoramas: 1"), "there are 1 and 4: ask for more, or leave out features"),
         (("height: 32", "height: 96"), "panoramas of 64 x 96 pixels hold no square of 96 to measure"),
         (("steps: 2", "steps: 2\ncrop: 80"), "panoramas of 64 x 32 pixels hold no square of 80 to measure"),
     ],

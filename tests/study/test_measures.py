@@ -130,9 +130,11 @@ def test_the_nearer_of_two_methods_is_told() -> None:
 
 
 def test_too_few_pictures_are_told() -> None:
-    with pytest.raises(SettingError, match="KID needs 2 panoramas and references of each prompt or more: there are 1 and 400"):
+    with pytest.raises(
+        SettingError, match="KID needs at least 2 panoramas and 2 references for each prompt, but there are 1 and 400"
+    ):
         kid([panoramas(0)[:1]], [gaussian(0)])
-    with pytest.raises(SettingError, match="FID needs 2 pictures or more of each kind: there are 1 and 400"):
+    with pytest.raises(SettingError, match="FID needs at least 2 squares and 2 references, but there are 1 and 400"):
         fid(gaussian(0, 1), gaussian(0))
 
 

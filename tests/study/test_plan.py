@@ -49,10 +49,13 @@ def test_a_sweep_is_a_method_for_each_value() -> None:
         ({"prompts": "a lake"}, r"prompts came as 'a lake': it must be a list, \[...\]"),
         ({"methods": [1]}, r"methods came as \[1\]: it must be a mapping"),
         ({"methods": {"MSD": "msd"}}, "methods came as"),
-        ({"methods": {"MSD": {"guidances": "msd"}}}, "the method MSD came as .*: it maps parts to what they are"),
-        ({"methods": {"MSD": {}, "msd": {}}}, "msd is there twice among the methods"),
-        ({"methods": {"MSD": {"seed": 3}}}, "the method MSD has a seed of its own: that is the same for all"),
-        ({"prompts": ["a lake", "a lake"]}, "a lake is there twice among the prompts"),
+        (
+            {"methods": {"MSD": {"guidances": "msd"}}},
+            "the method MSD came as .*: it must be a mapping such as",
+        ),
+        ({"methods": {"MSD": {}, "msd": {}}}, "msd appears twice among the methods"),
+        ({"methods": {"MSD": {"seed": 3}}}, "the method MSD sets seed, which is the same for all methods"),
+        ({"prompts": ["a lake", "a lake"]}, "a lake appears twice among the prompts"),
         ({"sweep": "guidances.weight=1,1"}, "it must be SETTING=VALUE,VALUE with different values"),
     ],
 )
@@ -62,7 +65,7 @@ def test_what_is_no_study_is_told(change: dict[str, Any], message: str) -> None:
 
 
 def test_a_study_without_what_it_needs_is_told() -> None:
-    with pytest.raises(SettingError, match="does not say its prompts and methods"):
+    with pytest.raises(SettingError, match="the study has no prompts and no methods"):
         Study.of({"height": 256})
 
 
@@ -92,7 +95,7 @@ def test_another_model_may_have_settings_of_its_own() -> None:
     study = Study.of(data, model="sd", references=3)
     assert (study.model, study.height, study.references, list(study.prompts)) == ("sd", 1024, 3, ["a photo"])
     assert Study.of({**data, "models": {"hub/sd": {"height": 1024}}}, model="/data/sd").height == 1024  # a copy in a folder
-    with pytest.raises(SettingError, match="models maps names of models"):
+    with pytest.raises(SettingError, match="models must map names of models to their settings"):
         Study.of({**DATA, "models": ["sd"]})
 
 
@@ -109,7 +112,7 @@ def test_methods_are_compared_with_the_baselines_before_them() -> None:
     both = Study.of({**DATA, "methods": methods, "baselines": ["A", "B"]})
     assert both.compared() == [("A", "B"), ("A", "C"), ("B", "C")]
     assert both.swept("steps=1,2").compared() == [("C, steps 1", "C, steps 2")]
-    with pytest.raises(SettingError, match="D among the baselines is no method: there are A, B, C"):
+    with pytest.raises(SettingError, match="the baseline D is not a method: choose from A, B, C"):
         Study.of({**DATA, "methods": methods, "baselines": ["D"]})
 
 

@@ -1,4 +1,4 @@
-"""The eight families: how each is painted, from far to near."""
+"""Paints each of the eight families of landscapes, from far to near."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def _range(
     snow: float = 0.0,
     fog: float = 0.3,
 ) -> None:
-    """A mountain range whose sharp ridge line rises by up to about `height` above `level`."""
+    """Paint a mountain range. Its sharp ridge line rises up to about `height` above `level`."""
     seed = p.seed()
 
     def rise(x: Array, pixel: float = 0.02) -> Array:
@@ -51,7 +51,7 @@ def _desert(p: Painter, _: Array) -> None:
 
 
 def _dune(p: Painter, level: float, height: float, frequency: float, sand: Array, haze: float) -> None:
-    """A chain of dunes: from each peak a crest winds down between the lit and the shaded slope."""
+    """Paint a chain of dunes. From each peak, a crest winds down between the lit and the shaded slope."""
     seed, bend = p.seed(), p.seed()
 
     def rise(x: Array) -> Array:
@@ -96,7 +96,7 @@ def _coast(p: Painter, true_rows: Array) -> None:
 
 
 def _headland(p: Painter, reach: float, haze: float) -> None:
-    """A grassy cliff that reaches into the sea from the edge opposite to the light."""
+    """Paint a grassy cliff that reaches into the sea, from the edge opposite to the light."""
     seed = p.seed()
     from_edge = np.abs(((p.x if p.side > 0 else 1 - p.x) + 2) % 4 - 2)
     rise = np.clip((reach - from_edge) / 0.22, 0, 1) * (1 + 0.8 * fractal1(seed, p.x, 3, p.pixel, 0.5, True))
@@ -132,7 +132,7 @@ def _city(p: Painter, true_rows: Array) -> None:
 
 
 def _towers(p: Painter, width: float, height: float, haze: float, share: float) -> None:
-    """A row of houses, one in each cell, some with a stepped top or a spire; a `share` of the windows shines."""
+    """Paint a row of houses, some with a stepped top or a spire. A `share` of their windows shines."""
     seed, dark = p.seed(), p.scene.time in ("night", "dusk")
     cell, inside = cell_of(p.x / width)
     narrow = 0.5 - np.abs(inside - 0.5)
@@ -163,7 +163,7 @@ def _meadow(p: Painter, _: Array) -> None:
 
 
 def _flowers(p: Painter, base: Array) -> None:
-    """Flowers of two colours in patches on the ground below base(x), in rows that grow towards the viewer."""
+    """Paint patches of flowers in two colours on the ground below base(x). Flowers near the viewer are larger."""
     blooms = rgb("f04848 ffd838 c860e8 ffffff f878b0 6878f0")[p.rng.permutation(6)[:2]]
     seed, rows = p.seed(), p.span(float(base.min()))
     depth = np.maximum(p.y[rows] - base, 0)
@@ -196,7 +196,7 @@ def _volcano(p: Painter, _: Array) -> None:
 
 
 def _plume(p: Painter, at: float, peak: float, ember: float) -> None:
-    """Billowing smoke that rises from (at, peak) and drifts away from the light, glowing at its root."""
+    """Paint smoke that rises from (at, peak), drifts away from the light, and glows at its root."""
     seed, rows = p.seed(), p.span(-np.inf, peak + 0.02)
     if rows.stop == rows.start:
         return
@@ -211,7 +211,7 @@ def _plume(p: Painter, at: float, peak: float, ember: float) -> None:
 
 
 def _lava(p: Painter, at: float, peak: float, cone: Array) -> None:
-    """One to three streams of lava down the cone, and the glow of the crater."""
+    """Paint one to three streams of lava down the cone, and the glow of the crater."""
     seed = p.seed()
     streams = np.array([(-0.03, -0.22), (0.005, 0.05), (0.035, 0.30)])[p.rng.permutation(3)[: p.rng.integers(1, 4)]]
     down = p.y - peak
@@ -234,3 +234,4 @@ PAINT: dict[str, Callable[[Painter, Array], None]] = {
     "meadow": _meadow,
     "volcano": _volcano,
 }
+"""For each family, the function that paints all but the sky. It takes a painter and the true rows, without mirroring."""

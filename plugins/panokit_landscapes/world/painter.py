@@ -1,4 +1,4 @@
-"""A canvas that is painted back to front: sky, light, ridges, trees, water."""
+"""Paints a scene on a canvas from back to front: sky, light, ridges, trees, water."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from panokit_landscapes.world.scene import Scene
 
 
 def rgb(code: str) -> Array:
-    """Colours in [0, 1] of space-separated rrggbb codes: (3, 1, 1) for one, (n, 3, 1, 1) for several."""
+    """Convert rrggbb codes, separated by spaces, to colours in [0, 1]: (3, 1, 1) for one code, (n, 3, 1, 1) for several."""
     colours = np.array([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in code.split()], np.float32)
     return (colours[0] if len(colours) == 1 else colours)[..., None, None]
 
 
-# zenith, middle, horizon
+# the palettes of each time of day: colours of the zenith, the middle and the horizon
 SKY: dict[str, tuple[Array, ...]] = {
     "dawn": (rgb("4a6fb8 d69ec0 ffcf9e"), rgb("3a5aa8 f09aa0 ffdf9c"), rgb("5a8cc4 b8b8dc ffd8c4")),
     "day": (rgb("1858c8 5aa4ee d0ecfc"), rgb("0c70cc 4cb8ea def4ee"), rgb("2a4fc0 6c98ec e6ecfa")),
@@ -22,18 +22,28 @@ SKY: dict[str, tuple[Array, ...]] = {
     "night": (rgb("030620 0a1648 24407c"), rgb("080424 18104e 4c3884"), rgb("010c1c 06263f 1c5a70")),
 }
 _LIGHT = {"dawn": rgb("fff0c4"), "day": rgb("fffbe4"), "dusk": rgb("ffe27a"), "night": rgb("f4f6ff")}
-# what a lit and a shaded white surface look like
+# colours of a white surface in full light and in shade
 _SUNLIT = {"dawn": rgb("ffdccc"), "day": rgb("fff8ea"), "dusk": rgb("ff9c6c"), "night": rgb("5c78b4")}
 _SHADED = {"dawn": rgb("6068a4"), "day": rgb("6c8cbc"), "dusk": rgb("50326a"), "night": rgb("101c40")}
 
 
 def mix(a: Array, b: Array, t: Array | float) -> Array:
-    """Blend a + t (b - a) of colours (3, 1, 1) or images (3, H, W)."""
+    """Blend colours (3, 1, 1) or images (3, H, W): a + t (b - a)."""
     return a + (b - a) * t
 
 
 class Painter:
-    """One picture being painted: the grid, the palette and the canvas (3, H, W)."""
+    """Paints one picture.
+
+    Args:
+        scene: the scene.
+        x: scene coordinates of the columns, (W,).
+        y: scene coordinates of the rows, (H,). Rows of water have the coordinates of the rows that they mirror.
+        pixel: width of a sharp edge, in scene coordinates.
+
+    Attributes:
+        canvas: the picture, (3, H, W), about in [0, 1].
+    """
 
     def __init__(self, scene: Scene, x: Array, y: Array, pixel: float) -> None:
         self.scene, self.x, self.pixel = scene, x, pixel
@@ -48,35 +58,35 @@ class Painter:
         self.canvas = np.zeros((3, len(y), len(x)), np.float32)
 
     def seed(self) -> int:
-        """The next seed of the scene."""
+        """Draw the next seed from the random numbers of the scene."""
         return int(self.rng.integers(1 << 30))
 
     def cover(self, colour: Array, alpha: Array, rows: slice = slice(None)) -> None:
-        """Paint a colour, (3, 1, 1) or (3, rows, W), with coverage alpha (rows, W) over rows of the canvas."""
+        """Paint a colour, (3, 1, 1) or (3, rows, W), over rows of the canvas, with coverage `alpha` in [0, 1], (rows, W)."""
         part = self.canvas[:, rows]
         part += alpha * (colour - part)
 
     def span(self, top: float, bottom: float = np.inf) -> slice:
-        """The rows of the picture between two heights."""
+        """The rows of the picture between two heights, in scene coordinates."""
         rows = np.flatnonzero((self.rows > top - self.pixel) & (self.rows < bottom + self.pixel))
         return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
 
     def below(self, top: Array) -> Array:
-        """Coverage (H, W) of the ground below the curve top(x)."""
+        """The coverage (H, W) of the ground below the curve top(x)."""
         return np.asarray(np.clip((self.y - top) / self.pixel + 0.5, 0, 1))
 
     def lit(self, albedo: Array, light: Array | float) -> Array:
-        """Colour of a surface that receives a fraction of the direct light."""
+        """The colour of a surface that receives the fraction `light` of the direct light."""
         return albedo * mix(self.shaded, self.sunlit, light)
 
     def hazy(self, colour: Array, amount: Array | float) -> Array:
-        """Aerial perspective: a colour seen through air."""
+        """Aerial perspective: a colour behind air; `amount` is the share of the fog, in [0, 1]."""
         return mix(colour, self.fog, amount + self.mist * (1 - amount))
 
     # Sky
 
     def sky(self) -> None:
-        """Gradient, stars or northern lights, sun or moon with its glow, clouds."""
+        """Paint a gradient, stars or northern lights, the sun or the moon with its glow, and clouds."""
         scene, horizon = self.scene, self.scene.horizon
         height = np.clip(1 - self.y / horizon, -0.3, 1)
         lower = mix(self.haze, self.middle, smooth(height / 0.45))
@@ -92,7 +102,7 @@ class Painter:
             self.clouds(clouds, -0.02)
 
     def stars(self, seed: int, height: Array) -> None:
-        """Few soft stars, one at most in each cell of a lattice; a milky way when the night is starry."""
+        """Paint soft stars, at most one in a cell of a lattice. A starry night also has a milky way."""
         if self.scene.weather == "stars":
             slope, centre = (0.9, 0.15) if seed % 2 else (-0.9, 0.95)
             band = np.exp(-(((self.y + slope * (self.x - 0.5) - centre + 0.25) / 0.16) ** 2))
@@ -107,7 +117,7 @@ class Painter:
         self.canvas += power * np.exp(-(dx * dx + dy * dy) / radius**2) * self.light
 
     def aurora(self, seed: int) -> None:
-        """Two curtains of northern lights: sharp lower edge, long rays upwards, green to violet."""
+        """Paint two curtains of northern lights, with a sharp lower edge and long rays upwards, from green to violet."""
         for k, colour in enumerate(("3cf09a 7a3ce0", "30d8b8 5a48e0")):
             low, high = rgb(colour)
             base = self.scene.horizon * (0.62 - 0.3 * k) + 0.22 * fractal1(seed + k, self.x, 1.6, 0.1, 0.4)
@@ -118,7 +128,7 @@ class Painter:
             self.canvas += (0.75 - 0.25 * k) * glow * mix(low, high, smooth(up / 0.3)) * (1 - self.canvas)
 
     def disc(self, x: float, y: float) -> None:
-        """The sun or the moon with its glow."""
+        """Paint the sun or the moon with its glow."""
         moon = self.scene.light_kind == "moon"
         radius = 0.062 if moon else {"dawn": 0.052, "day": 0.045, "dusk": 0.07}[self.scene.time]
         dx = self.x - x
@@ -136,7 +146,7 @@ class Painter:
         self.cover(colour, disc)
 
     def clouds(self, seed: int, threshold: float) -> None:
-        """Soft clouds, lit on the side of the light: brightness is the density's difference towards the light."""
+        """Paint soft clouds. Their brightness is the difference in density towards the light."""
         x, y, step = self.x * 2.6, self.rows * 6.5, self.pixel * 6.5
         density = fractal2(seed, x, y, step, 0.45, 5)
         night, low = self.scene.time == "night", self.scene.time in ("dawn", "dusk")
@@ -166,7 +176,7 @@ class Painter:
         snow: float = 0.0,
         fog: float = 0.3,
     ) -> None:
-        """A faceted ridge: the slope of its coarse outline, carried down diagonally, says which faces are lit."""
+        """Paint a ridge with facets. The slope of its coarse outline, carried down diagonally, decides which faces are lit."""
         seed, rows = self.seed(), self.span(float(top.min()))
         depth = self.y[rows] - top
         if not depth.size:
@@ -181,7 +191,7 @@ class Painter:
         self.cover(colour, np.clip(depth / self.pixel + 0.5, 0, 1), rows)
 
     def facets(self, outline: Callable[[Array], Array], shift: Array, contrast: float, extra: Array | float) -> Array:
-        """Fraction of direct light on faces whose slope is that of the outline at x + shift towards the light."""
+        """The fraction of direct light on faces. A face has the slope of the outline at `shift` from it, towards the light."""
         step = self.pixel
         table = np.arange(self.x[0] - 0.8, self.x[-1] + 0.8, step, dtype=np.float32)
         slope = smooth(0.5 + contrast * self.side * np.diff(outline(table)) / step)
@@ -189,7 +199,7 @@ class Painter:
         return np.asarray(np.clip(slope[cell] + (slope[cell + 1] - slope[cell]) * t + extra, 0, 1))
 
     def hill(self, top: Array, colour: Array, haze: float, fog: float = 0.2) -> None:
-        """Smooth ground below a curve, lit at its crest and fading into the haze at its foot."""
+        """Paint smooth ground below a curve. It is lit at its crest and fades into the haze at its foot."""
         rows = self.span(float(top.min()))
         depth = self.y[rows] - top
         light = 0.75 - 0.5 * smooth(depth / 0.22)
@@ -197,7 +207,7 @@ class Painter:
         self.cover(shown, np.clip(depth / self.pixel + 0.5, 0, 1), rows)
 
     def pines(self, base: Array, spacing: float, height: float, colour: Array, density: float = 1.0) -> None:
-        """A row of conifers standing on the curve base(x): tiered triangles, one in each cell of two lattices."""
+        """Paint a row of conifers on the curve base(x): triangles with tiers, at most one in a cell of two lattices."""
         for half in (0.0, 0.5):
             seed = self.seed()
             cell, inside = cell_of(self.x / spacing + half)
@@ -211,7 +221,7 @@ class Painter:
             self.cover(colour, alpha * ((t > 0) & (t < 1.05)), rows)
 
     def trees(self, base: Array, spacing: float, size: float, density: float) -> None:
-        """Round single trees standing on the curve base(x): three discs and a trunk, lit from the light's side."""
+        """Paint single round trees on the curve base(x): a crown of discs and a trunk, lit from the side of the light."""
         seed = self.seed()
         cell, inside = cell_of(self.x / spacing)
         scale = size * (0.7 + 0.5 * chance(seed + 1, cell))
@@ -229,7 +239,7 @@ class Painter:
     # Water
 
     def water(self, true_rows: Array, deep: Array, calm: float, clear: float) -> None:
-        """Turn the mirrored rows below the horizon into water: ripples, depth colour and the light's glitter path."""
+        """Turn the mirrored rows below the horizon into water, with ripples, a deep colour and the glitter of the light."""
         seed, below = self.seed(), true_rows > self.scene.horizon
         if not below.any():
             return
