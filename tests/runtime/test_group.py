@@ -284,20 +284,8 @@ def test_a_step_takes_one_collective_and_one_more_for_a_coarse_canvas(
         assert told == expected
 
 
-def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, ranks: Run) -> None:
-    """Processes of its own, one of which speaks; the picture of one process."""
-    words = ["generate", "a lake", "--model", str(folder), "--height", "26", "--width", "58", "--steps", "3", "--wrap", "x"]
-    words += ["--micro_batch", "2", "--scheduler", "ddpm", "--out"]
-    command = [sys.executable, "-m", "panokit", *words, "two.png", "--devices", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "two.png: 58 x 26 pixels\n", "")
-    assert ranks(1, "command", [*words, str(tmp_path / "one.png")]).wait() == [0]
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-
-
 ENDS = """
-import atexit, contextlib, pathlib
+import atexit, contextlib, os, pathlib
 
 @atexit.register
 def threads():  # after the group, which registers itself later
@@ -305,22 +293,25 @@ def threads():  # after the group, which registers itself later
     for task in pathlib.Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):  # it ends meanwhile
             names += (task / "comm").read_text()
-    print("gloo is", "alive" if "gloo" in names else "gone", flush=True)
-
-from panokit import Runtime
-
-runtime = Runtime(accelerator="cpu", devices=2, micro_batch=1)
-runtime.launch()
-runtime.map(lambda chunk: (torch.zeros(len(chunk)),), 2, [()])
+    pathlib.Path(f"threads.{os.environ.get('LOCAL_RANK', 0)}").write_text(names)
 """
 
 
-def test_no_thread_of_the_group_outlives_the_interpreter(tmp_path: Path) -> None:
-    """One that asks for the interpreter's lock when that is gone aborts the process."""
-    script = tmp_path / "ends.py"
-    script.write_text(f"import torch\n{ENDS}")
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
-    assert (ended.returncode, ended.stdout.splitlines()) == (0, ["gloo is gone"] * 2), ended.stderr
+def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    """Processes of its own, one of which speaks; the picture of one process. And no thread of the group outlives the interpreter:
+    one that asks for the interpreter's lock when that is gone aborts the process.
+    """
+    (tmp_path / "sitecustomize.py").write_text(ENDS)  # which every process imports first
+    words = ["generate", "a lake", "--model", str(folder), "--height", "26", "--width", "58", "--steps", "3", "--wrap", "x"]
+    words += ["--micro_batch", "2", "--scheduler", "ddpm", "--out"]
+    command = [sys.executable, "-m", "panokit", *words, "two.png", "--devices", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "two.png: 58 x 26 pixels\n", "")
+    threads = [(tmp_path / f"threads.{rank}").read_text() for rank in range(2)]
+    assert all("python" in names and "gloo" not in names for names in threads), threads
+    assert ranks(1, "command", [*words, str(tmp_path / "one.png")]).wait() == [0]
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_a_signal_to_one_rank_asks_all_that_work_by_themselves(folder: Path, tmp_path: Path, ranks: Run) -> None:
