@@ -31,7 +31,7 @@ def objection(message: str, hints: Mapping[str, Any]) -> str:
     if match := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
         return unknown_option(match[1], [*hints, "config"], "--")
     key = re.search(r'Parser key "(\w+)', line)
-    value = re.search(r"(?:Got|Given) value: (.*)$", line)
+    value = re.search(r".*(?:Got|Given) value: (.*)$", line)  # the last of them: a union names one for each of its types
     if key and value and key[1] in hints:
         return f"{key[1]} came as {value[1]!r}: it must be {words(hints[key[1]])}"
     return line
