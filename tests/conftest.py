@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -48,10 +49,11 @@ def cpu() -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in diffusers' folder format, with a scheduler that takes it for one of v-prediction."""
+def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The tiny model in diffusers' folder format, with a scheduler that takes it for one of v-prediction. It is read once."""
     from diffusers import AutoencoderKL, DDIMScheduler
 
+    from panokit.backbones.diffusers import model
     from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 
     path = tmp_path_factory.mktemp("tiny")
@@ -65,4 +67,9 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     codec.vae.save_pretrained(path / "vae")
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
     scheduler.save_pretrained(path / "scheduler")
+    load_model = model.load_model
+    read = load_model(str(path))
+    monkeypatch = pytest.MonkeyPatch()
+    request.addfinalizer(monkeypatch.undo)
+    monkeypatch.setattr(model, "load_model", lambda name: deepcopy(read) if name == str(path) else load_model(name))
     return path

@@ -142,10 +142,12 @@ def literal_msd(hand: ByHand, canvas: Tensor, t: Tensor, level: int, weight: flo
     return value / count
 
 
-@pytest.mark.parametrize(("size", "levels", "steps"), [((16, 24), 2, STEPS), ((24, 16), 2, STEPS), ((32, 32), 3, 2)])
-def test_msd_is_the_papers_algorithm(model: Model, size: tuple[int, int], levels: int, steps: int) -> None:
-    """Two guided steps, and where there are three one that is not."""
-    weight, decay, until = 0.5, 1.5, 0.6
+@pytest.mark.parametrize(
+    ("size", "levels", "steps", "until"), [((16, 24), 2, STEPS, 0.6), ((24, 16), 2, STEPS, 0.6), ((32, 32), 3, 2, 0.4)]
+)
+def test_msd_is_the_papers_algorithm(model: Model, size: tuple[int, int], levels: int, steps: int, until: float) -> None:
+    """Two guided steps, on three levels one, and then one that is not."""
+    weight, decay = 0.5, 1.5
     by_hand = ByHand(model, steps)
     canvas = start = noise(size)[None]
     for i, t in enumerate(by_hand.timesteps):
@@ -176,7 +178,7 @@ def literal_head_start(hand: ByHand, size: tuple[int, int], levels: int, share: 
     return canvas
 
 
-@pytest.mark.parametrize(("size", "levels"), [((16, 16), 2), ((16, 24), 2), ((32, 32), 2), ((32, 32), 3)])
+@pytest.mark.parametrize(("size", "levels"), [((16, 16), 2), ((16, 24), 2), ((32, 32), 3)])
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_a_head_start_is_a_canvas_noised_from_a_finished_smaller_one(
     model: Model, by_hand: ByHand, size: tuple[int, int], levels: int, share: float

@@ -9,7 +9,7 @@ import builtins
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from functools import cache
@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from panokit import PanokitError, Panorama, Runtime, Sampler, recipe
+from panokit import Model, PanokitError, Panorama, Runtime, Sampler, recipe
 from panokit.backbones.diffusers.model import load_model
 from panokit.cli import main
 from panokit.jobs import JOB, Worker
@@ -239,8 +239,14 @@ def texts(site: Path) -> list[str]:
     return [text.replace("@FILE@", str(site / "file.yaml")) for text in TEXTS]
 
 
+@pytest.fixture(scope="module")
+def loaded() -> Callable[[str], Model]:
+    """Read a model once."""
+    return cache(load_model)
+
+
 @pytest.fixture
-def painted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def painted(loaded: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The recipes of what is painted, without a step."""
     asked: list[Any] = []
 
@@ -249,7 +255,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), self.recipe)
 
     monkeypatch.setattr(Plan, "make", start)
-    monkeypatch.setattr("panokit.backbones.diffusers.model.load_model", cache(load_model))
+    monkeypatch.setattr("panokit.backbones.diffusers.model.load_model", loaded)
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion in miniature: every part of it, with random weights, made in a second."""
+"""Stable Diffusion in miniature: all of its networks, with few blocks and random weights, made in a second."""
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -44,7 +44,8 @@ def tiny_model(
             block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D", "UpBlock2D"),
             cross_attention_dim=8,
             attention_head_dim=4,
             norm_num_groups=4,
