@@ -13,7 +13,7 @@ import pytest
 
 # Before torch is imported: workers share the cores, and sums have one order on every machine.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Tests make few cycles. At its own threshold the collector walks torch and diffusers so often that it takes a tenth of the time.
+# Tests make few cycles. At its own threshold the collector walks all of torch so often that it takes a tenth of the time.
 gc.set_threshold(50_000)
 
 

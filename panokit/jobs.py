@@ -1,7 +1,7 @@
-"""Many panoramas: what is to be made, as plain data, and who makes it.
+"""Jobs: panoramas to make, as plain data, and the worker that makes them.
 
-A job is a mapping of the options that decide a picture: those in `JOB`. Its name is made of its prompt, its seed and a hash of
-all of it, so the same job has the same name wherever it is made, and what is there need not be made again.
+A job is a mapping of the options that decide a picture, which `JOB` names. The file of its picture is named by prompt, seed and
+a hash of the whole recipe. So the same job gives the same name on every machine, and a picture that exists is not made again.
 """
 
 import io
@@ -27,17 +27,19 @@ from panokit.scheduler import Scheduler
 from panokit.settings import SETTINGS, Composition, Settings, unknown_option
 
 PARTS = tuple(field.name for field in fields(Composition))
+"""The options of a job that name its parts."""
 JOB = ("prompt", *SETTINGS, *PARTS)
+"""All options of a job."""
 
 
 @final
 @dataclass(frozen=True)
 class Job:
-    """A panorama that somebody wants.
+    """One panorama to make.
 
     Attributes:
-        prompt: what to paint.
-        settings: size, steps, seed and so on.
+        prompt: what to paint: a text, or `Regions`.
+        settings: height, width, steps, seed and the other settings of a call.
         composition: model, scheduler, fuser and guidances, as plain data.
     """
 
@@ -47,46 +49,48 @@ class Job:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Job":
-        """The job that a mapping describes, with the names in `JOB`; what is None or missing has its default.
+        """Make a job from a mapping.
+
+        Args:
+            data: options by the names in `JOB`. An option that is None or missing has its default.
 
         Raises:
-            SettingError: there is no option of that name, or a value cannot work.
+            SettingError: there is no option of a name, there is no prompt, or a value cannot work.
         """
         for name in data:
             if name not in JOB:
                 raise SettingError(unknown_option(str(name), JOB))
-        given = {name: value for name, value in data.items() if value is not None}
-        if "prompt" not in given:
-            raise SettingError('the job has no prompt: {"prompt": "a lake"}')
+        options = {name: value for name, value in data.items() if value is not None}
+        if "prompt" not in options:
+            raise SettingError('the job has no prompt: add one, {"prompt": "a lake"}')
         return cls(
-            prompt_from(given["prompt"]),
-            make(Settings, {name: given[name] for name in SETTINGS if name in given}),
-            make(Composition, {name: given[name] for name in PARTS if name in given}),
+            prompt_from(options["prompt"]),
+            make(Settings, {name: options[name] for name in SETTINGS if name in options}),
+            make(Composition, {name: options[name] for name in PARTS if name in options}),
         )
 
 
 @final
 class Worker:
-    """Makes panoramas one after another, with each model loaded once.
+    """Makes panoramas one after another, and loads each model once.
 
-    It is a class that the schedulers of batches take: made once a process, and then given batches. With Ray Data,
+    A library for batches makes one worker in each process and calls it with batches. With Ray Data, write
     `dataset.map_batches(Worker, fn_constructor_args=[config])`.
 
     Args:
-        config: options of jobs, for those that do not name them, by the names in `JOB`, and arguments of `Runtime`. The model
-            may be a `Model`.
-        trusted: False for jobs out of a file that somebody else may have written: see `composition.build`.
+        config: defaults for the options in `JOB`, and arguments of `Runtime`. The model may be a `Model`.
+        trusted: False for jobs from a file that somebody else may have written; see `composition.build`.
 
     Raises:
-        SettingError: an option that neither of them has.
+        SettingError: neither a job nor a `Runtime` has an option of that name.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, trusted: bool = True) -> None:
-        given = dict(config or {})
-        self.defaults = {key: given.pop(key) for key in JOB if key in given}
+        options = dict(config or {})
+        self.defaults = {key: options.pop(key) for key in JOB if key in options}
         self.trusted = trusted
         try:
-            self.runtime = Runtime(**given)
+            self.runtime = Runtime(**options)
         except TypeError as cause:
             raise SettingError(f"neither a job nor a Runtime has that option: {cause}") from cause
         self._models: dict[str, Sampler] = {}
@@ -97,9 +101,14 @@ class Worker:
         self._plugins: dict[str, Any] = {}
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
-        """The batch, columns by name, with the columns `png`, the pictures' files, and `error`, empty where all went well.
+        """Make the pictures of a batch of jobs. If one job fails, the others are still made.
 
-        One job that fails does not fail the others.
+        Args:
+            batch: columns by name, with one row for each job. Columns that `JOB` does not name are kept, and not read.
+
+        Returns:
+            The batch with two more columns: `png`, the bytes of each picture's file; and `error`, the message of a job that
+            failed, or an empty text.
         """
         columns = [batch[key] for key in batch]
         jobs = [dict(zip(batch, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -118,23 +127,28 @@ class Worker:
         return file.getvalue(), ""
 
     def make(self, job: Mapping[str, Any] | Job, *, callbacks: Sequence[object] = (), progress: bool = False) -> Panorama:
-        """The panorama that a job asks for.
+        """Make the panorama of a job.
 
         Args:
-            job: the job, or a mapping that describes it.
-            callbacks: what is called while it is made.
+            job: the job, or a mapping of its options.
+            callbacks: callbacks for this run.
             progress: whether to show a progress bar where there is a terminal.
 
         Raises:
-            PanokitError: it asks for something that cannot be.
+            PanokitError: the job cannot be done.
         """
         return self.plan(job).make(callbacks=callbacks, progress=progress)
 
     def plan(self, job: Mapping[str, Any] | Job) -> Plan:
-        """What a job would make, if no value is wrong by itself; `Plan.check` asks the scheduler and the guidances, too.
+        """Plan the panorama of a job, without computing anything.
+
+        Each value is checked by itself. `Plan.check` also asks the scheduler and the guidances.
+
+        Args:
+            job: the job, or a mapping of its options.
 
         Raises:
-            PanokitError: it asks for something that cannot be.
+            PanokitError: a value cannot work, or a model or plugin cannot be loaded.
         """
         job = job if isinstance(job, Job) else Job.of({**self.defaults, **job})
         return self._sampler(job.composition).plan(job.prompt, **job.settings.as_data())
@@ -145,7 +159,7 @@ class Worker:
             raise no_attribute(self, name)
 
     def _sampler(self, composition: Composition) -> Sampler:
-        """A sampler of these parts, made once. Models and plugins are shared by all samplers."""
+        """The sampler with these parts. It is made once, and all samplers share models and plugins."""
         key = json.dumps([getattr(composition, name) for name in PARTS], default=repr)
         if key not in self._samplers:
             self._samplers[key] = Sampler(
@@ -158,14 +172,14 @@ class Worker:
         return self._samplers[key]
 
     def _plugin(self, base: type[Plugin], part: object) -> Plugin:
-        """A plugin as a job describes it, made once: it never changes."""
+        """The plugin that a job describes. It is made once, because a plugin never changes."""
         key = f"{base.__name__} {json.dumps(part, default=repr)}"
         if key not in self._plugins:
             self._plugins[key] = build(base, part, trusted=self.trusted)
         return self._plugins[key]
 
     def _model(self, name: str) -> Any:
-        """A model by its name, loaded and placed once."""
+        """The model of a name. It is loaded and placed once."""
         if name not in self._models:
             if not self.trusted:
                 require_installed(name)
@@ -174,10 +188,13 @@ class Worker:
 
 
 def require_installed(model: object) -> None:
-    """Refuse a model of a recipe that is not trusted, unless it is installed.
+    """Check that a model is an installed one. A recipe that is not trusted may name no other.
+
+    Args:
+        model: the model as the recipe names it.
 
     Raises:
-        SettingError: it is a folder, a hub id, or nothing.
+        SettingError: no installed model has that name. It may be a folder, a hub id, or no name at all.
     """
     if all(plugin.name != model for plugin in registry.plugins("models")):
         raise SettingError(
@@ -187,10 +204,14 @@ def require_installed(model: object) -> None:
 
 
 def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
-    """The jobs of one part of several, `2/8`: every eighth, from the second.
+    """Choose one part of all jobs, so that several machines can share them.
+
+    Args:
+        jobs: all jobs.
+        part: which part, `K/N`: every N-th job, from the K-th on, K from 1 to N.
 
     Raises:
-        SettingError: it is no such part.
+        SettingError: `part` has another form.
     """
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -199,5 +220,5 @@ def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of a column as plain data: what numpy and Arrow put there has an `item` or a `tolist`."""
+    """A cell of a column as plain data. Cells of numpy and Arrow have a `tolist`."""
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,4 +1,4 @@
-"""From jobs to files: checkpoints while pictures are made, a line about each, and what to do when one fails."""
+"""Paints jobs into files: it writes checkpoints and pictures, prints a line for each, and goes on where one fails."""
 
 import os
 import time
@@ -26,12 +26,12 @@ from panokit.signals import asking
 @final
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A picture to make, and the file that it goes to.
+    """A picture to make, and the file for it.
 
     Attributes:
-        plan: what is made.
-        output: what is written.
-        path: the picture's file.
+        plan: the plan of the picture.
+        output: what to write besides the picture.
+        path: the file of the picture.
     """
 
     plan: Plan
@@ -40,16 +40,21 @@ class Task:
 
     @property
     def pixels(self) -> int:
-        """How much work it is, beside others."""
+        """The pixels of the picture: a measure of its work, compared with other tasks."""
         width, height = self.plan.size
         return width * height
 
 
 def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Task:
-    """The task of a job, if it can be done.
+    """Check that a job can be done, and make its task.
+
+    Args:
+        job: the job, or a mapping of its options.
+        worker: makes the plan. If it does not trust its jobs, the amount of work is limited.
+        output: where the picture goes.
 
     Raises:
-        PanokitError: it cannot.
+        PanokitError: the job cannot be done, or its picture cannot be written.
     """
     plan = worker.plan(job).check()
     output.check_size(plan.size)
@@ -59,17 +64,20 @@ def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Tas
 
 
 def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], worker: Worker, output: Output) -> list[Task]:
-    """The tasks of the jobs of a file, in its order.
+    """Check all jobs of a file, and make their tasks.
 
     Args:
-        path: the file.
-        jobs: the jobs by their lines.
-        wrong: what is wrong with other lines.
-        worker: who makes them.
-        output: where they go.
+        path: the file, for the error.
+        jobs: the jobs, by line number.
+        wrong: what is wrong with other lines, by line number.
+        worker: makes the plans.
+        output: where the pictures go.
+
+    Returns:
+        The tasks, in the order of the file.
 
     Raises:
-        SettingError: some cannot be, or are the same; it names their lines.
+        SettingError: some jobs cannot be done, or two are the same. The error names their lines.
     """
     problems = dict(wrong)
     tasks: dict[Path, tuple[int, Task]] = {}
@@ -89,7 +97,11 @@ def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], wo
 
 
 def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
-    """Make every picture, and write it; a contact sheet of all, where the first task asks for one.
+    """Make and write every picture, and a contact sheet of all if the first task asks for one.
+
+    Args:
+        tasks: the pictures, one or more.
+        runtime: the devices to run on.
 
     Raises:
         PanokitError: a picture cannot be made or written.
@@ -104,10 +116,18 @@ def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
 
 
 def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
-    """The same for many: a picture that is there is left, and one that fails is noted and does not keep the others.
+    """Make and write the pictures that do not exist yet. If one fails, its error goes to a file and the others are still made.
+
+    Args:
+        tasks: the pictures.
+        runtime: the devices to run on.
 
     Returns:
-        How many failed.
+        The number of pictures that failed.
+
+    Raises:
+        RankError: a rank is lost.
+        OutputError: a picture cannot be written.
     """
     painter = _Painter(tasks, runtime)
     with painter.stopping():
@@ -118,12 +138,12 @@ def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
 
 
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-"""Where launchers say how often they have started the same again."""
+"""Environment variables in which launchers count restarts of the same command."""
 
 
 @final
 class _Painter:
-    """Makes the pictures of tasks one by one, on whichever ranks."""
+    """Makes the pictures of tasks one by one. The ranks share a picture, or each makes its own."""
 
     def __init__(self, tasks: Sequence[Task], runtime: Runtime) -> None:
         self._tasks, self._runtime, self._stopper = tasks, runtime, _Stopper()
@@ -133,16 +153,16 @@ class _Painter:
         self._left = sum(tasks[k].pixels for k in self._own)
 
     def stopping(self) -> AbstractContextManager[None]:
-        """Where checkpoints were asked for, the first signal asks all ranks to write one and end."""
+        """While it is open, the first signal makes all ranks write a checkpoint and end, if a task asks for checkpoints."""
         return asking(self._stopper.stop) if any(task.output.checkpoint_every for task in self._tasks) else nullcontext()
 
     def one(self, k: int) -> Panorama | None:
-        """Make it and write it; what a contact sheet needs of it, if there is to be one."""
+        """Make and write the picture of task `k`. Return a small copy for the contact sheet, if there is one."""
         restarted = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
         return self._make(self._tasks[k], again=restarted)
 
     def attempt(self, k: int) -> str:
-        """Make it and write it, unless it is there; how that ended."""
+        """Make and write the picture of task `k`, unless it exists. Return the result in words."""
         runtime, task = self._runtime, self._tasks[k]
         note = task.path.with_suffix(".error.txt")
         if runtime.broadcast(task.path.exists):
@@ -170,15 +190,14 @@ class _Painter:
             if not (kept.useful and runtime.writes):
                 raise
             how = "the same command goes on" if output.again else f"--resume {kept.path} goes on"
-            ended = type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint")
-            raise ended from error
+            raise type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint") from error
         runtime.broadcast(lambda: _write(panorama, path, latents=output.latents))
         runtime.broadcast(kept.clear)
         self._report(task, f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
 
     def _report(self, task: Task, what: str) -> None:
-        """A line; with many tasks, how far they are and how long the rest will take."""
+        """Print a line. With many tasks, it also gives the number of finished ones and the time left."""
         self._count(task)
         self._painted += task.pixels
         left = (time.monotonic() - self._start) / self._painted * self._left
@@ -193,20 +212,20 @@ class _Painter:
 
 @final
 class _Stopper:
-    """A callback that hands a signal on to the run that is going, and to those that would follow."""
+    """A callback that passes a signal on to the current run, and to the runs after it."""
 
     def __init__(self) -> None:
         self._asked = False
         self._run: Run | None = None
 
     def stop(self) -> None:
-        """Ask the run to end after its step."""
+        """Ask the current run to end after its step."""
         self._asked = True
         if self._run:
             self._run.stop()
 
     def on_run_start(self, run: Run) -> None:
-        """Know the run that is going."""
+        """Remember the current run. Stop it at once if a signal came before."""
         self._run = run
         if self._asked:
             run.stop()
@@ -229,7 +248,7 @@ def _write_note(path: Path, what: str) -> None:
 
 
 def _thumbnail(image: Image) -> Image:
-    """As much of a picture as a contact sheet needs."""
+    """A copy of a picture that is small enough for a contact sheet."""
     small = image.copy()
     small.thumbnail((2048, 2048))
     return small

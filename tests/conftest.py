@@ -49,7 +49,7 @@ def cpu() -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tiny model in diffusers' folder format, with a scheduler that takes it for one of v-prediction. It is read once."""
     from diffusers import AutoencoderKL, DDIMScheduler
 
@@ -69,7 +69,6 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory, request: pytes
     scheduler.save_pretrained(path / "scheduler")
     load_model = model.load_model
     read = load_model(str(path))
-    monkeypatch = pytest.MonkeyPatch()
-    request.addfinalizer(monkeypatch.undo)
-    monkeypatch.setattr(model, "load_model", lambda name: deepcopy(read) if name == str(path) else load_model(name))
-    return path
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(model, "load_model", lambda name: deepcopy(read) if name == str(path) else load_model(name))
+        yield path

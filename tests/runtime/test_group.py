@@ -298,8 +298,9 @@ def threads():  # after the group, which registers itself later
 
 
 def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, ranks: Run) -> None:
-    """Processes of its own, one of which speaks; the picture of one process. And no thread of the group outlives the interpreter:
-    one that asks for the interpreter's lock when that is gone aborts the process.
+    """Processes of its own, one of which speaks; the picture of one process.
+
+    And no thread of the group outlives the interpreter: one that asks for its lock when that is gone aborts the process.
     """
     (tmp_path / "sitecustomize.py").write_text(ENDS)  # which every process imports first
     words = ["generate", "a lake", "--model", str(folder), "--height", "26", "--width", "58", "--steps", "3", "--wrap", "x"]
