@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[1] / "tests" / "runtime" / "ranks.py"
 def seconds(folder: Path, size: int, steps: int) -> list[float]:
     """The CPU time of each rank."""
     started = Processes(size, SCRIPT, "timed", (str(folder / "time"), steps), folder)
-    assert started.wait(timeout=300.0) == [0] * size, started.said()
+    assert started.wait(timeout=300.0) == [0] * size, started.outputs()
     return [torch.load(folder / f"time.{rank}", weights_only=True) for rank in range(size)]
 
 

@@ -1,4 +1,4 @@
-"""Output: where pictures are written, and what is written beside them."""
+"""The files that a command writes: pictures, previews, latents and checkpoints."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,16 +14,16 @@ from panokit.recipe import name_of
 @final
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where pictures are written, and what is written beside them.
+    """Output files.
 
     Attributes:
-        out: The picture to write, whose ending names the format; or a folder, where pictures are named by prompt and seed.
-        sheet: A picture to write that shows all pictures, smaller and side by side.
-        latents: Also write the latents, beside each picture, as safetensors.
-        preview: A picture to write again after each step: what the panorama will look like.
-        resume: A checkpoint to continue from, with the command that wrote it.
-        checkpoint_every: Steps from one checkpoint to the next; 0 for none. The default is one a minute. One more is written
-            on an interrupt.
+        out: The file of the picture; its ending sets the format. Or a folder, in which prompt and seed name the files.
+        sheet: A file for a contact sheet, which shows all pictures, smaller and side by side.
+        latents: Also write the latents of each picture, in a safetensors file next to it.
+        preview: A file that shows the panorama after each step.
+        resume: A checkpoint to continue from. Use it with the command that wrote the checkpoint.
+        checkpoint_every: Steps from one checkpoint to the next; 0 writes none. The default is one checkpoint each minute. An
+            interrupted run writes one more.
         quiet: Show no progress.
         again: Whether the same command, started again, keeps the pictures that exist and makes the others.
     """

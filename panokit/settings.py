@@ -21,17 +21,18 @@ NUMERICS = ("micro_batch", "guided_micro_batch", "checkpointing", "attention", "
 @final
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a call of a sampler, besides the prompt.
+    """Size, steps and other settings of one picture.
 
     Attributes:
-        height: Pixels, a multiple of the codec's factor. The default is one window of the model.
-        width: Pixels, a multiple of the codec's factor. The default is four windows of the model.
+        height: Height in pixels, a multiple of the codec's factor. The default is one window of the model.
+        width: Width in pixels, a multiple of the codec's factor. The default is four windows of the model.
         negative_prompt: What to avoid.
-        steps: Denoising steps, 1 or more.
+        steps: Number of denoising steps, 1 or more.
         guidance_scale: Strength of classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off.
         stride: Pixels from one window to the next, a multiple of the codec's factor. The default is half a window.
-        wrap: Close the panorama to a ring: true or x sideways, y up and down, xy both.
-        seed: Seed of everything random, from 0 to 2^64 - 1. Same seed, same picture.
+        wrap: Join opposite borders, so that the panorama is a ring: true or x joins left and right, y joins top and bottom,
+            xy joins both.
+        seed: Seed of all random numbers, from 0 to 2^64 - 1. The same seed makes the same picture.
 
     Raises:
         SettingError: a value has another type, or is out of its range.
@@ -100,15 +101,14 @@ Part = str | dict[str, Any]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """The parts of a sampler as plain data.
+    """Model and plugins.
 
     Attributes:
-        model: An installed model, a folder in diffusers' format, or a hub id.
-        scheduler: Takes the canvas from one noise level to the next: ddim, euler, dpm++_2m, unipc, ...
-            --scheduler.options.eta=1 sets an option of it.
-        fuser: Joins the windows. --fuser.SETTING=VALUE sets one of its settings.
-        guidances: Keep the windows in agreement. --guidances+=NAME adds one, --guidances.SETTING=VALUE sets a setting of the
-            last one, --guidances.help NAME lists the settings.
+        model: The name of an installed model, a folder in diffusers' format, or a hub id.
+        scheduler: The solver, such as ddim, euler, dpm++_2m or unipc. --scheduler.options.eta=1 sets one of its options.
+        fuser: The plugin that joins the windows. --fuser.SETTING=VALUE sets one of its settings.
+        guidances: The plugins that keep the windows in agreement. --guidances+=NAME adds one. --guidances.SETTING=VALUE sets a
+            setting of the last one, and --guidances.help NAME lists its settings.
 
     Raises:
         SettingError: a value has another type.

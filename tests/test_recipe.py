@@ -84,7 +84,7 @@ def png(text: str) -> bytes:
         (png("[" * 100_000), "is damaged"),
         (png("[]"), "it is a list and no mapping"),
         (png(json.dumps("x" * recipe.LONGEST)), "is longer than any"),
-        (png("{}"), "it does not say prompt, height, width, seed, model"),
+        (png("{}"), "it lacks prompt, height, width, seed, model"),
     ],
     ids=["empty", "cut", "no json", "deep", "list", "long", "nothing"],
 )

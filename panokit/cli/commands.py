@@ -1,4 +1,4 @@
-"""What the command line can do: a function a command, whose arguments are its options. What is heavy is imported inside."""
+"""The commands: one function each, whose arguments are the options. They import heavy modules when they are called."""
 
 import json
 import logging
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from panokit.jobs import Job, Worker
 
 NAMES = (*(field.name for field in fields(Composition)), *SETTINGS)
-"""What decides a picture, besides its prompt."""
+"""The options that decide a picture, besides its prompt."""
 
 
 def generate(prompts: Prompts, settings: Settings, composition: Composition, devices: Devices, output: Output) -> int:
     """Make panoramas from prompts and write them to files.
 
     Args:
-        prompts: what to paint.
-        settings: of the call; the seed is among the prompts.
+        prompts: what to paint, and the seeds.
+        settings: size, steps and so on. The seed of `prompts` replaces the one here.
         composition: model, scheduler, fuser and guidances.
-        devices: where the networks run.
-        output: what is written.
+        devices: where and how the networks run.
+        output: the files to write.
 
     Returns:
         The exit status: 1 if a job failed.
@@ -54,10 +54,10 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         paint([prepare(job, worker, output) for job in jobs], worker.runtime)
         return 0
     if prompts.prompt or prompts.prompts:
-        raise SettingError("--jobs says what to paint: leave out the prompts, or write them into it")
+        raise SettingError("the file of --jobs contains the prompts: leave out the others, or add them to the file")
     output = replace(output, again=True)
     if output.folder is None:
-        raise SettingError(f"the pictures of jobs go into a folder, and {output.out} is none: --out FOLDER/")
+        raise SettingError(f"the pictures of jobs go into a folder, and {output.out} is a file: write --out FOLDER/")
     if output.sheet or output.resume:
         raise SettingError("jobs resume by themselves and make no contact sheet: leave out --resume and --sheet")
     by_line, wrong = _jobs(prompts.jobs, {**options, "seed": prompts.seed})
@@ -78,16 +78,16 @@ def rerun(
     quiet: bool = False,
     changes: Sequence[str] = (),
 ) -> None:
-    """Make a picture again from the recipe in it; the same bits, on the same machine.
+    """Make a picture again from the recipe in its file. On the same machine it has the same bits.
 
     Args:
         image: A picture that panokit wrote: PNG, JPEG or WebP.
-        out: The picture to write; IMAGE-rerun.png unless given.
-        trust: Let the recipe name classes, folders and hub ids, and ask for any size. What it names is run.
-        devices: How many devices to deal the windows to.
-        offload: Let networks take turns on the device, for one that does not hold them all.
+        out: The file of the new picture. The default is IMAGE-rerun.png.
+        trust: Allow the recipe to name classes, folders and hub ids, whose code then runs, and to ask for any size.
+        devices: Number of devices that share the windows.
+        offload: Keep only one network on the device at a time, for a device with little memory.
         quiet: Show no progress.
-        changes: One thing to change: guidances.weight=0, seed=3.
+        changes: Change one option of the recipe, such as guidances.weight=0 or seed=3.
     """
     from panokit import recipe
     from panokit.jobs import Job, require_installed
@@ -101,7 +101,7 @@ def rerun(
         raise SettingError(f"the recipe in {image} is damaged, or of another panokit: {problem}")
     missing = [key for key in ("prompt", "height", "width", "seed", "model") if kept.get(key) is None]
     if missing:
-        raise SettingError(f"the recipe in {image} is damaged: it does not say {', '.join(missing)}")
+        raise SettingError(f"the recipe in {image} is damaged: it lacks {', '.join(missing)}")
     for package in recipe.VERSIONS:
         if not re.fullmatch(r"(\d[\w.+-]{0,63})?", str(kept.get(package, ""))):
             raise SettingError(
@@ -129,7 +129,7 @@ def rerun(
     paint([prepare(job, worker, output)], worker.runtime)
     for package in recipe.VERSIONS:
         if kept.get(package, version(package)) != version(package):
-            message = f"it was made with {package} {kept[package]}, and this is {version(package)}: bits may differ"
+            message = f"{image} was made with {package} {kept[package]}, and {version(package)} is installed: bits may differ"
             warnings.warn(message, FallbackWarning, stacklevel=2)
 
 
@@ -147,58 +147,49 @@ def evaluate(
     precision: Precision = "32-true",
     micro_batch: int = 8,
 ) -> None:
-    """Compare methods on the same prompts and seeds: distances to the model's own pictures, agreement with prompts, layout.
+    """Compare methods with the same prompts and seeds, and write a report.
 
     Args:
-        config: A YAML file that says what to compare, such as configs/paper_landscapes.yaml.
-        out: The folder of the study. What is there is not made again: the same command goes on where it was stopped.
-        model: Another model than the study's.
-        sweep: Values of one setting of the study's last method, guidances.weight=0,1,10, in the place of its methods.
-        panoramas: Of each prompt and method, in the place of the study's number.
-        references: Pictures of each prompt that the model makes at its own size, likewise.
-        reference_folder: Pictures as large as the model's window to compare with, in their place.
-        quick: A tiny version of all of it.
-        devices: How many devices to use.
-        precision: Of the networks.
-        micro_batch: Windows that go through the model at once.
+        config: The study: a YAML file such as configs/paper_landscapes.yaml.
+        out: The folder of the study. The same command continues a stopped study, and makes no picture twice.
+        model: The model, instead of the study's own.
+        sweep: Values of one setting, such as guidances.weight=0,1,10. Each value makes a method from the study's last one.
+        panoramas: Number of panoramas for each prompt and method, instead of the study's own.
+        references: Number of reference pictures for each prompt, instead of the study's own. The model makes them.
+        reference_folder: A folder of reference pictures, as large as the model's window. No others are then made.
+        quick: Run a tiny version of the study.
+        devices: Number of devices.
+        precision: Precision of the networks.
+        micro_batch: Number of windows that go through the model at once.
     """
     for needed in ("torchmetrics", "matplotlib"):
         if not find_spec(needed):
-            raise SettingError(f'{needed} is not installed, which panokit evaluate needs: pip install "panokit[eval]"')
+            raise SettingError(f'panokit evaluate needs {needed}, which is not installed: pip install "panokit[eval]"')
     from panokit.study.conduct import conduct
     from panokit.study.plan import Study
     from panokit.study.report import markdown
 
-    given = {
-        key: value
-        for key, value in {
-            "model": model,
-            "panoramas": panoramas,
-            "references": references,
-            "reference_folder": reference_folder,
-        }.items()
-        if value is not None
-    }
-    study = Study.of(configuration(config), **given)
+    changes = {"model": model, "panoramas": panoramas, "references": references, "reference_folder": reference_folder}
+    study = Study.of(configuration(config), **{name: value for name, value in changes.items() if value is not None})
     study = study.swept(sweep) if sweep else study
     study = study.quick() if quick else study
     _hush()
     try:
         numbers = conduct(study, Path(out), {"devices": devices, "precision": precision, "micro_batch": micro_batch})
     except OutputError as error:  # a disk that is full, say
-        raise OutputError(f"{error}; what is done is kept, and the same command goes on") from error
+        raise OutputError(f"{error}; finished pictures are kept, and the same command continues") from error
     if numbers is None:
         return
     print(markdown(numbers))
-    print(f"{Path(out) / 'report.html'}: the same, with figures and pictures")
+    print(f"{Path(out) / 'report.html'}: this report with figures and pictures")
 
 
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
-    """List the installed plugins, or what there is to set in one.
+    """List the installed plugins, or the settings of one plugin.
 
     Args:
-        name: An installed plugin, or module:Class; all of them unless given.
-        kind: Where to look, if several kinds have that name.
+        name: An installed plugin, or module:Class. Without it, all plugins are listed.
+        kind: The kind of the plugin, if several kinds have one of that name.
     """
     if name is not None:
         return explain(kind or _kind_of(name, kind), name)
@@ -211,11 +202,19 @@ def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
 
 
 def explain(kind: Kind, name: str) -> None:
-    """Print what there is to set in a plugin."""
+    """Print the settings of a plugin.
+
+    Args:
+        kind: the kind of the plugin.
+        name: an installed plugin, or `module:Class`.
+
+    Raises:
+        SettingError: it is a model, which has no settings.
+    """
     from panokit.composition import BASES, parameters
 
     if kind not in BASES:
-        raise SettingError(f"{name} is a model, which has nothing to set")
+        raise SettingError(f"{name} is a model, and models have no settings")
     summary, settings = parameters(BASES[kind], name)
     print(f"{name}: {summary}" if summary else name)
     for parameter in settings:
@@ -226,11 +225,11 @@ def explain(kind: Kind, name: str) -> None:
 
 
 def check(plugin: str, *, kind: Kind | None = None) -> int:
-    """Check that a plugin, made with its default settings, keeps its contract; the exit status is 1 if it does not.
+    """Check that a plugin with default settings keeps its contract. The exit status is 1 if it does not.
 
     Args:
-        plugin: An installed name, or module:Class.
-        kind: Where to look, if several kinds have that name.
+        plugin: An installed plugin, or module:Class.
+        kind: The kind of the plugin, if several kinds have one of that name.
     """
     from panokit.testing import run_checks
 
@@ -253,7 +252,7 @@ def check(plugin: str, *, kind: Kind | None = None) -> int:
 
 
 def resolved(composition: Composition) -> dict[str, Any]:
-    """The parts of a composition, with every setting of each."""
+    """The parts of a composition with all their settings, as plain data."""
     from panokit.composition import BASES, build, describe
 
     def whole(kind: Kind, part: Part) -> dict[str, Any]:
@@ -268,7 +267,7 @@ def resolved(composition: Composition) -> dict[str, Any]:
 
 
 def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
-    """Who makes the pictures, without a word from libraries."""
+    """Make the worker for the pictures, and silence libraries."""
     from panokit.jobs import Worker
 
     _hush()
@@ -276,7 +275,10 @@ def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
 
 
 def _hush() -> None:
-    """Let libraries say nothing that is not for users. Those that a composition may not need are told by the environment."""
+    """Silence messages of libraries that are for developers.
+
+    Environment variables reach the libraries that are not imported yet, and that this composition may not need.
+    """
     import lightning.fabric  # noqa: F401 - it sets the level of its logger
 
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # hints for developers
@@ -285,29 +287,39 @@ def _hush() -> None:
 
 
 def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict[int, str]]:
-    """The jobs in a file, by their lines, with the options that they do not name; and what is wrong with the other lines."""
+    """Read a file of jobs.
+
+    Args:
+        path: the file.
+        options: the options of the command, for those that a job does not set.
+
+    Returns:
+        The jobs by line number; and what is wrong with the other lines, by line number.
+    """
     from panokit.jobs import Job
 
     jobs: dict[int, Job] = {}
     wrong: dict[int, str] = {}
-    for number, line in enumerate(text_of(path, "jobs", "give a file with a job a line, as JSON").splitlines(), start=1):
+    for number, line in enumerate(
+        text_of(path, "jobs", "give a file with one job on each line, as JSON").splitlines(), start=1
+    ):
         if not line.strip():
             continue
         try:
             data = json.loads(line)
             check_depth(data, "it")
             if not isinstance(data, dict):
-                raise SettingError(f"it is a {type(data).__name__}, and a job maps options to values")
+                raise SettingError(f"it is a {type(data).__name__}: a job must map options to values")
             jobs[number] = Job.of({**options, **data})
         except (ValueError, RecursionError) as error:  # of which a SettingError is one
             wrong[number] = str(error)
     if not jobs and not wrong:
-        raise SettingError(f"{path} holds no job: write one a line, as JSON")
+        raise SettingError(f"{path} contains no job: write one on each line, as JSON")
     return jobs, wrong
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    """What `--set` says: a path, and a value as YAML would read it."""
+    """Split the text of `--set` into a path and a value, which is read as YAML."""
     path, sign, value = text.partition("=")
     if not sign or not re.fullmatch(r"\w+(\.\w+)*", path):
         raise SettingError(f"--set came as {text!r}: it must be NAME=VALUE, such as guidances.weight=0")
@@ -315,14 +327,14 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
-    """What makes the plugin of that name, or `module:Class`, with its default settings."""
+    """A function that makes the plugin of a name, or of `module:Class`, with default settings."""
     from panokit.backbones.diffusers.model import load_model
     from panokit.composition import BASES, build
 
     if ":" in name:
         maker = registry.attribute(name)
         if not callable(maker):
-            raise PluginNotFoundError(f"{name} is a {type(maker).__name__}: name a class, or what else makes a plugin")
+            raise PluginNotFoundError(f"{name} is a {type(maker).__name__}: name a class, or a function that makes a plugin")
         return maker
     kind = _kind_of(name, kind)
     if kind == "models":
@@ -332,7 +344,7 @@ def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
 
 
 def _kind_of(name: str, kind: Kind | None) -> Kind:
-    """The one kind that has a plugin of that name, or that `module:Class` is of."""
+    """The kind of an installed plugin, or of `module:Class`."""
     from panokit.composition import BASES
 
     if ":" in name:
@@ -346,7 +358,7 @@ def _kind_of(name: str, kind: Kind | None) -> Kind:
     if not kinds:
         raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))
     if len(kinds) > 1:
-        raise PluginNotFoundError(f"{name!r} is a name among {' and '.join(kinds)}: choose with --kind {kinds[0]}")
+        raise PluginNotFoundError(f"{' and '.join(kinds)} both have a {name!r}: choose one with --kind {kinds[0]}")
     return kinds[0]
 
 

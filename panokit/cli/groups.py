@@ -1,4 +1,4 @@
-"""The options of `panokit generate` that are neither a call's settings nor its parts, by what they are about."""
+"""Groups of options of `panokit generate`: prompts and devices. `Settings`, `Composition` and `Output` are the others."""
 
 import re
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from panokit.settings import Attention, Precision
 @final
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What to paint, and how often.
+    """What to paint.
 
     Attributes:
-        prompt: The same as a word without an option; in configurations a text, a list, or boxes with texts.
-        prompts: A file with a prompt a line.
-        seed: Same seed, same picture; 1..8 makes one of each.
-        jobs: A file of jobs, one a line as JSON, {"prompt": "a lake", "seed": 3}, with what differs from the options given.
-            Pictures that are there are left, and a job that fails does not keep the others.
-        part: Which share of the jobs, for several machines that know nothing of each other; 2/8 is the second of eight.
+        prompt: Another way to write PROMPT. In a configuration it is a text, a list of texts, or regions.
+        prompts: A file with one prompt on each line.
+        seed: The same seed makes the same picture. 1..8 makes a picture with each of these seeds.
+        jobs: A file with one job on each line, as JSON, such as {"prompt": "a lake", "seed": 3}. Each job sets the options
+            that differ from those of the command. Existing pictures are kept, and if a job fails, the others still run.
+        part: Which part of the jobs to run, so that several machines can share them. 2/8 is the second of eight parts.
     """
 
     prompt: str | list[Any] | dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class Prompts:
 
     @property
     def all(self) -> list[tuple[Any, int]]:
-        """Every prompt with every seed.
+        """Pairs of a prompt and a seed: every prompt with every seed.
 
         Raises:
             SettingError: there is no prompt, the file cannot be read, or the seed is neither a number nor a range.
@@ -45,27 +45,28 @@ class Prompts:
         prompts = self.prompt if isinstance(self.prompt, list) else [] if self.prompt is None else [self.prompt]
         prompts = [*prompts, *(lines_of(self.prompts) if self.prompts else [])]
         if not prompts:
-            raise SettingError("there is no prompt: say what to paint, or name a file of prompts with --prompts")
+            raise SettingError("there is no prompt: write what to paint, or name a file of prompts with --prompts")
         return list(product(prompts, _seeds(self.seed)))
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Where networks run, and how.
+    """Devices and numerics.
 
     Attributes:
-        devices: How many devices of each machine to deal the windows to, or the prompts, if there are as many; auto for all.
-        num_nodes: How many machines.
-        timeout: Seconds that a device waits for another.
+        devices: Number of devices on each machine; auto takes all. They share the windows of a picture. With as many prompts
+            as devices, each device makes pictures of its own.
+        num_nodes: Number of machines.
+        timeout: Seconds that a device waits for another one before the run fails.
         precision: Precision of the networks.
-        micro_batch: Windows that go through the model at once.
-        guided_micro_batch: The same where guidance goes back through the model; as many unless given.
-        checkpointing: Save memory in guided steps, for time.
-        attention: How attention is computed; auto is SDPA, xformers needs CUDA, sliced saves memory.
-        channels_last: Keep channels last in memory, for speed.
-        offload: Let networks take turns on the device, for one that does not hold them all.
-        compile: Compile the model's repeated blocks, which takes a while.
+        micro_batch: Number of windows that go through the model at once. More is faster and needs more memory.
+        guided_micro_batch: The same for steps with gradients through the model. The default is micro_batch.
+        checkpointing: Use less memory and more time in steps with gradients.
+        attention: The attention kernel: auto is torch's SDPA, xformers needs CUDA, sliced uses less memory and more time.
+        channels_last: Store channels last in memory, which is faster on some GPUs.
+        offload: Keep only one network on the device at a time, for a device with little memory.
+        compile: Compile the repeated blocks of the model. The first step takes longer, later ones less.
     """
 
     devices: int | Literal["auto"] = 1
@@ -90,15 +91,15 @@ class Devices:
 
 
 def text_of(path: str, what: str, form: str) -> str:
-    """What a file holds, in UTF-8.
+    """Read a text file in UTF-8.
 
     Args:
         path: the file.
-        what: what it is to hold, for the error.
-        form: what to give instead, for the error.
+        what: what the file contains, for the error.
+        form: what to write instead, for the error.
 
     Raises:
-        SettingError: it cannot be read.
+        SettingError: the file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -108,16 +109,16 @@ def text_of(path: str, what: str, form: str) -> str:
 
 
 def lines_of(path: str) -> list[str]:
-    """The prompts in a file."""
-    lines = [line.strip() for line in text_of(path, "prompts", "give a text file with a prompt a line").splitlines()]
+    """Read the prompts in a file."""
+    lines = [line.strip() for line in text_of(path, "prompts", "give a text file with one prompt on each line").splitlines()]
     prompts = [line for line in lines if line]
     if not prompts:
-        raise SettingError(f"{path} holds no prompt: write one a line")
+        raise SettingError(f"{path} contains no prompt: write one on each line")
     return prompts
 
 
 def _seeds(seed: int | str) -> list[int]:
-    """One seed, or all from first to last, `1..8`."""
+    """Read one seed, or a range of seeds such as `1..8`."""
     span = re.fullmatch(r"(\d{1,20})\.\.(\d{1,20})", f"{seed}..{seed}" if isinstance(seed, int) else seed.strip())
     first, last = map(int, span.groups()) if span else (1, 0)
     if not 0 <= last - first < 10_000 or last >= 1 << 64:

@@ -1,4 +1,4 @@
-"""The command line: from words to a command, and from errors to a line and a status."""
+"""The command line: it turns words into a command, and errors into one line and an exit status."""
 
 import argparse
 import os
@@ -104,7 +104,7 @@ def _run(args: list[str]) -> int:
 
 
 def _without_command(args: Sequence[str]) -> int:
-    """The version, or what commands there are."""
+    """Print the version, or the list of commands."""
     parser = argparse.ArgumentParser(prog="panokit", usage="panokit COMMAND ...", description=_SUMMARY, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="Show this; panokit COMMAND --help shows its options.")
     parser.add_argument("--version", action="store_true", help="Show the version.")
@@ -123,7 +123,7 @@ def _without_command(args: Sequence[str]) -> int:
 
 
 def _generate(words: Words, hints: Mapping[str, Any]) -> int:
-    """Defaults, then configurations in their order, then the command line itself: the later ones win."""
+    """Run `generate`. Configurations override defaults and earlier configurations, and the command line overrides all of them."""
     options: dict[str, Any] = {}
     for path in words.configs:
         for name, value in configuration(path).items():
@@ -179,7 +179,7 @@ def _listed(guidances: Any) -> list[Any]:
 
 
 def _hints(command: str) -> dict[str, Any]:
-    """The types of a command's options, by name."""
+    """The types of the options of a command, by name."""
     if command != "generate":
         hints = hints_of(_COMMANDS[command])
         return {name: hint for name, hint in hints.items() if name not in ("return", "changes")}
@@ -194,7 +194,17 @@ def _hints(command: str) -> dict[str, Any]:
 def _parsed(
     parser: "ArgumentParser", options: Sequence[str], hints: Mapping[str, Any], *, defaults: bool = True
 ) -> dict[str, Any]:
-    """The options by name; without defaults only those that were given."""
+    """Parse the options.
+
+    Args:
+        parser: the parser of the command.
+        options: the words, as `--name=value`.
+        hints: the types of the options, for errors.
+        defaults: whether to add options that are not among the words, with their defaults.
+
+    Returns:
+        The values of the options, by name.
+    """
     from jsonargparse import ArgumentError
 
     try:
@@ -206,8 +216,12 @@ def _parsed(
 @cache
 def _generate_parser() -> "ArgumentParser":
     parser = _parser("generate [PROMPT ...]")
-    parser.add_argument("--config", metavar="FILE", help="A YAML file of options; several are merged, the last one wins.")
-    parser.add_argument("--print_config", action="store_true", help="Print all options as such a file, and do nothing else.")
+    parser.add_argument(
+        "--config", metavar="FILE", help="A YAML file of options. If there are several, a later one overrides an earlier one."
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="Print all options as a configuration, and do nothing else."
+    )
     for group, skipped in _GROUPS.items():
         parser.add_class_arguments(group, skip=skipped)
     return parser
@@ -221,11 +235,16 @@ def _function_parser(command: str) -> "ArgumentParser":
     if command == "rerun":
         skip = {"changes"}
         parser.add_argument(
-            "--set", dest="changes", action="append", metavar="NAME=VALUE", default=[], help="Change one thing."
+            "--set",
+            dest="changes",
+            action="append",
+            metavar="NAME=VALUE",
+            default=[],
+            help="Change one option of the recipe, such as seed=3.",
         )
     if command == "plugins":
         skip = {"name"}
-        parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class; all of them unless given.")
+        parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class. Without it, all plugins are listed.")
     parser.add_function_arguments(_COMMANDS[command], as_positional=command != "evaluate", skip=skip)
     return parser
 
@@ -238,7 +257,7 @@ def _parser(usage: str) -> "ArgumentParser":
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Warnings meant for the user, in one line; those of libraries to their developers not at all."""
+    """Print warnings for the user in one line, and drop those of libraries for their developers."""
 
     def show(
         message: Warning | str,
@@ -261,7 +280,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _complain(what: object, status: int) -> int:
-    """Say it in one line; on other ranks than the first only what the first will not say."""
+    """Print one line, unless this is another rank than the first and the first one prints the same."""
     rank = _rank()
     same = getattr(what, "reported", False) or (status == 2 and os.environ.get("LOCAL_RANK", "0") != "0")
     if not (rank and same):
@@ -271,5 +290,5 @@ def _complain(what: object, status: int) -> int:
 
 
 def _rank() -> int:
-    """Which process of many this is, as its launcher says."""
+    """The rank of this process, from the environment of its launcher."""
     return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))

@@ -1,4 +1,4 @@
-"""The words of a command line, sorted by who reads them."""
+"""The words of a command line, sorted into options, plugins, settings of plugins and prompts."""
 
 import re
 from collections import deque
@@ -12,7 +12,7 @@ from panokit.registry import Kind
 from panokit.settings import unknown_option
 
 PARTS: dict[str, Kind] = {"guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
-"""The options that are plugins, and what kind each is."""
+"""The options that name plugins, and their kinds."""
 _SETTING = re.compile(rf"--({'|'.join(PARTS)})\.(\w+(?:\.\w+)*)")
 _ALONE = ("--help", "--print_config", "--version")
 """Options without a value."""
@@ -25,13 +25,13 @@ class PartSetting(NamedTuple):
     key: str
     value: str
     added: int
-    """How many guidances are added before it."""
+    """Number of guidances that are added before it on the command line."""
 
 
 @final
 @dataclass
 class Words:
-    """What the command line says.
+    """The sorted words of a command line.
 
     Attributes:
         command: the command; empty if there is none.
@@ -52,17 +52,17 @@ class Words:
 
     @property
     def added(self) -> int:
-        """How many guidances are added."""
+        """Number of guidances that are added."""
         return sum(name == "guidances+" for name, _ in self.parts)
 
 
 def sort(args: Sequence[str], names: Collection[str], switches: Collection[str]) -> Words:
-    """The words of a command line, in order within each sort: settings belong to what stands before them.
+    """Sort the words of a command line. Each sort keeps its order, because a setting belongs to the plugin before it.
 
     Args:
         args: the words.
         names: the options of the command.
-        switches: those that are true when they stand alone.
+        switches: the options that need no value; alone they mean true.
 
     Raises:
         SettingError: an option came without a value, or adds several guidances at once.

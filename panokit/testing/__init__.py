@@ -1,4 +1,4 @@
-"""The conformance kit that plugin authors run, and the exact toy worlds that it and panokit's own tests are made of.
+"""The conformance kit, which checks that a plugin keeps its contract, and exact toy worlds for tests.
 
 ```python
 from panokit.testing import conforms
@@ -9,8 +9,8 @@ def test_conformance(check):
     check()
 ```
 
-The kind of the plugin decides which checks there are: a guidance's, a fuser's, a scheduler's or a denoiser's. They need no
-weights, no GPU and well under a second. `panokit check my_package:MyGuidance` runs them without pytest.
+There are checks for guidances, fusers, schedulers and denoisers. They need no weights and no GPU, and take about a second.
+`panokit check my_package:MyGuidance` runs them without pytest.
 """
 
 from panokit.testing.conformance import Check, Outcome, checks, conforms, run_checks

@@ -1,4 +1,4 @@
-"""Running the checks: under pytest by one decorator, and without it."""
+"""Runs the checks of a plugin, under pytest with one decorator, or without pytest."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ Test = TypeVar("Test", bound=Callable[..., None])
 @final
 @dataclass(frozen=True)
 class Check:
-    """One rule for one plugin; calling it checks.
+    """One rule for one plugin. Call it to check the rule.
 
     Attributes:
-        function: the rule.
-        make: makes the plugin afresh, as often as the rule needs it.
+        function: checks the rule.
+        make: makes a new plugin with the same settings. A rule may call it several times.
     """
 
     function: Callable[[Callable[[], Any]], None]
@@ -32,36 +32,39 @@ class Check:
 
     @property
     def name(self) -> str:
-        """What it is called in a report."""
+        """The name of the check in a report."""
         return self.function.__name__
 
     @property
     def rule(self) -> str:
-        """What it demands, in a sentence."""
+        """The rule, in a sentence."""
         return (self.function.__doc__ or "").strip()
 
     def __call__(self) -> None:
-        """Check.
+        """Check the rule.
 
         Raises:
-            ConformanceError: the plugin does not keep the rule.
+            ConformanceError: the plugin breaks the rule.
         """
         self.function(self.make)
 
 
 class Outcome(NamedTuple):
-    """What came of a check."""
+    """The result of a check."""
 
     check: str
     problem: str
-    """What is wrong and what to do about it; empty if all is well."""
+    """What is wrong and how to correct it; empty if the plugin keeps the rule."""
 
 
 def checks(make: Callable[[], Plugin]) -> list[Check]:
-    """The checks that apply to what the factory makes: a guidance, a fuser, a scheduler or a denoiser.
+    """List the checks that apply to a plugin.
+
+    Args:
+        make: makes a guidance, a fuser, a scheduler or a denoiser.
 
     Raises:
-        SettingError: it makes none of these.
+        SettingError: it makes something else.
     """
     plugin = make()
     match plugin:
@@ -80,7 +83,7 @@ def checks(make: Callable[[], Plugin]) -> list[Check]:
 
 
 def conforms(make: Callable[[], Plugin]) -> Callable[[Test], Test]:
-    """Decorates a test that takes `check`: pytest runs it once for each check, under the check's name.
+    """A decorator for a test with an argument `check`. Pytest runs the test once for each check, under the check's name.
 
     ```python
     @conforms(lambda: MyGuidance(weight=2.0))
@@ -89,18 +92,24 @@ def conforms(make: Callable[[], Plugin]) -> Callable[[Test], Test]:
     ```
 
     Args:
-        make: makes the plugin with the settings to check; called many times, because several checks need fresh ones.
+        make: makes the plugin with the settings to check. It is called many times, because some checks need new plugins.
 
     Raises:
         SettingError: it makes no plugin.
     """
-    import pytest  # those who check without pytest need none
+    import pytest  # imported here, because `panokit check` does not need it
 
     return pytest.mark.parametrize("check", [pytest.param(check, id=check.name) for check in checks(make)])
 
 
 def run_checks(make: Callable[[], Plugin]) -> Iterator[Outcome]:
-    """Run the checks without pytest, giving each outcome as it comes.
+    """Run the checks without pytest.
+
+    Args:
+        make: makes the plugin with the settings to check.
+
+    Yields:
+        The result of each check, as soon as it is known.
 
     Raises:
         SettingError: the factory makes no plugin.

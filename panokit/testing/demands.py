@@ -1,4 +1,4 @@
-"""What a check demands, and how it compares."""
+"""Helpers of checks: they demand, compare and copy."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -10,27 +10,35 @@ from torch import Tensor
 
 
 class ConformanceError(AssertionError):
-    """A plugin does not keep its contract: what came, what was expected, and what its author should do, in one line."""
+    """A plugin breaks its contract. The message says what came, what was expected and what to do, in one line."""
 
 
 def demand(holds: bool, otherwise: str) -> None:
-    """Raise a ConformanceError that says `otherwise`, unless it holds."""
+    """Raise a ConformanceError with the message `otherwise`, unless `holds` is true."""
     if not holds:
         raise ConformanceError(otherwise)
 
 
-def distance(found: Shaped[Tensor, "..."], expected: Shaped[Tensor, "..."]) -> float:
-    """The largest difference over the largest magnitude of both; infinite where shapes differ or something is not finite."""
-    if found.shape != expected.shape:
+def distance(actual: Shaped[Tensor, "..."], expected: Shaped[Tensor, "..."]) -> float:
+    """The largest difference of two tensors, relative to the largest magnitude in them.
+
+    Args:
+        actual: any tensor.
+        expected: a tensor of the same shape.
+
+    Returns:
+        The distance, 0 or more; infinity if the shapes differ or a number is not finite.
+    """
+    if actual.shape != expected.shape:
         return float("inf")
-    found, expected = found.detach().double(), expected.detach().double()
-    scale = max(float(found.abs().max()), float(expected.abs().max()))
-    ratio = float((found - expected).abs().max()) / scale if scale else 0.0
+    actual, expected = actual.detach().double(), expected.detach().double()
+    scale = max(float(actual.abs().max()), float(expected.abs().max()))
+    ratio = float((actual - expected).abs().max()) / scale if scale else 0.0
     return ratio if ratio < float("inf") else float("inf")
 
 
 def contents(value: object) -> list[Any]:
-    """Copies of the tensors, and the plain values, in nested dicts, lists, tuples and dataclasses; the rest is left out."""
+    """Collect the tensors, as copies, and the plain values in nested dicts, lists, tuples and dataclasses, and nothing else."""
     if isinstance(value, Tensor):
         return [value.detach().clone()]
     if isinstance(value, int | float | str | None):
@@ -45,7 +53,12 @@ def contents(value: object) -> list[Any]:
 
 
 def unchanged(before: list[Any], value: object) -> bool:
-    """Whether `contents` are to the last bit what they were."""
+    """Whether the contents of a value still have the same bits.
+
+    Args:
+        before: what `contents` returned for the value.
+        value: the value now.
+    """
     after = contents(value)
     return len(before) == len(after) and all(map(_same, before, after))
 

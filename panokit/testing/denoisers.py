@@ -1,6 +1,6 @@
-"""What a denoiser promises: windows that are predicted alike in any company, with a gradient, from frozen networks.
+"""Checks for denoisers: predictions are independent, differentiable, and come from frozen networks.
 
-It is checked on the CPU in float32, with classifier-free guidance, on a strip of three windows.
+They run on the CPU in float32, with classifier-free guidance, on a strip of three windows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from panokit.testing.demands import contents, demand, distance, unchanged
 Make = Callable[[], Denoiser]
 
 ROUNDING = 1e-4
-"""What a network in float32 may differ by when its batch is another."""
+"""The largest relative difference that another batch size may make in float32."""
 
 
 def checks(denoiser: Denoiser) -> tuple[Callable[[Make], None], ...]:
-    """Those that apply to a denoiser, the most telling first."""
+    """The checks for a denoiser. The ones whose failures explain others come first."""
     return (
         shape_and_dtype,
         frozen,
@@ -35,40 +35,40 @@ def checks(denoiser: Denoiser) -> tuple[Callable[[Make], None], ...]:
 
 
 def shape_and_dtype(make: Make) -> None:
-    """A prediction has the shape, the type and the device of its windows."""
+    """A prediction has the shape, dtype and device of its windows."""
     world = _world(make())
     found = world.predict(world.x)
     for what in ("shape", "dtype", "device"):
         got, expected = getattr(found, what), getattr(world.x, what)
         demand(
             got == expected,
-            f"{world.name} returned {what} {got} for windows of {what} {expected}; a prediction is like its windows: convert "
-            "it with `.to(x)`, and cut off what a model predicts besides",
+            f"{world.name} returned {what} {got} for windows of {what} {expected}; a prediction has the {what} of its windows: "
+            "convert it with `.to(x)`, and remove other outputs of the model",
         )
 
 
 def frozen(make: Make) -> None:
-    """Once its modules are placed, nothing in it wants a gradient, and it predicts the same again."""
+    """After its modules are placed, no parameter needs a gradient, and a second call makes the same prediction."""
     world = _world(make())
     found = world.predict(world.x)
     demand(
         not found.requires_grad,
-        f"a prediction of {world.name} has a graph though its windows ask for none: a network has trainable parameters, so "
-        "name all of them in `modules`, which the runtime freezes",
+        f"a prediction of {world.name} has a graph, although its windows need no gradient: a network has trainable parameters. "
+        "Return all networks in `modules`, so that the runtime freezes them",
     )
     demand(
         torch.equal(found, world.predict(world.x)),
-        f"{world.name} predicts otherwise when asked again: a network is in training mode, so name all of them in `modules`, "
-        "which the runtime puts into eval mode, and draw no noise",
+        f"a second call of {world.name} makes another prediction: a network is in training mode, or draws noise. Return all "
+        "networks in `modules`, so that the runtime sets them to eval mode",
     )
 
 
 def differentiable(make: Make) -> None:
-    """A gradient flows from the prediction to the windows, finite and not 0."""
+    """The gradient from the prediction to the windows is finite and not 0."""
     world = _world(make())
     x = world.x.clone().requires_grad_()
     found = world.predict(x)
-    advice = "guidances go through it: stay with operations of torch, without no_grad, inference_mode or detach"
+    advice = "guidances need one: use only operations of torch, without no_grad, inference_mode or detach"
     demand(found.requires_grad, f"a prediction of {world.name} has no gradient, and {advice}")
     (gradient,) = torch.autograd.grad(found.sum(), x, materialize_grads=True)
     demand(
@@ -78,19 +78,19 @@ def differentiable(make: Make) -> None:
 
 
 def batch_split_invariance(make: Make) -> None:
-    """Windows are predicted together as each of them alone, to rounding."""
+    """Windows have the same prediction in a batch as alone, up to rounding."""
     world = _world(make())
     together = world.predict(world.x)
     alone = torch.cat([world.predict(world.x[i : i + 1], [i]) for i in range(len(world.grid))])
     demand(
         distance(together, alone) < ROUNDING,
-        f"{world.name} predicts windows together otherwise than each alone (off by {distance(together, alone):.2g} of the "
-        "largest magnitude): nothing may be shared along the batch, neither a mean nor noise",
+        f"{world.name} predicts windows in a batch differently than alone (off by {distance(together, alone):.2g} of the "
+        "largest magnitude): windows may not share anything along the batch, such as a mean or noise",
     )
 
 
 def condition_per_window(make: Make) -> None:
-    """The condition of some windows is their part of the condition of all, also with a prompt per region."""
+    """The condition of some windows is their part of the condition of all windows, also with a prompt for each region."""
     halves = Regions((((0, 0, 0.5, 1), "a lake at night"),), elsewhere="a city at noon")
     denoiser = make()
     world = _world(denoiser, prompt=halves if len(denoiser.window) == 2 else "a lake at night")
@@ -99,26 +99,27 @@ def condition_per_window(make: Make) -> None:
     found = world.predict(world.x[some], some)
     demand(
         distance(found, together) < ROUNDING,
-        f"{world.name} conditions the windows {some} otherwise than among all (off by {distance(found, together):.2g} of the "
-        "largest magnitude): `condition` must give window number index[k] its own text, as Regions.assign(grid, index) does",
+        f"{world.name} conditions the windows {some} differently alone than among all windows (off by "
+        f"{distance(found, together):.2g} of the largest magnitude): `condition` must give window index[k] its own text, as "
+        "Regions.assign(grid, index) does",
     )
 
 
 def leaves_x_alone(make: Make) -> None:
-    """The windows are not written to."""
+    """The denoiser does not write to its windows."""
     world = _world(make())
     before = contents(world.x)
     world.denoiser(world.x, world.level, world.condition(range(len(world.grid))))
     demand(
         unchanged(before, world.x),
-        f"{world.name} wrote to the windows that it was given: use operations without a trailing underscore",
+        f"{world.name} wrote to its windows: use operations without a trailing underscore",
     )
 
 
 @final
 @dataclass(frozen=True)
 class _World:
-    """A denoiser, placed, and windows for it."""
+    """A placed denoiser, and windows for it."""
 
     denoiser: Denoiser
     grid: Grid
@@ -134,7 +135,7 @@ class _World:
         return self.denoiser.condition(self.embeddings, self.grid, index)
 
     def predict(self, x: Tensor, index: Sequence[int] | None = None) -> Any:
-        """Its prediction for a copy of windows, all of them unless given."""
+        """The prediction for a copy of some windows; None as the index means all of them."""
         return self.denoiser(x.clone(), self.level, self.condition(range(len(self.grid)) if index is None else index))
 
 

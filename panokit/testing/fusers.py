@@ -1,4 +1,4 @@
-"""What a fuser promises: the canvas that its windows were cut from, wherever they lie and whatever they are."""
+"""Checks for fusers: windows that were cropped from a canvas must give that canvas back, on any grid."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,11 @@ GRIDS = (
     Grid((6, 6), (6, 6), (3, 3), (False, False)),  # a single window
 )
 WIDE = Grid((72, 80), (64, 64), (8, 8), (False, False))
-"""Windows as large as Stable Diffusion's: up to 6 of them over a cell, and a corner alone under one window's corner."""
+"""Windows as large as those of Stable Diffusion. Up to 6 cover a cell, and only the corner of one covers a corner cell."""
 
 
 def checks(fuser: Fuser) -> tuple[Callable[[Make], None], ...]:
-    """Those that apply to a fuser, the most telling first."""
+    """The checks for a fuser. The ones whose failures explain others come first."""
     return (
         *((weights_positive,) if isinstance(fuser, WeightedFuser) else ()),
         fuse_of_crops_is_the_canvas,
@@ -42,24 +42,24 @@ def checks(fuser: Fuser) -> tuple[Callable[[Make], None], ...]:
 
 
 def weights_positive(make: Make) -> None:
-    """Every cell of a window has a weight above 0, finite, however large the window is."""
+    """Every cell of a window has a finite weight above 0, in windows of any size."""
     fuser = make()
     assert isinstance(fuser, WeightedFuser)
     for grid in (*GRIDS, WIDE):
         weight, name = fuser.weight(grid), type(fuser).__name__
         demand(
             weight.shape == grid.window,
-            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return a weight a cell",
+            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return one weight a cell",
         )
         demand(
             bool((weight.isfinite() & (weight > 0)).all()),
-            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}; each must "
-            "be above 0 and finite, or a cell under one window's corner is 0 / 0: clamp it to a small floor",
+            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}; all must be "
+            "above 0 and finite, because a cell under only one window's corner would be 0 / 0: clamp them to a small number",
         )
 
 
 def fuse_of_crops_is_the_canvas(make: Make) -> None:
-    """Windows that agree are joined to the canvas that they were cut from."""
+    """Windows that were cropped from a canvas are fused to that canvas."""
     fuser = make()
     for grid in GRIDS:
         canvas = _noise(3, *grid.size)
@@ -73,7 +73,7 @@ def fuse_of_crops_is_the_canvas(make: Make) -> None:
 
 
 def constant_stays_constant(make: Make) -> None:
-    """Windows of one number are joined to a canvas of that number."""
+    """Windows with one number everywhere are fused to a canvas with that number everywhere."""
     fuser = make()
     for grid in GRIDS:
         for number in (0.0, -3.0, 1e4):
@@ -81,45 +81,45 @@ def constant_stays_constant(make: Make) -> None:
             found = fuser.fuse(grid.crop(canvas), grid)
             demand(
                 distance(found, canvas) < 1e-5,
-                f"{type(fuser).__name__}.fuse makes of windows that are {number} everywhere a canvas that is not, "
-                f"{_off(found, canvas)}: the weights over a cell must sum to 1",
+                f"{type(fuser).__name__}.fuse of windows that are {number} everywhere is a canvas that is not "
+                f"({_off(found, canvas)}): the weights over a cell must sum to 1",
             )
 
 
 def linear(make: Make) -> None:
-    """A weighted fuser is linear in its windows: stepping the fused prediction is fusing the stepped ones."""
+    """A weighted fuser is linear in its windows. So a step of the fused prediction equals the fused steps of predictions."""
     fuser = make()
     for grid in GRIDS:
         one, other = _noise(2, len(grid), 1, *grid.window)
         found = fuser.fuse(2 * one - 3 * other, grid)
         demand(
             distance(found, 2 * fuser.fuse(one, grid) - 3 * fuser.fuse(other, grid)) < 1e-5,
-            f"{type(fuser).__name__} is a WeightedFuser, and its fuse is not linear in the windows: leave `fuse` to "
-            "WeightedFuser and define `weight` alone, or derive from Fuser",
+            f"{type(fuser).__name__} is a WeightedFuser, but its fuse is not linear in the windows: define only `weight` and "
+            "keep the `fuse` of WeightedFuser, or derive from Fuser",
         )
 
 
 def wraps(make: Make) -> None:
-    """On a ring no place is special: rolling the canvas by a stride rolls what is made of it."""
+    """All places of a ring are alike: a canvas rolled by a stride gives the rolled result."""
     fuser = make()
     for grid in (Grid((6, 12), (6, 6), (6, 3), (False, True)), Grid((8, 9), (4, 3), (2, 3), (True, True))):
         canvas, place = _noise(1, *grid.size), _noise(*grid.window, seed=1)
         shift = [stride if ring else 0 for stride, ring in zip(grid.stride, grid.wrap, strict=True)]
 
         def through_windows(canvas: Tensor, grid: Grid = grid, place: Tensor = place) -> Tensor:
-            """As a model does: every cell feels its neighbours and its place in the window."""
+            """Like a model: a cell depends on its neighbours and on its place in the window."""
             return fuser.fuse(torch.tanh(grid.crop(canvas) * place).cumsum(-1), grid)
 
         found, expected = through_windows(canvas.roll(shift, (1, 2))), through_windows(canvas).roll(shift, (1, 2))
         demand(
             distance(found, expected) < 1e-5,
-            f"{type(fuser).__name__}.fuse treats the join of a ring unlike other places ({_off(found, expected)} on {grid}): "
-            "what a window counts must not depend on its number or its place on the canvas",
+            f"{type(fuser).__name__}.fuse treats the join of a ring differently from other places ({_off(found, expected)} on "
+            f"{grid}): the weight of a window must not depend on its number or its place on the canvas",
         )
 
 
 def keeps_dtype_and_device(make: Make) -> None:
-    """The canvas is where the windows are, and of their type, but at least float32."""
+    """The canvas has the device and dtype of the windows; half precision becomes float32."""
     fuser, grid = make(), GRIDS[0]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         found, expected = (
@@ -128,26 +128,26 @@ def keeps_dtype_and_device(make: Make) -> None:
         )
         demand(
             (found.dtype, found.device) == (expected, torch.device("cpu")),
-            f"{type(fuser).__name__}.fuse made {found.dtype} on {found.device} of windows of {dtype} on the CPU; expected "
+            f"{type(fuser).__name__}.fuse returned {found.dtype} on {found.device} for windows in {dtype} on the CPU; expected "
             f"{expected} there: make tensors with windows.new_zeros, in torch.promote_types(windows.dtype, torch.float32)",
         )
 
 
 def half_precision_is_added_in_float32(make: Make) -> None:
-    """Windows in half precision are added in float32, and nowhere is 0 divided by 0."""
+    """Windows in half precision are added in float32, and no cell is 0 / 0."""
     fuser, grid = make(), WIDE
     for dtype in (torch.float16, torch.bfloat16):
         windows = (_noise(len(grid), 1, *grid.window) + 100).to(dtype)
         expected, found = fuser.fuse(windows.double(), grid), fuser.fuse(windows, grid)
         demand(
             distance(found, expected) < 1e-5,
-            f"{type(fuser).__name__}.fuse of windows in {dtype} is off from the same in float64 ({_off(found, expected)}): "
-            "convert windows and weights to torch.promote_types(windows.dtype, torch.float32) first",
+            f"{type(fuser).__name__}.fuse of windows in {dtype} differs from float64 ({_off(found, expected)}): convert windows "
+            "and weights to torch.promote_types(windows.dtype, torch.float32) first",
         )
 
 
 def leaves_windows_alone(make: Make) -> None:
-    """The windows are not written to."""
+    """The fuser does not write to its windows."""
     fuser, grid = make(), GRIDS[0]
     windows = _noise(len(grid), 2, *grid.window)
     before = contents(windows)
@@ -156,7 +156,7 @@ def leaves_windows_alone(make: Make) -> None:
 
 
 def same_for_any_number_of_ranks(make: Make) -> None:
-    """On one, two and three ranks a run has the same bits, on every rank."""
+    """A run has the same bits on one, two and three ranks, and on every rank."""
 
     def canvas(runtime: Runtime) -> Tensor:
         run = toy_run(fuser=make(), runtime=runtime)
@@ -169,8 +169,8 @@ def same_for_any_number_of_ranks(make: Make) -> None:
         for rank, found in enumerate(VirtualRanks(size, 2).run(canvas)):
             demand(
                 torch.equal(found, expected),
-                f"rank {rank} of {size} has another canvas than a single rank: `fuse` is called on every rank with the same "
-                "windows, and must return the same; it has no noise, and remembers nothing",
+                f"rank {rank} of {size} has another canvas than a single rank: `fuse` gets the same windows on every rank and "
+                "must return the same canvas; it may not draw noise or remember anything",
             )
 
 
@@ -179,5 +179,5 @@ def _noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _off(found: Tensor, expected: Tensor) -> str:
-    """How far, in words."""
+    """The distance, in words."""
     return f"off by {distance(found, expected):.2g} of the largest magnitude"

@@ -1,8 +1,8 @@
-"""What a guidance promises: two rules, runs that come out the same, and an energy with a gradient.
+"""Checks for guidances: the two rules of the contract, reproducible runs, and an energy with a gradient.
 
-The checks run it in a toy world: a smooth model of four channels, a codec of factor 2, and a canvas of 16 x 24 cells, covered
-by 15 windows of 8 x 8 cells, 4 apart, so that the canvas at half its size still holds windows. What is compared bit for bit is
-computed in float32, as users compute; what is compared by a tolerance, in float64.
+They run in a toy world: a smooth model with four channels, a codec with factor 2, and a canvas of 16 x 24 cells. It has 15
+windows of 8 x 8 cells with a stride of 4, so a canvas of half the size still holds windows. Comparisons of bits use float32,
+like users' runs. Comparisons with a tolerance use float64.
 """
 
 import math
@@ -28,15 +28,15 @@ from panokit.testing.toys import ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 Make = Callable[[], Guidance]
 
 STEPS = 8
-"""Of the runs: a guidance must move windows in one of them, or know the canvas, to be checked."""
+"""Steps of a run. In one of them at least, a guidance must move windows or know the canvas."""
 MICRO_BATCH = 5
-"""Three chunks of the 15 windows, which two ranks share unevenly."""
+"""Windows in a chunk. The 15 windows make three chunks, which two ranks cannot share evenly."""
 SOME = [9, 0, 14, 4]
-"""A few windows, out of order."""
+"""Some windows, in no order."""
 
 
 def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
-    """Those that apply to a guidance, the most telling first."""
+    """The checks for a guidance. The ones whose failures explain others come first."""
     weighted = is_dataclass(guidance) and any(field.name == "weight" for field in fields(guidance))
     moves = not _moves_nothing(guidance)
     return (
@@ -58,7 +58,7 @@ def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
 
 
 def wakes_up(make: Make) -> None:
-    """In a run of eight steps the guidance moves windows or knows the canvas, or there is nothing to check."""
+    """In a run of eight steps the guidance moves windows or knows the canvas at least once. Otherwise nothing can be checked."""
     guidance = make()
     if not _moves_nothing(guidance):
         _moment(guidance)
@@ -69,13 +69,13 @@ def wakes_up(make: Make) -> None:
             return
         run.step()
     raise ConformanceError(
-        f"{guidance} is asleep and knows nothing at all {STEPS} steps of a run, so there is nothing to check: "
-        "make it with settings under which its strength is not 0, or `known` returns a canvas"
+        f"{guidance} is asleep and knows no canvas at all {STEPS} steps of a run, so nothing can be checked: choose settings "
+        "with a strength above 0, or with which `known` returns a canvas"
     )
 
 
 def shape_and_dtype(make: Make) -> None:
-    """The energy is one number a window, of the windows' own dtype and on their device."""
+    """The energy is one number a window, in the dtype and on the device of the windows."""
     now = _moment(make())
     for index in (SOME, [5]):
         seen, n = now.step.look(index), len(index)
@@ -88,74 +88,74 @@ def shape_and_dtype(make: Make) -> None:
         )
         demand(
             (energy.dtype, energy.device) == (seen.x0.dtype, seen.x0.device),
-            f"{now.name}.energy returned {energy.dtype} on {energy.device} for windows of {seen.x0.dtype} on "
-            f"{seen.x0.device}; it must follow its windows: make constants with `.to(seen.x0)`",
+            f"{now.name}.energy returned {energy.dtype} on {energy.device} for windows in {seen.x0.dtype} on "
+            f"{seen.x0.device}; expected the same for both: make constants with `.to(seen.x0)`",
         )
 
 
 def strength_is_finite_at_every_level(make: Make) -> None:
-    """The strength is a finite Python number at every level that a step starts from, the same whenever it is asked for."""
+    """The strength is a finite Python number at every main level, and always the same at the same level."""
     guidance = make()
     for level in _levels():
         at = f"{type(guidance).__name__}.strength at step {level.step} of {level.steps} (alpha {level.alpha:.3g})"
         try:
             strength, again = guidance.strength(level), guidance.strength(level)
         except ArithmeticError as cause:
-            raise ConformanceError(f"{at} raised {cause!r}: mind levels whose alpha is 0, and runs of one step") from cause
+            raise ConformanceError(f"{at} raised {cause!r}: handle levels with alpha 0, and runs of one step") from cause
         demand(
             isinstance(strength, float | int),
-            f"{at} is a {type(strength).__name__}; it must be a Python float, which costs no synchronisation: use math",
+            f"{at} is a {type(strength).__name__}; it must be a Python float, so that nothing waits for the device: use math",
         )
-        demand(math.isfinite(strength), f"{at} is {strength}; it must be finite: mind levels whose alpha is 0")
+        demand(math.isfinite(strength), f"{at} is {strength}; it must be finite: handle levels with alpha 0")
         demand(
             strength == again,
-            f"{at} is {strength}, and {again} when asked again; it must depend on the level and the settings alone",
+            f"{at} is {strength}, and {again} in a second call; it must depend only on the level and the settings",
         )
 
 
 def known_is_a_clean_canvas(make: Make) -> None:
-    """At every level `known` returns None, or a finite canvas like the run's own, which it leaves alone."""
+    """At every level `known` returns None, or a finite canvas like the run's own. It does not write to the run's canvas."""
     run = _run(make())
     ((guidance, memory),) = run.guided
     name = f"{type(guidance).__name__}.known"
     while not run.done:
         canvas = contents(run.canvas)
-        found: Any = guidance.known(run.view(0, "known"), memory)
-        demand(unchanged(canvas, run.canvas), f"{name} wrote to step.canvas, which the run goes on with: work on a copy")
-        if found is not None:
+        x0: Any = guidance.known(run.view(0, "known"), memory)
+        demand(unchanged(canvas, run.canvas), f"{name} wrote to step.canvas, which the run still needs: work on a copy")
+        if x0 is not None:
             demand(
-                isinstance(found, Tensor)
-                and (found.shape, found.dtype, found.device) == (run.canvas.shape, run.canvas.dtype, run.canvas.device)
-                and bool(found.isfinite().all()),
-                f"{name} returned {_told(found)} at step {run.level.step} for a canvas that is {_told(run.canvas)}; it must "
-                "return None, or the clean canvas, finite and `.to(step.canvas)`",
+                isinstance(x0, Tensor)
+                and (x0.shape, x0.dtype, x0.device) == (run.canvas.shape, run.canvas.dtype, run.canvas.device)
+                and bool(x0.isfinite().all()),
+                f"{name} returned {_described(x0)} at step {run.level.step} for a canvas that is {_described(run.canvas)}; it "
+                "must return None, or the clean canvas, finite and `.to(step.canvas)`",
             )
         run.step()
 
 
-def _told(found: object) -> str:
-    """What a tensor is, in words."""
-    if not isinstance(found, Tensor):
-        return f"a {type(found).__name__}"
-    finite = "" if bool(found.isfinite().all()) else " with NaN or infinity"
-    return f"a {found.dtype} {tuple(found.shape)} on {found.device}{finite}"
+def _described(value: object) -> str:
+    """The dtype, shape and device of a tensor, in words."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    finite = "" if bool(value.isfinite().all()) else " with NaN or infinity"
+    return f"a {value.dtype} {tuple(value.shape)} on {value.device}{finite}"
 
 
 def windows_do_not_see_each_other(make: Make) -> None:
-    """Energies and gradients of several windows are those of each window alone."""
+    """Energies and gradients of windows are the same in a chunk as alone."""
     now = _moment(make())
     together = now.slopes(now.step.look(SOME), SOME)
     alone = [torch.cat(parts) for parts in zip(*(now.slopes(now.step.look([i]), [i]) for i in SOME), strict=True)]
     for what, found, expected in zip(("energy", "gradient at x", "gradient at x0"), together, alone, strict=True):
         demand(
             distance(found, expected) < 1e-5,
-            f"the {what} of {now.name} is another for the windows {SOME} together than for each alone: reduce over all axes "
-            "but the first, take per-window parts of the context by `index`, and make what windows share in `prepare`",
+            f"the {what} of {now.name} differs between the windows {SOME} in one chunk and each of them alone: reduce over all "
+            "axes but the first, choose a window's part of the context by `index`, and make what windows share in `prepare`",
         )
 
 
 def gradient_matches_energy(make: Make) -> None:
-    """The gradient that autograd finds, at x and at x0, is the slope of the energy along any direction."""
+    """The gradients of autograd, at x and at x0, are the slopes of the energy along any direction."""
     now = _moment(make())
     seen = now.step.look(SOME)
     _, *gradients = now.slopes(seen, SOME)
@@ -167,7 +167,7 @@ def gradient_matches_energy(make: Make) -> None:
     for (name, at), gradient in zip(moved.items(), gradients, strict=True):
         expected = (gradient * direction).flatten(1).sum(1)
         tried: list[tuple[float, list[float]]] = []
-        for h in (10.0**-k for k in range(6, 1, -1)):  # the small ones drown in rounding where a network is in float32
+        for h in (10.0**-k for k in range(6, 1, -1)):  # rounding hides small differences if a network is in float32
             slope = (now.energy(at(h), SOME) - now.energy(at(-h), SOME)) / (2 * h)
             tried.append((distance(slope, expected), slope.tolist()))
             if tried[-1][0] < 1e-3:
@@ -175,46 +175,46 @@ def gradient_matches_energy(make: Make) -> None:
         off, found = min(tried)
         demand(
             off < 1e-3,
-            f"along a direction of seen.{name} the energy of {now.name} rises by {found} a window, and its gradient says "
-            f"{expected.tolist()}: between seen.{name} and the energy stay with differentiable operations of torch, "
-            "without detach, no_grad, numpy or rounding",
+            f"along a direction of seen.{name} the energy of {now.name} has the slopes {found}, but its gradient gives "
+            f"{expected.tolist()}: between seen.{name} and the energy use only differentiable operations of torch, without "
+            "detach, no_grad, numpy or rounding",
         )
 
 
 def leaves_arguments_alone(make: Make) -> None:
-    """`prepare` does not write to the canvas, and `energy` to nothing at all."""
+    """`prepare` does not write to the canvas, and `energy` does not write to its arguments."""
     run = _awake(make())
     ((guidance, _),) = run.guided
     name, canvas = type(guidance).__name__, contents(run.canvas)
     now = _prepared(run)
-    demand(unchanged(canvas, run.canvas), f"{name}.prepare wrote to step.canvas, which the run goes on with: work on a copy")
+    demand(unchanged(canvas, run.canvas), f"{name}.prepare wrote to step.canvas, which the run still needs: work on a copy")
     seen = now.step.look(SOME)
     tensors, context = contents([seen.x, seen.x0]), contents(now.context)
     guidance.energy(seen, SOME, now.context)
     demand(
         unchanged(tensors, [seen.x, seen.x0]),
-        f"{name}.energy wrote to seen.x or seen.x0, which are not its own: use operations without a trailing underscore",
+        f"{name}.energy wrote to seen.x or seen.x0, which the run still needs: use operations without a trailing underscore",
     )
     demand(
         unchanged(context, now.context),
-        f"{name}.energy wrote to its context, where every rank would write of its own windows alone: make it in `prepare`",
+        f"{name}.energy wrote to its context, but a rank sees only some of the windows: write to it in `prepare`",
     )
 
 
 def never_changes(make: Make) -> None:
-    """A run leaves the guidance's settings as they are."""
+    """A run does not change the settings of the guidance."""
     guidance = make()
     settings = contents(_settings(guidance))
     _finished(_run(guidance))
     demand(
         unchanged(settings, _settings(guidance)),
-        f"a run changed the settings of the {type(guidance).__name__}: what it remembers belongs into the memory that `begin` "
+        f"a run changed the settings of the {type(guidance).__name__}: keep what it remembers in the memory that `begin` "
         "returns",
     )
 
 
 def same_for_any_number_of_ranks(make: Make) -> None:
-    """On one, two and three ranks a run has the same bits, on every rank."""
+    """A run has the same bits on one, two and three ranks, and on every rank."""
 
     def canvas(runtime: Runtime) -> Tensor:
         return _finished(_run(make(), runtime=runtime))
@@ -224,13 +224,13 @@ def same_for_any_number_of_ranks(make: Make) -> None:
         for rank, found in enumerate(VirtualRanks(size, MICRO_BATCH).run(canvas)):
             demand(
                 torch.equal(found, expected),
-                f"rank {rank} of {size} has another canvas than a single rank: `prepare` must be the same on every rank, with "
-                "noise from step.noise and none of torch's own, and nothing may depend on which windows `energy` has seen",
+                f"rank {rank} of {size} has another canvas than a single rank: `prepare` must return the same on every rank, "
+                "noise must come from step.noise, and nothing may depend on the windows that `energy` has seen",
             )
 
 
 def runs_do_not_share_memory(make: Make) -> None:
-    """Two runs of one guidance that take turns are each what they are alone."""
+    """Two runs of one guidance, step by step in turns, make the same canvases as alone."""
     shared = make()
     runs = [_run(shared, seed=seed) for seed in (0, 1)]
     while not all(run.done for run in runs):
@@ -239,50 +239,50 @@ def runs_do_not_share_memory(make: Make) -> None:
     for run in runs:
         demand(
             torch.equal(run.canvas, _finished(_run(make(), seed=run.seed))),
-            f"of two runs that take turns with one {type(shared).__name__}, that of seed {run.seed} is not what it is alone: "
-            "keep what a run remembers in the memory that `begin` returns, never on the guidance, its class or its module, "
-            "and take noise from step.noise",
+            f"when two runs take turns with one {type(shared).__name__}, the run with seed {run.seed} makes another canvas than "
+            "alone: keep what a run remembers in the memory that `begin` returns, never on the guidance, its class or its "
+            "module, and take noise from step.noise",
         )
 
 
 def memory_can_be_saved(make: Make) -> None:
-    """The memory is made of tensors and numbers, and a run restored half way goes on to the same bits."""
+    """The memory contains only tensors and plain values, and a restored run continues with the same bits."""
     run = _run(make())
     name, memory = type(run.guided[0][0]).__name__, run.guided[0][1]
     for _ in range(STEPS // 2):
         run.step()
     for strange in _strange(memory):
         raise ConformanceError(
-            f"the memory of {name} holds a {type(strange).__name__}, which a checkpoint cannot: `begin` must return None, or "
-            "nested dicts and lists of tensors, numbers and texts"
+            f"the memory of {name} contains a {type(strange).__name__}, which a checkpoint cannot hold: `begin` must return "
+            "None, or nested dicts and lists of tensors, numbers and text"
         )
     state, expected = run.state(), _finished(run)
     resumed = _run(make())
     resumed.restore(state)
     demand(
         torch.equal(_finished(resumed), expected),
-        f"a run with {name} that is restored half way does not go on as the unbroken one: all that `prepare` remembers must "
-        "be written into the memory that `begin` returned",
+        f"a run with {name} that is restored half way makes another canvas than a run without a break: `prepare` must keep "
+        "all that it remembers in the memory that `begin` returned",
     )
 
 
 def zero_weight_is_absent(make: Make) -> None:
-    """With weight 0 the guidance is asleep at every level, and the run has the bits of one without it."""
+    """With weight 0 the guidance is asleep at every level, and the run has the same bits as without it."""
     guidance: Any = make()
     name, absent = type(guidance).__name__, replace(guidance, weight=0.0)
     for level in _levels():
         demand(
             absent.strength(level) == 0,
             f"{name} with weight 0 has strength {absent.strength(level)} at step {level.step} of {level.steps}: multiply the "
-            "strength by the weight rather than the energy, so that 0 costs nothing",
+            "strength by the weight, not the energy, so that a weight of 0 costs nothing",
         )
     demand(
         torch.equal(_finished(_run(absent)), _finished(_run())),
-        f"a run with {name} of weight 0 is not the run without it: `begin` must leave its arguments alone",
+        f"a run with {name} of weight 0 makes another canvas than a run without it: `begin` may not change its arguments",
     )
 
 
-# --- the world they are checked in --------------------------------------------------------------------------
+# --- the toy world ------------------------------------------------------------------------------------------
 
 
 def _run(*guidances: Guidance, runtime: Runtime | None = None, seed: int = 0) -> Run:
@@ -307,7 +307,7 @@ def _finished(run: Run) -> Tensor:
 @final
 @dataclass(frozen=True)
 class _Moment:
-    """A guidance at the first level that it is awake at, prepared."""
+    """A prepared guidance, at the first level at which it is awake."""
 
     guidance: Guidance
     step: CanvasStep
@@ -322,7 +322,7 @@ class _Moment:
         return self.guidance.energy(replace(seen, x=seen.x.clone(), x0=seen.x0.clone()), index, self.context)
 
     def slopes(self, seen: Estimate, index: Sequence[int]) -> tuple[Tensor, ...]:
-        """The energy, and its gradients at x and x0, taken at leaves as the run takes them."""
+        """The energy, and its gradients at x and x0. Like the run, it takes them at leaves."""
         x, x0 = seen.x.clone().requires_grad_(), seen.x0.clone().requires_grad_()
         energy = self.guidance.energy(replace(seen, x=x, x0=x0), index, self.context)
         if not energy.requires_grad:
@@ -332,7 +332,7 @@ class _Moment:
 
 
 def _moves_nothing(guidance: Guidance) -> bool:
-    """Whether the guidance is one that may know the canvas, and is asleep at all steps of a run."""
+    """Whether the guidance defines `known` and is asleep at all steps of a run."""
     if type(guidance).known is Guidance.known:
         return False
     try:
@@ -346,15 +346,15 @@ def _moment(guidance: Guidance) -> _Moment:
 
 
 def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
-    """A run at the first level that the guidance is awake at."""
+    """A run at the first level at which the guidance is awake."""
     run = _run(guidance, runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=MICRO_BATCH))
     while not run.done:
         if guidance.strength(run.level) != 0 and run.known() is None:
             return run
         run.step()
     raise ConformanceError(
-        f"{guidance} is asleep at all {STEPS} steps of a run, so there is nothing to check: "
-        "make it with settings under which its strength is not 0"
+        f"{guidance} is asleep at all {STEPS} steps of a run, so nothing can be checked: choose settings with a strength "
+        "above 0"
     )
 
 
@@ -370,7 +370,7 @@ def _settings(guidance: Guidance) -> object:
 
 
 def _levels() -> list[Level]:
-    """Those of runs of 1, 4 and 50 steps, of diffusion and of flow matching, whose first level holds no signal at all."""
+    """The levels of runs with 1, 4 and 50 steps, of diffusion and of flow matching, whose first level has no signal."""
     levels: list[Level] = []
     for steps in (1, 4, 50):
         levels += ToyScheduler().begin(steps, torch.device("cpu"), Training()).levels[:-1]
@@ -379,7 +379,7 @@ def _levels() -> list[Level]:
 
 
 def _strange(memory: object) -> Iterator[object]:
-    """What a checkpoint cannot hold."""
+    """The parts of a memory that a checkpoint cannot hold."""
     for node in walk(memory):
         kept = (Tensor, int, float, str, NoneType)
         if isinstance(node.value, Mapping):

@@ -1,7 +1,7 @@
-"""Real ranks: processes over gloo, as a launcher starts them, but in a moment.
+"""Real ranks for tests: processes over gloo, like those of a launcher, that start quickly.
 
-They are forked from a process that has imported everything and computed nothing, so that starting two takes a tenth of a second
-and not ten.
+They are forked from a process that has imported everything and computed nothing. So two ranks start in a tenth of a second
+instead of ten seconds.
 """
 
 import multiprocessing
@@ -19,16 +19,16 @@ PRELOAD = ["panokit.cli", "panokit.painting", "panokit.runtime.strategy", "panok
 
 @final
 class Processes:
-    """As many ranks as asked for, which run a function of a script, one thread each.
+    """Ranks that run a function of a script, with one thread each.
 
     Args:
-        size: how many ranks.
+        size: number of ranks.
         script: a Python file.
-        function: the name of a function in it; what it returns is the exit status, 0 if it is None.
-        args: its arguments.
-        folder: where `RANK.txt` keeps what each rank says.
-        environment: what is added to the environment of all.
-        port: of the ranks' store; one that is free unless given.
+        function: the name of a function in it. It returns the exit status of its rank; None is 0.
+        args: the arguments of the function, the same on every rank.
+        folder: a folder for the output of the ranks, `RANK.txt`.
+        environment: variables to add to the environment of every rank.
+        port: the port of the ranks' store; None takes a free one.
     """
 
     def __init__(
@@ -60,10 +60,16 @@ class Processes:
             self.ranks[rank].start()
 
     def wait(self, timeout: float = 60.0) -> list[int | None]:
-        """The exit statuses, when all have ended; minus the signal's number where one was killed.
+        """Wait for all ranks to end.
+
+        Args:
+            timeout: seconds to wait. After that, the ranks are killed.
+
+        Returns:
+            The exit statuses. A rank that was killed has the negative number of the signal.
 
         Raises:
-            TimeoutError: they have not; they are killed.
+            TimeoutError: a rank did not end in time.
         """
         end = time.monotonic() + timeout
         for rank in self.ranks:
@@ -71,17 +77,17 @@ class Processes:
         if any(rank.is_alive() for rank in self.ranks):
             for rank in self.ranks:
                 rank.kill()
-            raise TimeoutError(f"ranks still run after {timeout} s; they said: {self.said()}")
+            raise TimeoutError(f"ranks still run after {timeout} s; their output: {self.outputs()}")
         return [rank.exitcode for rank in self.ranks]
 
-    def said(self) -> list[str]:
-        """What each rank has written to standard output and standard error."""
+    def outputs(self) -> list[str]:
+        """The standard output and standard error of each rank."""
         paths = [self._folder / f"{rank}.txt" for rank in range(len(self.ranks))]
         return [path.read_text() if path.exists() else "" for path in paths]
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Find a port that no process uses."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

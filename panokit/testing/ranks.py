@@ -1,4 +1,4 @@
-"""Virtual ranks: threads in the place of processes, so that many devices can be tested on none."""
+"""Virtual ranks: threads instead of processes, so that tests of many devices need none."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +21,12 @@ Rows = tuple[Tensor, ...]
 
 
 class _ApartError(ConformanceError):
-    """The ranks went different ways; where one of them failed, its own error says more."""
+    """The ranks made different calls. If one of them failed, its own error is reported instead."""
 
 
 @final
 class _Thread(Alone):
-    """One of the threads. Its runs do not stop, and what they say is said once."""
+    """The ranks as one thread sees them: `map` shares rows with the other threads, and everything else is local."""
 
     def __init__(self, rows: Callable[..., Rows]) -> None:
         self._rows = rows
@@ -39,14 +39,14 @@ class _Thread(Alone):
 
 @final
 class VirtualRanks:
-    """As many ranks as asked for, one thread each, which meet in `Runtime.map`.
+    """Ranks that are threads and exchange rows in `Runtime.map`.
 
-    They take turns: a rank hands over where it would wait for the rows of the others. So nothing races, and what differs
-    between ranks differs in every process alike.
+    Only one thread runs at a time. It gives way to the others when it waits for their rows. So there are no races, and every
+    test run finds the same differences between ranks.
 
     Args:
-        size: how many ranks.
-        micro_batch: of their runtimes.
+        size: number of ranks.
+        micro_batch: windows in a chunk.
     """
 
     def __init__(self, size: int, micro_batch: int) -> None:
@@ -57,10 +57,16 @@ class VirtualRanks:
         self._left = 0
 
     def run(self, work: Callable[[Runtime], Made]) -> list[Made]:
-        """What `work` returns on each rank, given the rank's runtime, in float32 on the CPU.
+        """Run a function on every rank.
+
+        Args:
+            work: takes the runtime of its rank, on the CPU in float32.
+
+        Returns:
+            The result of each rank.
 
         Raises:
-            ConformanceError: the ranks did not call `map` alike, so that processes would wait for each other forever.
+            ConformanceError: the ranks called `map` differently, so real processes would wait for each other forever.
         """
         with ThreadPoolExecutor(self._size) as pool:
             futures = [pool.submit(self._attend, rank, work) for rank in range(self._size)]
@@ -88,7 +94,7 @@ class VirtualRanks:
         *,
         micro_batch: int,
     ) -> Rows:
-        """`Runtime.map`, with this rank's chunks computed here and the others' taken from where they put them."""
+        """Do what `Runtime.map` does: compute the chunks of this rank, and take those of the other threads."""
         call, plan = next(calls), chunks(n, micro_batch)
         everything = [(call, chunk[0]) for chunk in plan]
         if self._lengths.setdefault(call, n) == n:
@@ -97,7 +103,7 @@ class VirtualRanks:
             self._turn.wait_for(lambda: self._left > 0 or self._rows.keys() >= {*everything})
         if not self._rows.keys() >= {*everything} or self._lengths[call] != n:
             raise _ApartError(
-                f"rank {rank} of {self._size} waits for windows that another rank will not compute: `prepare` must call "
-                "step.estimate alike on every rank, whatever windows the rank has seen"
+                f"rank {rank} of {self._size} waits for windows that another rank does not compute: `prepare` must make the "
+                "same calls of step.estimate on every rank"
             )
         return tuple(torch.cat(parts) for parts in zip(*(self._rows[key] for key in everything), strict=True))

@@ -1,6 +1,6 @@
-"""What a scheduler promises: levels that go down, a solver that lands where the model points, and runs that keep apart.
+"""Checks for schedulers: levels fall, the solver ends at the image that the model knows, and runs are independent.
 
-The model is Stable Diffusion's in a twentieth of its timesteps, because some solvers loop over them when they are made.
+The training noise is that of Stable Diffusion with a twentieth of its timesteps, because some solvers loop over timesteps.
 """
 
 import io
@@ -24,7 +24,7 @@ STEPS = 6
 
 
 def checks(scheduler: Scheduler) -> tuple[Callable[[Make], None], ...]:
-    """Those that apply to a scheduler, the most telling first."""
+    """The checks for a scheduler. The ones whose failures explain others come first."""
     return (
         levels_descend,
         x0_inverts,
@@ -38,13 +38,13 @@ def checks(scheduler: Scheduler) -> tuple[Callable[[Make], None], ...]:
 
 
 def levels_descend(make: Make) -> None:
-    """Noise levels are numbered, consistent, never rise from step to step, and end all but clean."""
+    """Noise levels are numbered in order, have alpha and sigma that fit, never rise between steps, and end near 0."""
     name = type(make()).__name__
     for prediction, solver in _solvers(make()):
         levels = solver.levels
         demand(
             [level.index for level in levels] == list(range(len(levels))),
-            f"{name} numbers its levels {[level.index for level in levels]}; a level's index is its place in the list",
+            f"{name} numbers its levels {[level.index for level in levels]}; the index of a level is its place in the list",
         )
         for level in levels:
             total = level.alpha + level.sigma if prediction == "flow_prediction" else math.hypot(level.alpha, level.sigma)
@@ -56,18 +56,18 @@ def levels_descend(make: Make) -> None:
         *main, last = (level for level in levels if level.main)
         demand(
             last is levels[-1] and [level.step for level in (*main, last)] == [*range(STEPS), STEPS],
-            f"{name}, asked for {STEPS} steps, has main levels of steps {[level.step for level in (*main, last)]}; expected 0 "
-            f"to {STEPS}, the last one terminal: mark a solver's inner stages with main=False",
+            f"{name} with {STEPS} steps has main levels of the steps {[level.step for level in (*main, last)]}; expected 0 to "
+            f"{STEPS}, where the last one is terminal: mark the inner stages of a solver with main=False",
         )
         sigmas = [level.sigma for level in (*main, last)]
         demand(
             all(above >= below for above, below in pairwise(sigmas)) and sigmas[-1] < 0.2,
-            f"the sigmas of {name} go {sigmas}; they must never rise from one main level to the next, and end below 0.2",
+            f"the sigmas of {name} are {sigmas}; they must never rise from one main level to the next, and must end below 0.2",
         )
 
 
 def x0_inverts(make: Make) -> None:
-    """`x0` is what the model's prediction means, and `pred` its inverse: pure, differentiable, for any leading axes."""
+    """`x0` converts a prediction into the clean estimate, and `pred` is its inverse. Both are differentiable, for any axes."""
     name = type(make()).__name__
     for prediction, solver in _solvers(make()):
         for level in solver.levels[:-1]:
@@ -76,21 +76,21 @@ def x0_inverts(make: Make) -> None:
             at = f"{name} for a model that predicts {prediction}, at alpha {level.alpha:.3g} and sigma {level.sigma:.3g}"
             demand(
                 distance(solver.x0(pred, x, level), x0_from(prediction, pred, x, level)) < 1e-5,
-                f"{at}: `x0` is not what such a prediction means: use panokit.scheduler.x0_from(training.prediction, ...), or "
-                "refuse the model in `begin` with a SettingError",
+                f"{at}: `x0` converts the prediction wrongly: use panokit.scheduler.x0_from(training.prediction, ...), or refuse "
+                "the model in `begin` with a SettingError",
             )
             demand(
                 distance(solver.x0(pred, x, level), x0) < 1e-5,
-                f"{at}: `x0` of `pred` is not the x0 that went in: use panokit.scheduler.pred_from(training.prediction, ...)",
+                f"{at}: `x0` of `pred` is another x0: use panokit.scheduler.pred_from(training.prediction, ...)",
             )
             demand(
                 solver.x0(pred, x, level).requires_grad,
-                f"{at}: `x0` has no gradient, and guidances need one: stay with operations of torch, without no_grad or detach",
+                f"{at}: `x0` has no gradient, and guidances need one: use only operations of torch, without no_grad or detach",
             )
 
 
 def lands_on_the_one_image(make: Make) -> None:
-    """In a world of one image, whose model knows it, a run ends on the image, whatever the model predicts."""
+    """If the model knows the one image of its world, a run ends at this image, for every type of prediction."""
     name = type(make()).__name__
     for prediction, solver in _solvers(make()):
         world, random = OneImage(_canvas(seed=1)), torch.Generator().manual_seed(0)
@@ -101,32 +101,32 @@ def lands_on_the_one_image(make: Make) -> None:
         off = _rms(x - end.alpha * world.image) / _rms(world.image)
         demand(
             off < 1e-4 + 1.2 * end.sigma,
-            f"{name}, led by a model that predicts {prediction} and knows the image, ends {off:.2g} away from it, where the "
-            f"last level leaves noise of {end.sigma:.2g}: mind the coefficients of `step`, and where the last step lands",
+            f"{name}, with a model that predicts {prediction} and knows the image, ends {off:.2g} away from it, although the "
+            f"last level has noise of only {end.sigma:.2g}: check the coefficients of `step`, and the level of the last step",
         )
 
 
 def leaves_arguments_alone(make: Make) -> None:
-    """`start`, `x0`, `pred` and `step` do not write to the tensors that they are given."""
+    """`start`, `x0`, `pred` and `step` do not write to their arguments."""
     solver = _any(make())
-    given = (_canvas(), _canvas(seed=1))
-    before, level = contents(given), solver.levels[0]
+    tensors = (_canvas(), _canvas(seed=1))
+    before, level = contents(tensors), solver.levels[0]
     calls: dict[str, Callable[[], Tensor]] = {
-        "start": lambda: solver.start(given[0]),
-        "x0": lambda: solver.x0(*given, level),
-        "pred": lambda: solver.pred(*given, level),
-        "step": lambda: solver.step(*given, level, torch.Generator().manual_seed(0)),
+        "start": lambda: solver.start(tensors[0]),
+        "x0": lambda: solver.x0(*tensors, level),
+        "pred": lambda: solver.pred(*tensors, level),
+        "step": lambda: solver.step(*tensors, level, torch.Generator().manual_seed(0)),
     }
     for name, call in calls.items():
         call()
         demand(
-            unchanged(before, given),
-            f"{type(solver).__name__}.{name} wrote to a tensor that it was given: use operations without a trailing underscore",
+            unchanged(before, tensors),
+            f"{type(solver).__name__}.{name} wrote to one of its arguments: use operations without a trailing underscore",
         )
 
 
 def step_is_deterministic_given_the_generator(make: Make) -> None:
-    """The same generator gives the same canvas, whatever torch's own random state is."""
+    """The same generator gives the same canvas, with any state of torch's own random numbers."""
     found = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
@@ -134,25 +134,25 @@ def step_is_deterministic_given_the_generator(make: Make) -> None:
             found.append(_walked(make()))
     demand(
         torch.equal(*found),
-        f"two runs of {type(make()).__name__} from equal generators end in other canvases: draw noise from the generator that "
-        "`step` is given, torch.randn(x.shape, generator=generator).to(x)",
+        f"two runs of {type(make()).__name__} with equal generators end with different canvases: draw noise from the argument "
+        "of `step`, torch.randn(x.shape, generator=generator).to(x)",
     )
 
 
 def runs_do_not_share_memory(make: Make) -> None:
-    """Two runs of one scheduler that take turns are each what they are alone."""
+    """Two runs of one scheduler, step by step in turns, make the same canvases as alone."""
     shared = make()
     *_, together = zip(*(_begun(shared, seed) for seed in (0, 1)), strict=True)
     for seed, found in enumerate(together):
         demand(
             torch.equal(found, _walked(make(), seed)),
-            f"of two runs that take turns with one {type(shared).__name__}, the one of seed {seed} is not what it is alone: "
-            "`begin` must return a fresh solver, and what a run remembers must be on that",
+            f"when two runs take turns with one {type(shared).__name__}, the run with seed {seed} makes another canvas than "
+            "alone: `begin` must return a new solver, and a run may remember things only on its solver",
         )
 
 
 def state_restores(make: Make) -> None:
-    """At any level the state goes into a file of tensors and numbers, and another solver goes on from it to the same bits."""
+    """At any level a file can hold the state, and another solver continues from it with the same bits."""
     solver, random, saved = _any(make()), torch.Generator().manual_seed(0), []
     name = type(solver).__name__
     x = solver.start(_canvas())
@@ -166,16 +166,16 @@ def state_restores(make: Make) -> None:
             *_, again = _walk(resumed, canvas, torch.Generator().set_state(drawn), first=i)
             demand(
                 torch.equal(again, x),
-                f"a {name} restored at level {i} from a state {how} does not go on as the one it came from: `state` must hold "
-                "copies of all that later steps depend on",
+                f"a {name} that is restored at level {i} from a state {how} makes another canvas than the original: `state` "
+                "must return copies of all that later steps depend on",
             )
 
 
-# --- what they are checked with -----------------------------------------------------------------------------
+# --- models and canvases ------------------------------------------------------------------------------------
 
 
 def _solvers(scheduler: Scheduler) -> Iterator[tuple[Prediction, Solver]]:
-    """A solver for every kind of model that the scheduler can drive."""
+    """A solver for every type of prediction that the scheduler accepts."""
     refusals = []
     for prediction in get_args(Prediction):
         training = Training(prediction, timesteps=50, beta_start=0.017, beta_end=0.24)
@@ -187,22 +187,22 @@ def _solvers(scheduler: Scheduler) -> Iterator[tuple[Prediction, Solver]]:
             yield prediction, solver
     demand(
         len(refusals) < len(get_args(Prediction)),
-        f"{scheduler} cannot begin {STEPS} steps for any kind of model ({'; '.join(refusals)}): make it with settings that can",
+        f"{scheduler} cannot begin {STEPS} steps for any type of prediction ({'; '.join(refusals)}): choose other settings",
     )
 
 
 def _any(scheduler: Scheduler) -> Solver:
-    """For the first kind of model that it can drive."""
+    """The solver for the first type of prediction that the scheduler accepts."""
     return next(_solvers(scheduler))[1]
 
 
 def _model(x: Tensor, level: Level) -> Tensor:
-    """Something smooth and not linear in place and time."""
+    """A smooth function that is not linear in place and time."""
     return torch.tanh(0.6 * x + 0.3 * x.roll(1, -1)) + 0.1 * math.sin(level.t)
 
 
 def _walk(solver: Solver, x: Tensor, random: torch.Generator, first: int = 0) -> Iterator[Tensor]:
-    """The canvas at every level from `first` on, driven by the model."""
+    """The canvas at every level from `first` on, with the predictions of `_model`."""
     yield x
     for level in solver.levels[first:-1]:
         x = solver.step(_model(x, level), x, level, random)
@@ -228,7 +228,8 @@ def _through_a_file(state: Mapping[str, Any], name: str) -> Any:
         return torch.load(file, weights_only=True)
     except Exception as cause:  # the pickler and the unpickler object in ways of their own
         raise ConformanceError(
-            f"{name}.state returned what a checkpoint cannot hold: tensors, numbers, texts, and lists and dicts of them can"
+            f"{name}.state returned something that a checkpoint cannot hold: return tensors, numbers, text, and lists and "
+            "dicts of them"
         ) from cause
 
 

@@ -1,4 +1,4 @@
-"""A plugin is a value: what every kind of it must be, so that recipes can hold it and processes can send it."""
+"""The check for plugins of every kind: a plugin is a value, so that recipes can hold it and processes can send it."""
 
 import pickle
 import re
@@ -10,33 +10,33 @@ from panokit.testing.demands import ConformanceError, demand
 
 
 def pickles_and_reprs(make: Callable[[], Any]) -> None:
-    """A pickled plugin comes back equal, and its repr shows its class and settings and no address."""
+    """An unpickled plugin equals the original. Its repr shows its class and settings, and no memory address."""
     plugin = make()
     name = type(plugin).__name__
     try:
         back = pickle.loads(pickle.dumps(plugin))
     except Exception as cause:  # pickle stumbles in many ways
         raise ConformanceError(
-            f"{name} cannot be pickled ({cause}): hold settings alone, with functions and classes of a module's top level "
-            "instead of lambdas and local ones"
+            f"{name} cannot be pickled ({cause}): hold only settings, and functions and classes from the top level of a module, "
+            "no lambdas or local functions"
         ) from cause
-    demand(back == plugin, f"{name} is not equal to its own pickle: make it a @dataclass(frozen=True) of its settings")
+    demand(back == plugin, f"{name} is not equal to its own copy by pickle: make it a @dataclass(frozen=True) of its settings")
     text = repr(plugin)
     demand(
         re.search(r"\b0x[0-9a-f]+", text) is None,
-        f"the repr {text} holds an address, which is another in every process: make it a @dataclass(frozen=True), and give "
-        "what it holds a repr of its own",
+        f"the repr {text} has a memory address, which differs between processes: make it a @dataclass(frozen=True), and define "
+        "__repr__ for the objects in it",
     )
-    demand(name in text, f"the repr {text} does not name its class: it must say {name} and its settings")
+    demand(name in text, f"the repr {text} does not name its class: it must show {name} and its settings")
     for setting, value in _shown(plugin).items():
         demand(
             repr(value) in text,
-            f"the repr {text} does not show that {setting} is {value!r}: leave it to @dataclass(frozen=True), or add it",
+            f"the repr {text} does not show that {setting} is {value!r}: use the repr of @dataclass(frozen=True), or add it",
         )
 
 
 def _shown(plugin: Any) -> dict[str, Any]:
-    """The settings that are numbers and texts."""
+    """The settings that are numbers or text."""
     if not is_dataclass(plugin):
         return {}
     settings = {field.name: getattr(plugin, field.name) for field in fields(plugin) if field.repr}

@@ -1,4 +1,4 @@
-"""What hypothesis draws tests of geometry from."""
+"""Strategies of hypothesis for tests of geometry."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 @st.composite
 def grids(draw: Draw, axes: tuple[int, int] = (1, 3), *, wrap: bool | None = None, divisible: bool = False) -> Grid:
-    """Grids of any window, stride and size.
+    """Grids with any window, stride and size.
 
     Args:
-        draw: hypothesis's own.
-        axes: the fewest and the most axes.
-        wrap: of every axis; drawn for each unless given.
+        draw: provided by hypothesis.
+        axes: the smallest and the largest number of axes.
+        wrap: whether all axes are rings; None draws it for each axis.
         divisible: whether the stride divides the size.
     """
     sizes, windows, strides = [], [], []

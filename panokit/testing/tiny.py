@@ -16,10 +16,10 @@ def tiny_model(
     """A text-to-image model of random weights: windows of 8 x 8 latents, 4 channels, codec factor 2.
 
     Args:
-        prediction: what the UNet is taken to return.
-        window: cells of a window, a multiple of 2.
-        dtype: of the weights.
-        seed: of the weights.
+        prediction: the type of the prediction that the UNet counts as.
+        window: cells of a window along each axis, a multiple of 2.
+        dtype: dtype of the weights.
+        seed: seed of the random weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -67,7 +67,7 @@ def tiny_model(
 
 
 def _tokenizer() -> CLIPTokenizer:
-    """Every byte is a token, with and without the end of a word: any text tokenises, nothing is merged."""
+    """A tokenizer for any text. Every byte is a token, with and without the end of a word, and no tokens are merged."""
     printable = [chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters = printable + [chr(256 + k) for k in range(256 - len(printable))]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -75,7 +75,7 @@ def _tokenizer() -> CLIPTokenizer:
 
 
 def _enliven(module: nn.Module) -> None:
-    """Larger weights than at the start of a training: the prompt and the place must be felt in the prediction."""
+    """Enlarge the weights, so that the prediction depends visibly on the prompt and on the place."""
     for weight in module.parameters():
         if weight.ndim > 1:
             weight.data.mul_(1.5)

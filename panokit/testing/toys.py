@@ -1,6 +1,6 @@
-"""Small exact parts for tests: a denoiser of any number of axes that counts its work, a codec, a scheduler, a run of them.
+"""Small exact parts for tests: a denoiser that counts its work, a codec, a scheduler, a fuser, a guidance, and a run of them.
 
-They are formulas of a few lines, so a test can say what must come out, in float64 to the last digits.
+Each is a formula of a few lines. So a test can compute the expected result by itself, in float64 to the last digits.
 """
 
 import math
@@ -25,11 +25,11 @@ from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pr
 
 @final
 class ToyDenoiser(Denoiser):
-    r"""A smooth non-linear function of a window in which every cell feels its neighbours, its place and the prompt.
+    r"""A smooth non-linear function of a window. Every cell depends on its neighbours, its place and the prompt.
 
     Attributes:
-        forwards: how many windows each call saw.
-        backwards: how many windows each backward pass went through.
+        forwards: number of windows of each call.
+        backwards: number of windows of each backward pass.
     """
 
     def __init__(self, window: tuple[int, ...] = (4, 4), channels: int = 2, prediction: Prediction = "epsilon") -> None:
@@ -59,10 +59,10 @@ class ToyDenoiser(Denoiser):
 
 @final
 class ToyCodec(Codec):
-    r"""Latents of four channels as pictures of twice their size: each cell is a patch of 2 x 2 pixels in three colours.
+    r"""Converts latents with four channels to pictures of twice the size. A cell is a patch of 2 x 2 pixels in three colours.
 
-    The twelve numbers of a patch are $\tfrac12 + \tfrac12 \tanh(M z)$, with the first four cosines for the columns of $M$.
-    These are orthogonal, so `encode` inverts `decode`, and gives any other picture the latents of the nearest $M z$.
+    The twelve numbers of a patch are $\tfrac12 + \tfrac12 \tanh(M z)$, where the columns of $M$ are the first four cosines.
+    They are orthogonal, so `encode` inverts `decode`. For any other picture it returns the latents of the nearest $M z$.
     """
 
     factor = 2
@@ -93,8 +93,8 @@ class ToyScheduler(Scheduler):
     r"""Song et al. 2021, eq. 12, on a quarter circle: $\alpha = \cos\theta$, $\sigma = \sin\theta$; $1 - \sigma$ for a flow.
 
     Attributes:
-        eta: how much fresh noise a step brings: 0 is deterministic.
-        corrector: a second stage in every step but the last, at the noise level that the step leads to, as Heun's method has.
+        eta: amount of new noise in a step; 0 is deterministic.
+        corrector: whether every step but the last has a second stage, at its lower noise level, like Heun's method.
     """
 
     eta: float = 0.0
@@ -106,7 +106,7 @@ class ToyScheduler(Scheduler):
 
 @final
 class ToySolver(Solver):
-    """Remembers the stage before, which the corrector averages with."""
+    """The solver of `ToyScheduler`. It remembers the stage before, for the mean of the corrector."""
 
     def __init__(self, settings: ToyScheduler, steps: int, prediction: Prediction) -> None:
         self.settings, self.prediction = settings, prediction
@@ -159,7 +159,7 @@ class ToySolver(Solver):
 @final
 @dataclass(frozen=True)
 class Mean(WeightedFuser):
-    """The plain mean; with `tilt`, cells count the more the farther they are from a window's first one."""
+    """The plain mean. With `tilt`, the weight of a cell grows with its distance from the first cell of the window."""
 
     tilt: float = 0.0
 
@@ -170,13 +170,13 @@ class Mean(WeightedFuser):
 @final
 @dataclass(frozen=True)
 class Pull(Guidance):
-    r"""Pulls each window to a number of its own, $E_i = \sum (x_0 - i / 10 - c)^2 + \tfrac12 \sum x\, x_0$.
+    r"""Pulls each window to its own number, $E_i = \sum (x_0 - i / 10 - c)^2 + \tfrac12 \sum x\, x_0$.
 
     Attributes:
-        jacobian: through the denoiser or not.
-        weight: the strength at every level that it is awake at.
+        jacobian: whether the gradient goes through the denoiser; see `Guidance.jacobian`.
+        weight: the strength at every level at which it is awake.
         to: $c$.
-        until: the first step that it sleeps at.
+        until: the first step at which it is asleep.
     """
 
     jacobian: Literal["full", "identity"] = "full"
@@ -208,7 +208,7 @@ def toy_run(
     runtime: Runtime | None = None,
     seed: int = 0,
 ) -> Run:
-    """A run on a canvas of any number of axes: in float64, with windows of 4 cells along each, unless given other parts."""
+    """Begin a run on a canvas with any number of axes. By default it is in float64, with windows of 4 cells along each axis."""
     runtime = runtime or Runtime(accelerator="cpu", precision="64-true", micro_batch=micro_batch)
     denoiser = denoiser or ToyDenoiser((4,) * len(size))
     axes = len(size)
@@ -220,7 +220,7 @@ def toy_run(
 
 @final
 class Colours(nn.Module):
-    """Features of uint8 pictures `n 3 H W` that anybody can check: their mean colours, in [0, 1]."""
+    """Simple features of uint8 pictures `n 3 H W`: their mean colours, in [0, 1]."""
 
     num_features = 3
 

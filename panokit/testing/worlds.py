@@ -1,4 +1,4 @@
-"""Worlds that are known exactly, so that what a part does in them can be said beforehand."""
+"""Worlds with a perfect model, so that tests know the exact result."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,26 +15,26 @@ from panokit.scheduler import Level, Solver, Training, pred_from
 @final
 @dataclass(frozen=True, eq=False)
 class OneImage:
-    r"""A world of one image: it lies under every noisy canvas, and the perfect model knows.
+    r"""A world with one image. Every noisy canvas contains this image, and the perfect model knows it.
 
-    The noise of a canvas is then $\epsilon = (x - \alpha x_0) / \sigma$, a solver without randomness keeps it, and every
-    solver lands on $\alpha x_0$, but for noise of the terminal level's $\sigma$.
+    So the noise of a canvas is $\epsilon = (x - \alpha x_0) / \sigma$, and a deterministic solver keeps it. Every solver ends
+    at $\alpha x_0$, up to noise of the terminal level's $\sigma$.
 
     Attributes:
-        image: the only one, of the canvas's shape.
+        image: the image, in the shape of the canvas.
     """
 
     image: Float[Tensor, "*shape"]
 
     def predict(self, solver: Solver, x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:
-        """The perfect model's prediction, of the type that the solver was begun for."""
+        """The prediction of the perfect model, of the type that the solver expects."""
         return solver.pred(self.image, x, level)
 
 
 @final
 @dataclass(frozen=True)
 class Gaussian(Denoiser):
-    r"""A world of normal noise: every cell is $x_0 \sim N(\mu, v)$, whatever the others are, and the perfect model knows.
+    r"""A world of normal noise: all cells are independent, $x_0 \sim N(\mu, v)$, and the perfect model knows it.
 
     Its estimate is the posterior mean (the conditional mean of jointly normal variables),
     $$ E[x_0 | x] = \mu + \frac{\alpha v}{\alpha^2 v + \sigma^2} (x - \alpha \mu). $$
@@ -45,8 +45,8 @@ class Gaussian(Denoiser):
         mean: $\mu$.
         variance: $v$, > 0.
         window: cells of a window.
-        channels: of the canvas.
-        training: what the model is taken to have been trained with, the type of its prediction above all.
+        channels: number of channels of the canvas.
+        training: the noise that the model counts as trained with, and the type of its prediction.
     """
 
     mean: float = 0.0

@@ -56,7 +56,7 @@ def stepped() -> list[Tensor]:
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_that_share_the_work_step_as_one(tmp_path: Path) -> None:
     started = Processes(2, Path(__file__), "step_together", [str(tmp_path)], tmp_path)
-    assert started.wait() == [0, 0], started.said()
+    assert started.wait() == [0, 0], started.outputs()
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), stepped(), rtol=1e-5, atol=1e-6)
 

@@ -74,7 +74,7 @@ def test_a_large_canvas_is_decoded_in_tiles_that_the_ranks_share(ranks: Run, tmp
 def test_what_one_rank_raises_all_raise_and_live(ranks: Run, kind: str, message: str) -> None:
     started = ranks(3, "mapped", kind)
     assert started.wait() == [1, 1, 1]
-    assert [said.splitlines() for said in started.said()] == [[message, "done [0.0, 1.0, 2.0]"]] * 3
+    assert [said.splitlines() for said in started.outputs()] == [[message, "done [0.0, 1.0, 2.0]"]] * 3
 
 
 @pytest.mark.parametrize("kind", ["dies", "dies while others compute"])
@@ -84,29 +84,29 @@ def test_when_a_rank_dies_the_others_end_at_once(ranks: Run, kind: str) -> None:
     for rank in (0, 2):
         started.ranks[rank].join(timeout=2.0)  # a second, and a slow machine
     assert started.wait(timeout=0.1) == [1, -9, 1]
-    assert "rank 1 has ended, and its windows are missing" in started.said()[0]
+    assert "rank 1 has ended, and its windows are missing" in started.outputs()[0]
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_ends(ranks: Run) -> None:
     started = ranks(2, "mapped", "hangs", 1.5)
     assert started.wait() == [1, 1]
-    assert "RankError the other ranks could not be reached" in started.said()[0]
-    assert "Timed out" in started.said()[0]
-    assert "rank 0 has ended" in started.said()[1]
+    assert "RankError the other ranks could not be reached" in started.outputs()[0]
+    assert "Timed out" in started.outputs()[0]
+    assert "rank 0 has ended" in started.outputs()[1]
 
 
 def test_ranks_that_are_about_to_make_different_pictures_say_so(ranks: Run) -> None:
     started = ranks(2, "different")
     assert started.wait() == [1, 1]
     expected = "RankError rank 0 and rank 1 were not started alike: steps is 2 and 3; seed is 0 and 1: "
-    assert all(said.startswith(expected) for said in started.said())
+    assert all(said.startswith(expected) for said in started.outputs())
 
 
 def test_what_the_first_rank_does_alone_all_hear_of(ranks: Run) -> None:
     started = ranks(2, "written")
     assert started.wait() == [1, 1]
     expected = ["done 0", "OutputError cannot write a.png: No space left on device"]
-    assert [said.splitlines() for said in started.said()] == [expected] * 2
+    assert [said.splitlines() for said in started.outputs()] == [expected] * 2
 
 
 def test_with_as_many_prompts_as_ranks_each_rank_makes_its_own(ranks: Run, tmp_path: Path) -> None:
@@ -123,13 +123,13 @@ def test_with_as_many_prompts_as_ranks_each_rank_makes_its_own(ranks: Run, tmp_p
 def test_a_replica_that_fails_fails_everywhere(ranks: Run) -> None:
     started = ranks(2, "failing_replica")
     assert started.wait() == [1, 1]
-    assert started.said() == ["SettingError the second cannot be (rank 1)\n", "SettingError the second cannot be (rank 1)\n"]
+    assert started.outputs() == ["SettingError the second cannot be (rank 1)\n", "SettingError the second cannot be (rank 1)\n"]
 
 
 def test_a_replica_that_hangs_is_given_up_after_the_timeout(ranks: Run) -> None:
     started = ranks(2, "hanging_replica")
     started.ranks[0].join(timeout=30)
-    assert started.said()[0] == "RankError rank 1 has made no progress for 1.5 s, the timeout: it hangs\n"
+    assert started.outputs()[0] == "RankError rank 1 has made no progress for 1.5 s, the timeout: it hangs\n"
     started.ranks[1].kill()
     assert started.wait() == [1, -9]
 
@@ -144,7 +144,7 @@ def test_a_replica_that_hangs_is_given_up_after_the_timeout(ranks: Run) -> None:
 def test_what_a_callback_of_one_rank_raises_all_raise(ranks: Run, when: str, message: str) -> None:
     started = ranks(2, "owing", when)
     assert started.wait() == [1, 1]
-    assert [said.splitlines() for said in started.said()] == [[message, "done (32, 16)"]] * 2
+    assert [said.splitlines() for said in started.outputs()] == [[message, "done (32, 16)"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_a_callback_of_one_rank_raises_all_raise(ranks: Run, when: str, mes
 def test_devices_with_too_little_to_do_are_told_once(ranks: Run, kind: str, message: str) -> None:
     started = ranks(2, "told", kind)
     assert started.wait() == [0, 0]
-    first, second = started.said()
+    first, second = started.outputs()
     assert first.count(message) == 1
     assert "devices" not in second
 
@@ -165,11 +165,11 @@ def test_devices_with_too_little_to_do_are_told_once(ranks: Run, kind: str, mess
 def test_one_that_is_asked_to_stop_stops_all_after_the_step_with_a_checkpoint(ranks: Run, tmp_path: Path) -> None:
     started = ranks(2, "stopped", str(tmp_path))
     assert started.wait() == [130, 130]
-    (said,) = {*started.said()}
+    (said,) = {*started.outputs()}
     assert said == "KeyboardInterrupt stopped after step 3 of 6\n"
     again = ranks(1, "killed", str(tmp_path), -1, -1, 1000, True)
     assert again.wait() == [0]
-    assert again.said() == ["done from step 4\n"]
+    assert again.outputs() == ["done from step 4\n"]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_run_that_lost_a_rank_goes_on_to_the_same_bits(
     assert statuses[1 - rank] == 1
     again = ranks(size, "killed", str(tmp_path), -1, -1, 1000, True)
     assert again.wait() == [0] * size
-    assert [said.splitlines()[-1] for said in again.said()] == [f"done from step {step // every * every + 1}"] * size
+    assert [said.splitlines()[-1] for said in again.outputs()] == [f"done from step {step // every * every + 1}"] * size
     assert all(torch.equal(latents, unbroken) for latents in tensors(tmp_path / "latents", size))
 
 
@@ -202,7 +202,7 @@ def test_what_is_killed_while_it_writes_a_checkpoint_loses_that_step_alone(
     assert broken.wait()[0] == -9
     again = ranks(size, "killed", str(tmp_path), -1, -1, 1000, True)
     assert again.wait() == [0] * size
-    assert [said.splitlines()[-1] for said in again.said()] == [f"done from step {step}"] * size
+    assert [said.splitlines()[-1] for said in again.outputs()] == [f"done from step {step}"] * size
     assert all(torch.equal(latents, unbroken) for latents in tensors(tmp_path / "latents", size))
 
 
@@ -231,7 +231,7 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_to_go_on_from(folder: P
     path, kept = tmp_path / "a.png", tmp_path / "a.png.checkpoint"
     ended = ranks(2, "command_that_is_terminated", [*words, str(path)], 3)
     assert ended.wait() == [130, 143]  # the one that heard the signal, and the one that heard of it
-    assert ended.said()[0].splitlines()[-1] == (
+    assert ended.outputs()[0].splitlines()[-1] == (
         f"panokit: interrupted: stopped after step 4 of 6; --resume {kept} goes on from its checkpoint"
     )
     assert not path.exists()
@@ -254,7 +254,7 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
     words += ["--steps", "2", "--out", str(tmp_path / "made")]
     started = ranks(2, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert started.wait() == [1, 1]
-    first, second = started.said()
+    first, second = started.outputs()
     assert first.splitlines()[-1] == "3 made, 0 there already, 1 failed"
     assert "lake-1-" in second
     assert "failed, ZeroDivisionError: no weights" in second
@@ -262,7 +262,7 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
     assert names == ["a-lake-0-*.error.txt", "lake-0-0-*.png", "lake-1-1-*.png", "lake-2-2-*.png"]
     again = ranks(1, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert again.wait() == [1]
-    assert again.said()[0].splitlines()[-1] == "0 made, 3 there already, 1 failed"
+    assert again.outputs()[0].splitlines()[-1] == "0 made, 3 there already, 1 failed"
 
 
 PLAIN, COARSE, GUIDED = (21, 256), (3, 256), (21, 2 * 256 + 3)
@@ -322,7 +322,7 @@ def test_a_signal_to_one_rank_asks_all_that_work_by_themselves(folder: Path, tmp
     words += ["--steps", "200", "--checkpoint_every", "1000", "--out", str(tmp_path / "made")]
     ended = ranks(2, "command_that_is_terminated", words, 3)
     assert ended.wait() == [130, 143]
-    assert ended.said()[0].endswith("the same command goes on from its checkpoint\n")
+    assert ended.outputs()[0].endswith("the same command goes on from its checkpoint\n")
     kept = sorted(re.sub(r"[0-9a-f]{8}", "*", path.name) for path in (tmp_path / "made").iterdir())
     assert kept == ["lake-0-0-*.png.checkpoint", "lake-1-0-*.png.checkpoint"]
 
@@ -334,7 +334,7 @@ def test_a_study_is_made_by_all_ranks_and_told_by_one(folder: Path, tmp_path: Pa
     words = ["evaluate", "--config", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "results")]
     started = ranks(2, "command", words)
     assert started.wait() == [0, 0]
-    first, second = started.said()
+    first, second = started.outputs()
     assert "| MultiDiffusion | " in first
     assert "MultiDiffusion |" not in second
     assert len([*(tmp_path / "results").rglob("*.png")]) == 6
