@@ -69,6 +69,11 @@ def _jaxtyped(*, typechecker: Any, whole: Any = jaxtyping.jaxtyped) -> Callable[
 jaxtyping.jaxtyped = _jaxtyped  # its import hook puts this around every function
 
 
+def pytest_collection_finish() -> None:
+    """Let the collector never look again at what imports have made."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def sweeps(request: pytest.FixtureRequest) -> bool:
     """Whether sweeps run whole."""

@@ -1,12 +1,13 @@
 """Plugins by name: entry points of installed distributions. A plugin is imported when it is first asked for."""
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from queue import Empty, Queue
@@ -112,9 +113,15 @@ def summary(maker: Any) -> str:
     return (maker.__doc__ or "").strip().partition("\n")[0] if isinstance(maker, type | partial) else ""
 
 
+@lru_cache(maxsize=16)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of a group, from all distributions on a path. Reading them takes longer than making a sampler."""
+    return tuple(entry_points(group=group))
+
+
 def plugins(kind: Kind) -> list[Plugin]:
     """All installed plugins of a kind, sorted by name. None is imported."""
-    installed = [Plugin(kind, entry.name, entry) for entry in entry_points(group=f"panokit.{kind}")]
+    installed = [Plugin(kind, entry.name, entry) for entry in _installed(f"panokit.{kind}", tuple(map(str, sys.path)))]
     names = Counter(plugin.name for plugin in installed)
 
     def place(plugin: Plugin) -> tuple[str, str]:  # a distribution's name is read from its metadata, which takes a while
@@ -140,6 +147,9 @@ def load(kind: Kind, name: str) -> Any:
     if ":" in name:
         return attribute(name)
     matches = [plugin for plugin in plugins(kind) if plugin.name == name]
+    if not matches:  # it may have been installed since this process looked
+        _installed.cache_clear()
+        matches = [plugin for plugin in plugins(kind) if plugin.name == name]
     if len(matches) > 1:
         raise PluginNotFoundError(
             f"{len(matches)} distributions claim the name {name!r} among {kind}: "

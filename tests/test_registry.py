@@ -35,6 +35,14 @@ def test_an_outside_plugin_is_found_and_loaded_when_asked_for(site: Path) -> Non
     assert registry.load("fusers", "outside").__name__ == "Outside"
 
 
+def test_a_plugin_that_is_installed_later_is_found_without_a_new_process(site: Path) -> None:
+    with pytest.raises(PluginNotFoundError, match="no fuser is called 'later'"):
+        registry.load("fusers", "later")
+    distribution(site, "later", "later = outside_fuser:Outside")
+    assert registry.load("fusers", "later").__name__ == "Outside"
+    assert "later" in [plugin.name for plugin in registry.plugins("fusers")]
+
+
 def test_a_broken_plugin_is_listed_and_raises_when_asked_for(site: Path) -> None:
     distribution(site, "broken", "broken = outside_broken:Outside")
     found = registry.plugins("fusers")

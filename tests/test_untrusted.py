@@ -302,11 +302,12 @@ def test_a_strangers_picture_imports_nothing(
     painted: list[Any],
     texts: list[str],
     field: str,
+    sweeps: bool,
 ) -> None:
-    """Every way to write it in a prompt; elsewhere they take turns, as the three formats do."""
+    """Every way to write it in a prompt; elsewhere they take turns, unless it is a sweep. So do the three formats."""
     turn, raws, wrong = [*FIELDS].index(field), spelled(field, texts), []
-    if not field.startswith("prompt"):
-        raws = raws[turn % 3 :: 3]
+    if not field.startswith("prompt") and not sweeps:
+        raws = raws[turn % 4 :: 4]
     for k, raw in enumerate(raws, start=turn):
         stranger = picture(tmp_path / f"a{ENDINGS[k % 3]}", filled(FIELDS[field], raw))
         status = main(["rerun", str(stranger), "--out", str(tmp_path / "again.png")])
@@ -429,11 +430,18 @@ def test_texts_in_a_configuration_are_painted_as_they_are(
 
 @pytest.mark.parametrize("field", [field for field in JOBS if "." not in field or field.startswith("prompt")])
 def test_a_configuration_imports_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], canaries: Canaries, painted: list[Any], texts: list[str], field: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    canaries: Canaries,
+    painted: list[Any],
+    texts: list[str],
+    field: str,
+    sweeps: bool,
 ) -> None:
-    """All ways to write it as JSON, which is YAML too; where a list of prompts is taken, all are checked."""
+    """All ways to write it as JSON, which is YAML too; elsewhere than in prompts they take turns. Of lists all are checked."""
     template = {key: value for key, value in FIELDS[field].items() if key not in VERSIONS}
-    for raw in spelled(field, texts[-3:]):
+    raws = spelled(field, texts[-3:])
+    for raw in raws if field.startswith("prompt") or sweeps else raws[JOBS.index(field) % 3 :: 3]:
         if not names_a_plugin(field, raw) and not (field == "prompt" and raw == json.dumps([CLASS, PLUGIN])):
             (tmp_path / "a.yaml").write_text(filled(template, raw))
             assert main(["generate", "--config", str(tmp_path / "a.yaml"), "--out", f"{tmp_path}/"]) == 2, raw
