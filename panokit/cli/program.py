@@ -123,7 +123,7 @@ def _without_command(args: Sequence[str]) -> int:
 
 
 def _generate(words: Words, hints: Mapping[str, Any]) -> int:
-    """Run `generate`. Configurations override defaults and earlier configurations, and the command line overrides all of them."""
+    """Run `generate`. A configuration overrides defaults and earlier configurations; the command line overrides all."""
     options: dict[str, Any] = {}
     for path in words.configs:
         for name, value in configuration(path).items():

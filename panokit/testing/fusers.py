@@ -49,12 +49,12 @@ def weights_positive(make: Make) -> None:
         weight, name = fuser.weight(grid), type(fuser).__name__
         demand(
             weight.shape == grid.window,
-            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return one weight a cell",
+            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return a weight a cell",
         )
         demand(
             bool((weight.isfinite() & (weight > 0)).all()),
-            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}; all must be "
-            "above 0 and finite, because a cell under only one window's corner would be 0 / 0: clamp them to a small number",
+            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}; all must "
+            "be above 0 and finite, because a cell under only one window's corner would be 0 / 0: clamp them to a small number",
         )
 
 
@@ -141,8 +141,8 @@ def half_precision_is_added_in_float32(make: Make) -> None:
         expected, found = fuser.fuse(windows.double(), grid), fuser.fuse(windows, grid)
         demand(
             distance(found, expected) < 1e-5,
-            f"{type(fuser).__name__}.fuse of windows in {dtype} differs from float64 ({_off(found, expected)}): convert windows "
-            "and weights to torch.promote_types(windows.dtype, torch.float32) first",
+            f"{type(fuser).__name__}.fuse of windows in {dtype} differs from float64 ({_off(found, expected)}): convert "
+            "windows and weights to torch.promote_types(windows.dtype, torch.float32) first",
         )
 
 

@@ -58,7 +58,7 @@ def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
 
 
 def wakes_up(make: Make) -> None:
-    """In a run of eight steps the guidance moves windows or knows the canvas at least once. Otherwise nothing can be checked."""
+    """In a run of eight steps the guidance moves windows or knows the canvas at least once, so that it can be checked."""
     guidance = make()
     if not _moves_nothing(guidance):
         _moment(guidance)
@@ -239,8 +239,8 @@ def runs_do_not_share_memory(make: Make) -> None:
     for run in runs:
         demand(
             torch.equal(run.canvas, _finished(_run(make(), seed=run.seed))),
-            f"when two runs take turns with one {type(shared).__name__}, the run with seed {run.seed} makes another canvas than "
-            "alone: keep what a run remembers in the memory that `begin` returns, never on the guidance, its class or its "
+            f"when two runs take turns with one {type(shared).__name__}, the run with seed {run.seed} makes another canvas "
+            "than alone: keep what a run remembers in the memory that `begin` returns, never on the guidance, its class or its "
             "module, and take noise from step.noise",
         )
 

@@ -76,8 +76,8 @@ def x0_inverts(make: Make) -> None:
             at = f"{name} for a model that predicts {prediction}, at alpha {level.alpha:.3g} and sigma {level.sigma:.3g}"
             demand(
                 distance(solver.x0(pred, x, level), x0_from(prediction, pred, x, level)) < 1e-5,
-                f"{at}: `x0` converts the prediction wrongly: use panokit.scheduler.x0_from(training.prediction, ...), or refuse "
-                "the model in `begin` with a SettingError",
+                f"{at}: `x0` converts the prediction wrongly: use panokit.scheduler.x0_from(training.prediction, ...), or "
+                "refuse the model in `begin` with a SettingError",
             )
             demand(
                 distance(solver.x0(pred, x, level), x0) < 1e-5,

@@ -17,8 +17,8 @@ def pickles_and_reprs(make: Callable[[], Any]) -> None:
         back = pickle.loads(pickle.dumps(plugin))
     except Exception as cause:  # pickle stumbles in many ways
         raise ConformanceError(
-            f"{name} cannot be pickled ({cause}): hold only settings, and functions and classes from the top level of a module, "
-            "no lambdas or local functions"
+            f"{name} cannot be pickled ({cause}): hold only settings, and functions and classes from the top level of a "
+            "module, no lambdas or local functions"
         ) from cause
     demand(back == plugin, f"{name} is not equal to its own copy by pickle: make it a @dataclass(frozen=True) of its settings")
     text = repr(plugin)

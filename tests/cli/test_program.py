@@ -475,7 +475,7 @@ def test_check_of_a_plugin_that_breaks_a_rule_says_what_to_do_and_has_status_1(
     name, problem = first.split(maxsplit=1)
     assert name == "weights_positive"
     assert problem.startswith("failed: Plain.weight goes from 0.0 to 0.0")
-    assert problem.endswith("clamp it to a small floor")
+    assert problem.endswith("clamp them to a small number")
     assert last.startswith("outside_fuser:broken: ")
     assert last.endswith(" of 10 checks failed")
 

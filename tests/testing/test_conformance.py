@@ -64,7 +64,7 @@ def test_a_check_makes_the_plugin_afresh() -> None:
 
 def test_a_broken_rule_is_an_assertion_error() -> None:
     (check,) = (check for check in checks(Negative) if check.name == "weights_positive")
-    with pytest.raises(AssertionError, match="clamp it to a small floor") as raised:
+    with pytest.raises(AssertionError, match="clamp them to a small number") as raised:
         check()
     assert isinstance(raised.value, ConformanceError)
 

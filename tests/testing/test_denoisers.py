@@ -138,24 +138,24 @@ class ScalesInPlace(Network):
 @pytest.mark.parametrize(
     ("broken", "check", "advice"),
     [
-        (OneMoreChannel, denoisers.shape_and_dtype, r"returned shape torch.Size\(\[3, 3, 6, 6\]\).*cut off what a model"),
+        (OneMoreChannel, denoisers.shape_and_dtype, r"returned shape torch.Size\(\[3, 3, 6, 6\]\).*remove other outputs"),
         (
             InHalf,
             denoisers.shape_and_dtype,
             r"returned dtype torch.bfloat16 for windows of dtype torch.float32.*with `.to\(x\)`",
         ),
-        (Trainable, denoisers.frozen, "a network has trainable parameters, so name all of them in `modules`"),
-        (InTraining, denoisers.frozen, "a network is in training mode, so name all of them in `modules`"),
+        (Trainable, denoisers.frozen, "a network has trainable parameters. Return all networks in `modules`"),
+        (InTraining, denoisers.frozen, "a network is in training mode.*Return all networks in `modules`"),
         (Cut, denoisers.differentiable, "has no gradient.*without no_grad, inference_mode or detach"),
-        (Flat, denoisers.differentiable, "is 0 everywhere, and guidances go through it"),
-        (Explosive, denoisers.differentiable, "is not finite, and guidances go through it"),
-        (BatchNorm, denoisers.batch_split_invariance, "otherwise than each alone.*nothing may be shared along the batch"),
+        (Flat, denoisers.differentiable, "is 0 everywhere, and guidances need one"),
+        (Explosive, denoisers.differentiable, "is not finite, and guidances need one"),
+        (BatchNorm, denoisers.batch_split_invariance, "differently than alone.*windows may not share anything along the batch"),
         (
             ByPosition,
             denoisers.condition_per_window,
-            r"conditions the windows \[2, 0\] otherwise.*must give window number index",
+            r"conditions the windows \[2, 0\] differently alone.*must give window index",
         ),
-        (ScalesInPlace, denoisers.leaves_x_alone, "wrote to the windows.*without a trailing underscore"),
+        (ScalesInPlace, denoisers.leaves_x_alone, "wrote to its windows.*without a trailing underscore"),
     ],
     ids=lambda value: getattr(value, "__name__", "says"),
 )

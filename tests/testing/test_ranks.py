@@ -63,5 +63,5 @@ def test_ranks_that_ask_for_other_maps_do_not_wait_for_each_other(lengths: tuple
         if n := next(asked):
             runtime.map(lambda index: (torch.tensor(index),), n, [()])
 
-    with pytest.raises(ConformanceError, match=r"waits for windows .* call step.estimate alike on every rank"):
+    with pytest.raises(ConformanceError, match=r"waits for windows .* must make the same calls of step.estimate on every rank"):
         VirtualRanks(2, micro_batch=2).run(work)

@@ -142,26 +142,30 @@ def saves_a_function(solver: ToySolver) -> None:
 @pytest.mark.parametrize(
     ("bend", "check", "advice"),
     [
-        (numbers_from_one, schedulers.levels_descend, r"levels \[1, 2, .*index is its place in the list"),
+        (numbers_from_one, schedulers.levels_descend, r"levels \[1, 2, .*the index of a level is its place in the list"),
         (explodes, schedulers.levels_descend, "alpha² \\+ sigma² = 1.*rescale in `start` and `step`"),
         (has_tensors, schedulers.levels_descend, "alpha and sigma must be Python floats"),
-        (has_no_terminal_level, schedulers.levels_descend, r"steps \[0, .*5\]; expected 0 to 6, the last one terminal"),
+        (
+            has_no_terminal_level,
+            schedulers.levels_descend,
+            r"steps \[0, .*5\]; expected 0 to 6, where the last one is terminal",
+        ),
         (rises, schedulers.levels_descend, "they must never rise from one main level to the next"),
-        (stays_noisy, schedulers.levels_descend, "and end below 0.2"),
+        (stays_noisy, schedulers.levels_descend, "and must end below 0.2"),
         (takes_all_for_epsilon, schedulers.x0_inverts, "predicts v_prediction.*use panokit.scheduler.x0_from"),
-        (inverts_badly, schedulers.x0_inverts, "`x0` of `pred` is not .*use panokit.scheduler.pred_from"),
+        (inverts_badly, schedulers.x0_inverts, "`x0` of `pred` is another.*use panokit.scheduler.pred_from"),
         (has_no_gradient, schedulers.x0_inverts, "`x0` has no gradient.*without no_grad or detach"),
-        (overshoots, schedulers.lands_on_the_one_image, "ends 0.05 away from it.*mind the coefficients of `step`"),
-        (steps_in_place, schedulers.leaves_arguments_alone, "step wrote to a tensor.*trailing underscore"),
+        (overshoots, schedulers.lands_on_the_one_image, "ends 0.05 away from it.*check the coefficients of `step`"),
+        (steps_in_place, schedulers.leaves_arguments_alone, "step wrote to one of its arguments.*trailing underscore"),
         (
             draws_its_own_noise,
             schedulers.step_is_deterministic_given_the_generator,
-            "draw noise from the generator that `step`",
+            "draw noise from the argument of `step`",
         ),
-        (shares_its_memory, schedulers.runs_do_not_share_memory, "`begin` must return a fresh solver"),
-        (saves_nothing, schedulers.state_restores, "does not go on.*must hold copies of all that later steps"),
-        (saves_a_function, schedulers.state_restores, "a checkpoint cannot hold: tensors, numbers, texts"),
-        (lambda solver: None, schedulers.pickles_and_reprs, "cannot be pickled.*top level instead of lambdas"),
+        (shares_its_memory, schedulers.runs_do_not_share_memory, "`begin` must return a new solver"),
+        (saves_nothing, schedulers.state_restores, "makes another canvas.*must return copies of all that later steps"),
+        (saves_a_function, schedulers.state_restores, "a checkpoint cannot hold: return tensors, numbers, text"),
+        (lambda solver: None, schedulers.pickles_and_reprs, "cannot be pickled.*top level of a module, no lambdas"),
     ],
     ids=lambda value: getattr(value, "__name__", "says"),
 )
@@ -182,9 +186,7 @@ class Refusing(Scheduler):
 
 def test_a_scheduler_that_drives_no_model_is_told_what_it_said() -> None:
     problems = [outcome.problem for outcome in run_checks(Refusing)]
-    assert re.search(
-        r"cannot begin 6 steps for any kind of model \(not epsilon; .*: make it with settings that can", problems[0]
-    )
+    assert re.search(r"cannot begin 6 steps for any type of prediction \(not epsilon; .*: choose other settings", problems[0])
 
 
 def test_a_scheduler_may_refuse_some_models() -> None:
