@@ -81,11 +81,11 @@ class Projection(CrossScale):
 )
 @dataclass(frozen=True)
 class MSDGuidance(Projection):
-    r"""Cross-scale guidance: the picture that a window becomes, shrunk, is a piece of a smaller picture of the whole.
+    r"""Cross-scale guidance: a denoised window, shrunk, should equal its piece of a smaller picture of the whole scene.
 
-    The finest canvas begins with a smaller picture of the whole (`head_start`), as `HeadStart` alone does. From there to
-    `until` the canvas is shrunk at every step, gets fresh noise up to its noise level, and is denoised by MultiDiffusion. The
-    clean estimate $\hat x_i$ of each window then moves a share of the way to what it covers of the coarse one, $F'_i \hat z'$:
+    The finest canvas starts from a smaller picture of the whole scene (`head_start`), as with `HeadStart`. From there to
+    `until`, at every step, the canvas is shrunk, gets new noise up to its noise level, and is denoised by MultiDiffusion. Then
+    the clean estimate $\hat x_i$ of each window moves by a share towards its piece of the coarse estimate, $F'_i \hat z'$:
 
     $$ E_i = \tfrac{1}{2} f^a\, \lVert D \hat x_i - F'_i \hat z' \rVert^2, \qquad
     \hat x_i \leftarrow \hat x_i - (1 - e^{-\omega_t / T}) \nabla E_i, \qquad
@@ -95,18 +95,18 @@ class MSDGuidance(Projection):
     them that is done. So the weight is a rate: it means the same for all models, window sizes, noise levels and numbers of
     steps. A guided window costs one pass forward and none backward.
 
-    More levels are recursion: the coarse canvas has a head start and is guided by a coarser one in the same way, at `LEAD`
-    times the weight. The canvas must hold one window at the coarsest level; `factor` to the power of `levels` - 1 must divide
+    With more levels, the coarse canvas has a head start and is guided by a coarser one in the same way, with `LEAD` times the
+    weight. The canvas must hold one window at the coarsest level; `factor` to the power of `levels` - 1 must divide
     its cells, and `factor` the window's and the stride's.
 
     Attributes:
         weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit.
-        decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
-        until: $T'$, the share of the steps after which the guidance ends, in [0, 1]; there is none up to `head_start`.
-        head_start: the share of the steps, in [0, 1], that the finer canvas is spared, as in `HeadStart`; 0 begins with noise
-            alone, as the paper does.
-        levels: $S$, how many canvases there are, 2 to 32; None: as many as the canvas holds.
-        factor: how much smaller each is than the one above, 2 or more.
+        decay: $k$, 0 or more: how fast the weight falls with the cosine; 0 keeps it constant.
+        until: $T'$, the share of the steps after which the guidance ends, in [0, 1]. It begins after `head_start`.
+        head_start: the share of the steps without passes over the finer canvas, in [0, 1], as in `HeadStart`; 0 starts from
+            noise, as the paper does.
+        levels: $S$, the number of canvases, 2 to 32; None for as many as the canvas holds.
+        factor: how many times smaller each canvas is than the one above, 2 or more.
 
     Raises:
         SettingError: a setting is out of its range.

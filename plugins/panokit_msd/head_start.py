@@ -1,4 +1,4 @@
-"""A head start: the canvas begins with a finished smaller picture of the whole."""
+"""A head start: the canvas starts from a finished smaller picture of the whole scene."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,23 +16,23 @@ from panokit_msd.settings import require_shares
 @final
 @dataclass(frozen=True)
 class HeadStart(CrossScale):
-    r"""Head start: the canvas begins with a smaller picture of the whole, finished, enlarged and noised.
+    r"""Head start: the canvas starts from a smaller picture of the whole scene, which is finished, enlarged and noised.
 
-    Windows of the smaller canvas see more of the scene at once, so the layout is decided there. The smaller canvas takes all
-    steps of a run of its own, with noise of its own, and becomes $z_0$. Until a share of the steps is done the run's canvas is
+    A window of the smaller canvas sees more of the scene, so this canvas decides the layout. It takes all steps in a run of its
+    own, with noise of its own, and becomes $z_0$. For the first share `until` of the steps, the run's canvas is
 
     $$ x_t = \alpha_t\, U z_0 + \sigma_t\, \epsilon, $$
 
-    with $U$ linear interpolation and $\epsilon$ the run's own noise, and its windows cost no pass. From there on they are
-    denoised as ever. Meng et al. 2022 begin so with strokes of paint.
+    where $U$ is linear interpolation and $\epsilon$ is the run's own noise. These steps need no passes. The later steps denoise
+    the windows as usual. Meng et al. 2022 start from strokes of paint in the same way.
 
-    It works alone and beside other guidances, which guide the smaller canvas too. Guidances of this package are there only if
-    that canvas has a smaller one itself. With more than two levels, the smaller canvas has a head start of its own.
+    It works alone and together with other guidances, which also guide the smaller canvas. Other guidances of this package do so
+    only if that canvas has a smaller one itself. With more than two levels, the smaller canvas has a head start of its own.
 
     Attributes:
-        until: the share of the steps that the run's canvas is spared, in [0, 1]. The last step is spared at 1 alone.
-        levels: how many canvases there are, 2 to 32; None: as many as the canvas holds.
-        factor: how much smaller each is than the one above, 2 or more.
+        until: the share of the steps without passes over the run's canvas, in [0, 1]. The last step has passes unless it is 1.
+        levels: number of canvases, 2 to 32; None for as many as the canvas holds.
+        factor: how many times smaller each canvas is than the one above, 2 or more.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -62,13 +62,13 @@ class HeadStart(CrossScale):
 
 
 def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
-    """The next smaller canvas, finished and enlarged, until a share of the steps is done; then None.
+    """The finished and enlarged smaller canvas, for the first share of the steps; None for later steps.
 
     Args:
-        guidance: whose smaller canvas it is.
+        guidance: the guidance to which the smaller canvas belongs.
         until: the share of the steps, in [0, 1].
-        step: of the run.
-        memory: keeps the smaller canvas as long as it is needed.
+        step: the current step of the run.
+        memory: the memory of the guidance. It keeps the smaller canvas while it is needed.
     """
     level = step.level
     last = level.step + 1 == level.steps and until < 1  # a step of the canvas's own, however few there are
@@ -82,7 +82,7 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
 
 
 def _guides(guidances: Sequence[Guidance], grid: Grid, below: Grid) -> list[Guidance]:
-    """The guidances as they are on the smaller canvas."""
+    """The guidances of the smaller canvas."""
     guides: list[Guidance] = []
     for guidance in guidances:
         guides += guidance.lowered(grid, below) if isinstance(guidance, CrossScale) else [guidance]

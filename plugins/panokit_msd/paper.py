@@ -1,4 +1,4 @@
-"""Multi-Scale Diffusion, as its paper has it."""
+"""Multi-Scale Diffusion as in its paper."""
 
 import math
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from panokit_msd.settings import require_at_least, require_shares
 @final
 @dataclass(frozen=True)
 class MSDPaper(CrossScale):
-    r"""The MSD paper's algorithm 1, taken literally (Zhang et al. 2024).
+    r"""Algorithm 1 of the MSD paper (Zhang et al. 2024).
 
-    At a guided step the canvas $z_t$ is shrunk and denoised by MultiDiffusion, and each window $x_i$ is moved by
+    At a guided step the canvas $z_t$ is shrunk and denoised by MultiDiffusion. Then each window $x_i$ moves by
 
     $$ x_i \leftarrow x_i - \omega_t \nabla_{x_i} \lVert D(\Phi(x_i)) - F'_i(\Phi(D z_t)) \rVert^2, \qquad
     \omega_t = \omega \left(\tfrac{1}{2} (1 + \cos \pi \tau)\right)^k $$
 
     (eq. 8 and 9). $D$ is the mean over blocks of `factor` cells. $\Phi$ is one deterministic step down, and the gradient goes
-    through the denoiser. $F'_i$ crops what window $i$ covers of the coarse canvas, and $\tau$ is the share of the steps that
-    is done. With more than two levels, the coarse canvas is guided by a coarser one in the same way.
+    through the denoiser. $F'_i$ crops the part of the coarse canvas that window $i$ covers, and $\tau$ is the share of the
+    steps that is done. With more than two levels, the coarse canvas is guided by a coarser one in the same way.
 
     A guided window costs two passes forward and one backward. `MSDGuidance` costs one forward, and makes better pictures.
 
     Attributes:
-        weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit. It multiplies a sum of squares, so what it does depends
-            on the window's size and the number of steps.
-        decay: $k$, 0 or more: how fast the cosine takes the guidance back; 0 keeps it constant.
+        weight: $\omega$, 0 or more; 0 is MultiDiffusion bit for bit. It multiplies a sum of squares, so its effect depends on
+            the size of the window and the number of steps.
+        decay: $k$, 0 or more: how fast the weight falls with the cosine; 0 keeps it constant.
         until: $T'$, the share of the steps after which the guidance ends, in [0, 1].
-        levels: $S$, how many canvases there are, 2 to 32; None: as many as the canvas holds.
-        factor: how much smaller each is than the one above, 2 or more.
+        levels: $S$, the number of canvases, 2 to 32; None for as many as the canvas holds.
+        factor: how many times smaller each canvas is than the one above, 2 or more.
 
     Raises:
         SettingError: a setting is out of its range.

@@ -1,4 +1,4 @@
-"""The smaller canvases under a canvas: how many there are, how large they are, and what guides them."""
+"""The smaller canvases of a run: their number, their size and their guidances."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -18,8 +18,8 @@ class CrossScale(Guidance):
     """A guidance that works with a smaller canvas of the same scene, which may have a smaller one in turn.
 
     Attributes:
-        levels: how many canvases there are, the run's own included, 2 to 32; None: as many as the run's canvas holds.
-        factor: how many cells of a canvas, along each axis, are one cell of the next smaller canvas; 2 or more.
+        levels: number of canvases, with the run's own, 2 to 32; None for as many as the run's canvas holds.
+        factor: number of cells along each axis that become one cell of the next smaller canvas, 2 or more.
     """
 
     levels: int | None
@@ -32,13 +32,13 @@ class CrossScale(Guidance):
 
     @abstractmethod
     def with_levels(self, levels: int) -> "CrossScale":
-        """This guidance as it is on a smaller canvas, with that many levels."""
+        """The guidance for a smaller canvas, with the same settings and another number of levels."""
 
     def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
-        """An empty memory.
+        """Check the canvas, and return an empty memory.
 
         Raises:
-            SettingError: the canvas does not hold that many levels, or its cells cannot be divided so.
+            SettingError: the canvas does not hold that many levels, or `factor` does not divide window or stride.
         """
         levels_here, room = self._levels(grid), self._room(grid)
         if any(window % self.factor for window in grid.window):
@@ -61,44 +61,47 @@ class CrossScale(Guidance):
         return {}
 
     def below(self, grid: Grid) -> Grid:
-        """The windows of the next smaller canvas: as large as these, and as far apart."""
+        """The grid of the next smaller canvas, with the same window and stride."""
         return grid.scaled(self.factor)
 
     def lowered(self, grid: Grid, below: Grid) -> "tuple[CrossScale, ...]":
-        """What guides a smaller canvas in the place of this guidance.
+        """The guidance that replaces this one on a smaller canvas.
 
         Args:
-            grid: the canvas that this guidance began with.
-            below: the smaller canvas, by this guidance's factor or by another's.
+            grid: the grid of this guidance's canvas.
+            below: the grid of the smaller canvas. Another guidance may have chosen its size.
 
         Returns:
-            One guidance; none if this one has no level left, or the smaller canvas holds no smaller one.
+            One guidance; none if no level is left, or the smaller canvas holds no smaller one.
         """
         levels = min(self._levels(grid) - 1, self._room(below))
         return (self.with_levels(levels),) if levels > 1 else ()
 
     def begin_below(self, grid: Grid, levels: Sequence[Level]) -> list[Memory]:
-        """The memories of what guides the next smaller canvas at every step."""
+        """The memories of the guidances of the next smaller canvas."""
         below = self.below(grid)
         return [guidance.begin(below, levels) for guidance in self.lowered(grid, below)]
 
     def estimate_below(self, step: Step, coarse: Float[Tensor, "*c_size"], memories: Sequence[Memory]) -> Estimate:
-        """What the denoiser makes of the next smaller canvas, guided in turn.
+        """Estimate the next smaller canvas, which is guided too.
 
         Args:
-            step: of the canvas above.
+            step: the step of the larger canvas.
             coarse: the smaller canvas, `c *size`, at the noise level of the step.
             memories: what `begin_below` returned.
+
+        Returns:
+            The estimate of the smaller canvas.
         """
         below = self.below(step.grid)
         return step.estimate(coarse, below, list(zip(self.lowered(step.grid, below), memories, strict=True)))
 
     def _levels(self, grid: Grid) -> int:
-        """How many canvases there are."""
+        """The number of canvases."""
         return self.levels or max(2, self._room(grid))
 
     def _room(self, grid: Grid) -> int:
-        """How many canvases there can be: each of whole cells, and of a window or more."""
+        """The largest possible number of canvases. Each has whole cells, and holds at least one window."""
         room, unit = 1, self.factor
         while all(size % unit == 0 and size >= window * unit for size, window in zip(grid.size, grid.window, strict=True)):
             room, unit = room + 1, unit * self.factor
@@ -107,11 +110,11 @@ class CrossScale(Guidance):
 
 @final
 class Target(NamedTuple):
-    """What windows are compared with.
+    """The coarse canvas that windows are compared with.
 
     Attributes:
-        canvas: the coarse canvas, denoised, `c *size`.
-        grid: where each fine window lies on it.
+        canvas: the denoised coarse canvas, `c *size`.
+        grid: where the fine windows lie on it.
     """
 
     canvas: Float[Tensor, "*c_size"]
@@ -119,11 +122,11 @@ class Target(NamedTuple):
 
     @property
     def axes(self) -> int:
-        """How many axes a canvas has."""
+        """The number of axes of the canvas."""
         return len(self.grid.size)
 
     def crop(self, index: Sequence[int]) -> Float[Tensor, "n *c_window"]:
-        """What the fine windows `index` cover."""
+        """The parts of the coarse canvas that the fine windows `index` cover."""
         return self.grid.crop(self.canvas, index)
 
 

@@ -1,10 +1,10 @@
-"""What settings may be."""
+"""Checks of settings."""
 
 from panokit import SettingError
 
 
 def require_at_least(least: int | float, **settings: int | float | None) -> None:
-    """Refuse a number below `least`; None means that the guidance decides.
+    """Check that numbers are not below `least`. None is allowed, and means that the guidance decides.
 
     Raises:
         SettingError: a setting is smaller, or not a number.
@@ -15,7 +15,7 @@ def require_at_least(least: int | float, **settings: int | float | None) -> None
 
 
 def require_shares(**settings: int | float) -> None:
-    """Refuse what is not a share of the steps.
+    """Check that numbers are shares of the steps.
 
     Raises:
         SettingError: a setting is not in [0, 1].

@@ -29,7 +29,7 @@ class Anchor(NamedTuple):
 @final
 @dataclass(frozen=True)
 class SyncDiffusion(Guidance):
-    r"""Perceptual guidance: every window comes to look like one of them, the anchor (Lee et al. 2023, algorithm 1).
+    r"""Perceptual guidance: all windows become similar to one of them, the anchor (Lee et al. 2023, algorithm 1).
 
     $$ E_i = d(\mathrm{decode}(\hat x_0(x_i)),\, \mathrm{decode}(\hat x_0(x_a))), \qquad
     x_i \leftarrow x_i - w\, \gamma^t\, \nabla_{x_i} E_i $$
