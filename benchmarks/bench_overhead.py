@@ -129,7 +129,7 @@ def test_overhead_is_a_fraction_of_diffusers(
 
     def clear() -> bool:
         """Whether a test needs no more of them."""
-        return benchmark.disabled and len(timed) >= 5 and ratio() <= 0.9 * bar
+        return benchmark.disabled and len(timed) >= 3 and ratio() <= 0.9 * bar
 
     gc.collect()
     gc.disable()  # as timeit does: a collection looks at whatever the tests before have left, in whosever time it falls

@@ -354,9 +354,9 @@ def test_a_class_is_imported_by_its_plugins_name_once_it_is_trusted_and_by_no_ot
 
 @pytest.mark.parametrize("field", [*PARTS, "guidances.0", "guidances.1.metric", "prompt", "prompt.boxes.0.1", "seed", "model"])
 def test_trust_makes_no_class_of_what_is_no_plugins_name(
-    tmp_path: Path, canaries: Canaries, painted: list[Any], texts: list[str], field: str
+    tmp_path: Path, canaries: Canaries, painted: list[Any], texts: list[str], field: str, sweeps: bool
 ) -> None:
-    for raw in [raw for raw in spelled(field, texts[::2]) if not names_a_plugin(field, raw)]:
+    for raw in [raw for raw in spelled(field, texts) if not names_a_plugin(field, raw)][:: 1 if sweeps else 3]:
         stranger = picture(tmp_path / "a.png", filled(FIELDS[field], raw))
         assert main(["rerun", str(stranger), "--trust", "--out", str(tmp_path / "again.png")]) != 0, raw
         assert canaries.take() == [], raw
@@ -373,10 +373,18 @@ JOBS = [field for field in FIELDS if field.partition(".")[0] in (*JOB, "KEY", "b
 
 @pytest.mark.parametrize("field", JOBS)
 def test_a_file_of_jobs_imports_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], canaries: Canaries, painted: list[Any], texts: list[str], field: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    canaries: Canaries,
+    painted: list[Any],
+    texts: list[str],
+    field: str,
+    sweeps: bool,
 ) -> None:
     template = {key: value for key, value in FIELDS[field].items() if key in JOB or value == HERE or key == HERE}
     lines = [filled(template, raw) for raw in spelled(field, texts) if not names_a_plugin(field, raw)]
+    if not field.startswith("prompt") and not sweeps:
+        lines = lines[JOBS.index(field) % 2 :: 2]
     path = tmp_path / "jobs.jsonl"
     path.write_text("\n".join(lines))
     assert main(["generate", "--jobs", str(path), "--out", f"{tmp_path}/"]) == 2

@@ -63,6 +63,8 @@ class Placement:
             turns: moves networks to the device one at a time; None if they all stay there.
         """
         module.requires_grad_(False).eval()
+        if not turns and _PLACED.get(module) == self and self.holds(module):
+            return
         module = fabric.strategy.precision.convert_module(module)
         release(module)
         if turns:
