@@ -98,7 +98,8 @@ def test_a_full_disk_ends_a_study_and_the_same_command_goes_on(
         patch.setattr(Path, "replace", full)
         assert evaluate(config) == 2
     error = capsys.readouterr().err
-    assert re.search(r"cannot write .*a-city.*: No space left on device; finished pictures are kept, and the same command", error)
+    full = r"cannot write .*a-city.*: No space left on device; finished pictures are kept, and the same command continues"
+    assert re.search(full, error)
     assert error.count("\n") == 1
     assert len([*results.rglob("*.png")]) == len(whole) - 2
     assert not [path for path in results.rglob("*") if path.name.startswith(".") or path.name.endswith(".error.txt")]
