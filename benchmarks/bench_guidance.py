@@ -1,8 +1,8 @@
-"""What a guided step costs beside loops written as the papers' authors write them: CPU time in turns, and peak memory.
+"""The cost of a guided step, compared with loops in the style of the papers' authors: CPU time and peak memory.
 
-Both sides denoise the same windows, one at a time. `pytest benchmarks/bench_guidance.py --benchmark-enable -s` prints the
-ratios and holds them to their bars. As tests these hold what is counted: that both sides do the same, and memory, the bytes
-of all tensors that are alive, at their peak.
+Both sides denoise the same windows, one at a time, in turns. `pytest benchmarks/bench_guidance.py --benchmark-enable -s`
+prints the ratios and checks them against bars. As tests they check what can be counted: both sides return the same, and the
+peak of the bytes of all tensors.
 """
 
 import time
@@ -31,7 +31,7 @@ from panokit_syncdiffusion import EfficientNet, SyncDiffusion
 
 
 class Memory(TorchDispatchMode):
-    """Counts the bytes of the tensors made under it that are alive, and their peak."""
+    """Counts the bytes of the living tensors that are made while it is open, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Memory(TorchDispatchMode):
 
 
 def peak(step: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What a step makes, and the bytes that it takes."""
+    """The result of a step, and its peak memory in bytes."""
     with Memory() as memory:
         made = step()
     return made, memory.peak
@@ -67,7 +67,7 @@ def peak(step: Callable[[], Tensor]) -> tuple[Tensor, int]:
 
 @pytest.fixture(autouse=True)
 def _as_a_user_runs_it() -> Iterator[None]:
-    """One thread, and no checks of annotations, which tests add."""
+    """Run on one thread, without the checks of annotations that tests add."""
     threads, checks = torch.get_num_threads(), jaxtyping.config.jaxtyping_disable
     torch.set_num_threads(1)
     jaxtyping.config.update("jaxtyping_disable", True)
@@ -98,7 +98,7 @@ def large(model: Model) -> Model:
 
 
 def begun(model: Model, guidance: Any, height: int, width: int, stride: int | None = None, **runtime: Any) -> Run:
-    """A run at a step half-way down, one window at a time unless told."""
+    """Begin a run. By default it denoises one window at a time."""
     sampler = Sampler(
         model, fuser=MultiDiffusion(), guidances=guidance, runtime=Runtime(accelerator="cpu", **{"micro_batch": 1, **runtime})
     )
@@ -106,12 +106,12 @@ def begun(model: Model, guidance: Any, height: int, width: int, stride: int | No
 
 
 def look(run: Run, grid: Grid, x: Tensor, i: int) -> Estimate:
-    """What the denoiser makes of one window."""
+    """The denoiser's estimate of one window."""
     return run.model_pass.look(x, grid, [i], run.level)
 
 
 def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
-    """A guided step as in the authors' loop: the anchor goes through like any other, and its features are made every time."""
+    """A guided step as in the authors' loop. It guides the anchor too, and computes its features for each window."""
     grid, anchor = run.grid, len(run.grid) // 2
     codec = run.codec
     assert isinstance(codec, Codec)
@@ -130,7 +130,7 @@ def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
 
 
 def literal_msd(run: Run, weight: float) -> Tensor:
-    """A guided step whose loss goes back into everything that could be trained, weights too."""
+    """A guided step whose loss also has gradients for the weights."""
     grid, below = run.grid, run.grid.scaled(2)
     low = run.parts.fuser.fuse(
         torch.cat([look(run, below, below.crop(mean(run.canvas, 2, 2), [i]), i).prev for i in range(len(below))]).detach(),
@@ -149,7 +149,7 @@ def literal_msd(run: Run, weight: float) -> Tensor:
 
 
 def ratios(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
-    """Their CPU time over ours, the median of runs in turns."""
+    """The CPU time of the other side divided by ours: the median of runs in turns."""
 
     def seconds(step: Callable[[], Any]) -> float:
         start = time.process_time()
@@ -160,7 +160,7 @@ def ratios(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> fl
 
 
 def stage(run: Run) -> Callable[[], Any]:
-    """The guided passes of one step, which may be made again and again."""
+    """A function that makes the guided passes of one step. It can be called many times."""
 
     def step() -> Tensor:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Which network tells two views of one landscape from views of two: what SyncDiffusion's metric is chosen by.
+"""Which network separates views of one landscape from views of two? SyncDiffusion's default metric follows from it.
 
     python benchmarks/bench_metrics.py
 
@@ -27,7 +27,7 @@ from panokit_syncdiffusion.metric import EfficientNet, Features, Metric, Percept
 
 @final
 class Tower(Perceptual):
-    """EfficientNet's plain distance, on the layers of the CLIP image tower that was trained on the world of `landscapes`."""
+    """The squared distance in layers of the CLIP image tower that was trained on the world of `landscapes`."""
 
     def __init__(self) -> None:
         model = CLIPModel.from_pretrained(JUDGE, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
@@ -42,12 +42,12 @@ class Tower(Perceptual):
 
 
 def pixels(a: Tensor, b: Tensor) -> Tensor:
-    """The mean squared difference: what a network must do better than."""
+    """The mean squared difference of pixels. A network must do better."""
     return (a - b).square().mean((1, 2, 3))
 
 
 def views(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of scenes, of the same a third overlapping, and of others of the same family and time, in [0, 1]."""
+    """Views in [0, 1]: of scenes, of the same scenes with a third of overlap, and of others of the same family and time."""
     rng = np.random.default_rng((UNSEEN, 3))
     sets: list[list[NDArray[np.uint8]]] = [[], [], []]
     for k in range(count):
@@ -62,7 +62,7 @@ def views(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def told_apart(metric: Metric, here: Tensor, beside: Tensor, elsewhere: Tensor) -> float:
-    """How often the distance to what lies beside is less than that to what lies elsewhere; a tie is half a time."""
+    """The share of views that are nearer to a view of their scene than to another scene. A tie counts as half."""
     near, far = (
         torch.cat([metric(a, b) for a, b in zip(here.split(16), x.split(16), strict=True)]) for x in (beside, elsewhere)
     )
@@ -70,7 +70,7 @@ def told_apart(metric: Metric, here: Tensor, beside: Tensor, elsewhere: Tensor) 
 
 
 def gradient_seconds(metric: Metric, here: Tensor, times: int = 5) -> float:
-    """CPU time of a distance and its gradient, for eight pictures from one."""
+    """CPU time of the distances of eight pictures from one, with their gradient."""
     x = here[:8].requires_grad_()
     seconds = []
     for _ in range(times):

@@ -1,6 +1,7 @@
-"""What sharding costs, and what it survives: `pytest benchmarks/bench_sharding.py --benchmark-enable -s` kills 20 of each.
+"""The cost of sharding, and the failures that it survives.
 
-Two ranks are to do at least 0.92 of twice the work of one, and a checkpoint is to cost a hundredth of a step at most.
+Two ranks must do at least 0.92 of twice the work of one. A checkpoint must cost at most a hundredth of a step. Killed runs must
+continue with the same bits: `pytest benchmarks/bench_sharding.py --benchmark-enable -s` kills 20 ranks and 20 writes.
 """
 
 import random
@@ -27,7 +28,7 @@ def seconds(folder: Path, size: int, steps: int) -> list[float]:
 
 
 def test_two_ranks_do_the_work_of_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """28 windows in micro-batches of 2, a thread each: T1 / (2 max T2), 1 if sharding cost nothing."""
+    """28 windows in micro-batches of 2, one thread for each rank: T1 / (2 max T2), which is 1 if sharding costs nothing."""
     measured = request.config.getoption("--benchmark-enable")
     pairs, steps = (7, 6) if measured else (1, 2)
     found = [seconds(tmp_path, 1, steps)[0] / (2 * max(seconds(tmp_path, 2, steps))) for _ in range(pairs)]
@@ -53,7 +54,7 @@ def test_a_checkpoint_costs_a_hundredth_of_a_step(tmp_path: Path, request: pytes
 
 
 def test_what_is_killed_goes_on_to_the_same_bits(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """A random rank at a random step, and the first in the middle of a write; resumed on one to three ranks."""
+    """Kill a random rank at a random step, and rank 0 during a write; then resume on one to three ranks."""
     count = 20 if request.config.getoption("--benchmark-enable") else 1
     chance = random.Random(0)
 

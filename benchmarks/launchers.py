@@ -1,9 +1,9 @@
-"""Ways to start processes: panokit's own launcher and torch's elastic agent.
+"""Two ways to start processes: panokit's own launcher and torch's elastic agent.
 
-Two ranks on the CPU, one thread each, paint a small picture. Measured are the start, and what happens after a signal in the
-fourth step: the seconds until no process of the run is left, the exit status, the lines on stderr, and whether there is a
-checkpoint. `python benchmarks/launchers.py` takes five minutes a round and prints medians; `--scenarios start` measures the
-start alone. It needs Linux's `/proc`.
+Two ranks on the CPU paint a small picture, with one thread each. The benchmark measures the start, and the end after a signal
+in the fourth step: the seconds until no process of the run is left, the exit status, the lines on stderr, and whether there is
+a checkpoint. `python benchmarks/launchers.py` takes five minutes for each round and prints medians. `--scenarios start`
+measures only the start. It needs Linux's `/proc`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SIGNALS = {
     **{f"{stop.name} {to}": (stop, to) for stop in (SIGINT, SIGTERM) for to in ("parent", "rank 1", "group")},
 }
 PATIENCE = 20.0
-"""Seconds after which processes that are left are said to stay."""
+"""Seconds after which a process that still runs counts as left behind."""
 
 MARKS = """
 import os, time
@@ -58,11 +58,11 @@ class Marks(Fuser):
             print(os.getpid(), time.monotonic(), file=file)
         return MultiDiffusion().fuse(windows, grid)
 """
-"""A fuser that writes down, on each rank and after each step, its process and the time."""
+"""A fuser that writes its process and the time to a file, on each rank and after each step."""
 
 
 class Measured(NamedTuple):
-    """One run: to the first step on all ranks, or from the signal to the last process's end; and how it ended."""
+    """The result of one run: its times, memory, exit status and output."""
 
     seconds: float
     status: int | None
@@ -77,7 +77,7 @@ class Measured(NamedTuple):
 
 
 def agent(words: list[str]) -> int:
-    """Start the ranks by the elastic agent, and say in a line how they ended."""
+    """Start the ranks with the elastic agent, and print in one line how they ended."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -96,15 +96,15 @@ def agent(words: list[str]) -> int:
 
 
 def inside(words: list[str]) -> int:
-    """The same, but not before a sampler asks for ranks."""
+    """Start the ranks with the elastic agent when a sampler asks for them."""
     from panokit.cli import main
 
-    with patch("panokit.runtime.start", lambda strategy: sys.exit(agent(words))):
+    with patch("panokit.runtime.runtime.start", lambda strategy: sys.exit(agent(words))):
         return main(words)
 
 
 class Command:
-    """`panokit generate`, its ranks started by a launcher; in a folder of its own, by whose name its processes are known."""
+    """`panokit generate` with one of the launchers. It has a folder of its own, whose name identifies its processes."""
 
     def __init__(self, launcher: str, folder: Path, steps: int) -> None:
         self.folder, self.begun = folder, time.monotonic()
@@ -130,7 +130,7 @@ class Command:
             raise TimeoutError(f"step {step} does not come: {self.stderr()}")
 
     def processes(self) -> list[int]:
-        """Those that have inherited the folder's name and have not ended."""
+        """The processes of the run that have not ended. They have the folder's name in their environment."""
         pids = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended, or is not ours
@@ -166,7 +166,7 @@ def started(command: Command) -> Measured:
 
 
 def signalled(command: Command, signal: Signals, to: str) -> Measured:
-    """Measure what happens after a signal to the parent, a rank or the parent's process group."""
+    """Measure the end after a signal to the parent, to a rank or to the parent's process group."""
     command.wait_for_step(3)
     pid = int(command.marks(int(to[-1]))[0][0]) if to.startswith("rank") else command.parent.pid
     (os.killpg if to == "group" else os.kill)(pid, signal)
@@ -179,7 +179,7 @@ def signalled(command: Command, signal: Signals, to: str) -> Measured:
 
 
 def pss(pid: int) -> int:
-    """A process's part of the memory, in KB."""
+    """The memory of a process in KB, with its part of shared pages."""
     return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
 
 
@@ -191,7 +191,7 @@ def until(true: Callable[[], bool], patience: float) -> bool:
 
 
 def measure(launcher: str, scenario: str) -> tuple[Measured, str]:
-    """One run, and what the user reads."""
+    """Measure one run in one scenario."""
     with tempfile.TemporaryDirectory() as folder:
         command = Command(launcher, Path(folder), steps=4 if scenario == "start" else 900)
         try:
@@ -202,7 +202,7 @@ def measure(launcher: str, scenario: str) -> tuple[Measured, str]:
 
 
 def summary(scenario: str, runs: list[Measured]) -> str:
-    """Medians, and all the statuses and numbers of lines that came."""
+    """The medians of all runs, with all exit statuses and numbers of lines."""
     seconds, line, cpu, memory = (median(getattr(one, name) for one in runs) for name in ("seconds", "line", "cpu", "memory"))
     statuses, lines = (" or ".join(sorted({str(getattr(one, name)) for one in runs})) for name in ("status", "lines"))
     text = f"{seconds:.2f} s, status {statuses}, lines on stderr: {lines}"
