@@ -1,4 +1,4 @@
-"""The code in the README and the docs runs as it stands there, block after block; two steps, unless sweeps are asked for."""
+"""The code in the README and the docs runs as it stands, block after block; in sweeps at its own length and width."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks:
         if not sweeps:
-            block = re.sub(r"steps=\d+", "steps=2", block)
+            block = re.sub(r"width=\d{4}", "width=512", re.sub(r"steps=\d+", "steps=2", block))
         exec(compile(block, str(page), "exec"), vars(module))
 
 
