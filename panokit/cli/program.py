@@ -167,7 +167,7 @@ def _set_parts(options: dict[str, Any], words: Words) -> None:
         if setting.part == "guidances" and not setting.key[0].isdecimal():
             which = len(_listed(options.get("guidances"))) - 1 - (words.added - setting.added)
             if which < 0:
-                raise SettingError(f"--{path} needs a guidance before it: add one with --guidances+=NAME")
+                raise SettingError(f"--{path} has no guidance to change: add one before it, --guidances+=NAME")
             path = f"guidances.{which}.{setting.key}"
         if options.get(setting.part) is None:
             options[setting.part] = getattr(Composition(), setting.part)

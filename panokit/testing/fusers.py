@@ -67,7 +67,7 @@ def fuse_of_crops_is_the_canvas(make: Make) -> None:
         fused = fuser.fuse(grid.crop(canvas), grid)
         demand(
             distance(fused, canvas) < 1e-5,
-            f"{type(fuser).__name__}.fuse of the crops of a canvas {tuple(canvas.shape)} is another canvas, of shape "
+            f"{type(fuser).__name__}.fuse of the crops of a canvas {tuple(canvas.shape)} is not that canvas but one of shape "
             f"{tuple(fused.shape)}, {_off(fused, canvas)}, on {grid}: divide by the sum of weights over each cell, and place "
             "window i at grid.place(i)",
         )
