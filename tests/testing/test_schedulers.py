@@ -19,13 +19,6 @@ def test_a_stochastic_scheduler_with_inner_stages(check: Check) -> None:
     check()
 
 
-@pytest.mark.parametrize(
-    "name", ["ddim", "ddpm", "pndm", "lcm", "dpm++_2m", "dpm++_2m_sde", "euler_a", "heun", "lms", "unipc_karras", "flow_heun"]
-)
-def test_schedulers_of_diffusers(name: str) -> None:
-    assert [outcome for outcome in run_checks(lambda: DiffusersScheduler(name)) if outcome.problem] == []
-
-
 @conforms(lambda: DiffusersScheduler("ddim", {"eta": 1.0}))
 def test_a_scheduler_of_diffusers_with_options(check: Check) -> None:
     check()
