@@ -111,7 +111,10 @@ def look(run: Run, grid: Grid, x: Tensor, i: int) -> Estimate:
 
 
 def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
-    """A guided step as in the authors' loop. It guides the anchor too, and computes its features for each window."""
+    """A guided step as in the authors' loop.
+
+    The anchor takes the same passes as every other window, and its features are computed again for each window.
+    """
     grid, anchor = run.grid, len(run.grid) // 2
     codec = run.codec
     assert isinstance(codec, Codec)
@@ -186,10 +189,10 @@ def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture
 
     def theirs() -> Tensor:
         unet.requires_grad_(True)
-        found = literal_msd(run, run.guided[0][0].strength(run.level))
+        prediction = literal_msd(run, run.guided[0][0].strength(run.level))
         unet.requires_grad_(False)
         unet.zero_grad()
-        return found
+        return prediction
 
     (_, less), (expected, more) = peak(stage(run)), peak(theirs)
     torch.testing.assert_close(benchmark.pedantic(stage(run)), expected, rtol=1e-3, atol=1e-3)

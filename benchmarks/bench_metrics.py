@@ -34,8 +34,8 @@ class Tower(Perceptual):
         self.net = model.vision_model
 
     def features(self, images: Tensor) -> Features:
-        found = self.net(images * 2 - 1, output_hidden_states=True).hidden_states
-        return [nn.functional.normalize(layer[:, 1:], dim=-1) for layer in found]
+        states = self.net(images * 2 - 1, output_hidden_states=True).hidden_states
+        return [nn.functional.normalize(layer[:, 1:], dim=-1) for layer in states]
 
     def distance(self, a: Features, b: Features) -> Tensor:
         return torch.stack([(x - y).square().sum(-1).mean(1) for x, y in zip(a, b, strict=True)]).mean(0)
@@ -56,13 +56,13 @@ def views(count: int) -> tuple[Tensor, Tensor, Tensor]:
         sets[0].append(render(scene, 128, (0, 0, 0.6, 1)))
         sets[1].append(render(scene, 128, (0.4, 0, 1, 1)))
         sets[2].append(render(other, 128, (0.4, 0, 1, 1)))
-    here, beside, elsewhere = ((to_tensor(np.stack(each)) + 1) / 2 for each in sets)
+    here, beside, elsewhere = ((to_tensor(np.stack(pictures)) + 1) / 2 for pictures in sets)
     return here, beside, elsewhere
 
 
 @torch.no_grad()
-def told_apart(metric: Metric, here: Tensor, beside: Tensor, elsewhere: Tensor) -> float:
-    """The share of views that are nearer to a view of their scene than to another scene. A tie counts as half."""
+def share_nearer(metric: Metric, here: Tensor, beside: Tensor, elsewhere: Tensor) -> float:
+    """The share of views that are nearer to a view of their own scene than to a view of another one. A tie counts as half."""
     near, far = (
         torch.cat([metric(a, b) for a, b in zip(here.split(16), x.split(16), strict=True)]) for x in (beside, elsewhere)
     )
@@ -82,14 +82,14 @@ def gradient_seconds(metric: Metric, here: Tensor, times: int = 5) -> float:
 
 def test_what_is_the_same_is_nearer_and_a_constant_tells_nothing() -> None:
     here, beside, elsewhere = views(8)
-    assert told_apart(pixels, here, here, elsewhere) == 1
-    assert told_apart(lambda a, b: torch.zeros(len(a)), here, beside, elsewhere) == 0.5
+    assert share_nearer(pixels, here, here, elsewhere) == 1
+    assert share_nearer(lambda a, b: torch.zeros(len(a)), here, beside, elsewhere) == 0.5
 
 
 @pytest.mark.parametrize("network", [EfficientNet, Tower])
 def test_a_network_finds_a_picture_like_itself_and_has_a_gradient(network: type[Perceptual]) -> None:
     here, _, elsewhere = views(4)
-    assert told_apart(network(), here, here, elsewhere) == 1
+    assert share_nearer(network(), here, here, elsewhere) == 1
     assert gradient_seconds(network(), torch.cat([here, elsewhere, here]), 1) > 0
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     three = views(256)
     metrics: Sequence[tuple[str, Metric]] = [("pixels", pixels), ("efficientnet", EfficientNet()), ("CLIP tower", Tower())]
     for name, metric in metrics:
-        print(f"{name}: {told_apart(metric, *three):.3f}, {gradient_seconds(metric, three[0]):.3f} s", flush=True)
+        print(f"{name}: {share_nearer(metric, *three):.3f}, {gradient_seconds(metric, three[0]):.3f} s", flush=True)
 
 
 if __name__ == "__main__":

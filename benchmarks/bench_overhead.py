@@ -76,7 +76,7 @@ def pipeline(null: Model) -> StableDiffusionPanoramaPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.vae_scale_factor = 8  # it counts in cells of 8 pixels, whatever the codec
+    pipeline.vae_scale_factor = 8  # its views are measured in cells of 8 pixels for any codec
     pipeline.set_progress_bar_config(disable=True)
     assert len(pipeline.get_views(HEIGHT * 8, WIDTH * 8)) == WINDOWS
     return pipeline
@@ -134,7 +134,7 @@ def test_overhead_is_a_fraction_of_diffusers(
         return benchmark.disabled and len(timed) >= 3 and ratio() <= 0.9 * bar
 
     gc.collect()
-    gc.disable()  # as timeit does: a collection looks at whatever the tests before have left, in whosever time it falls
+    gc.disable()  # as timeit does: a collection also visits what earlier tests have left, and would count for one side
     try:
         while len(timed) < pairs and not clear():
             timed.append((ours(null, batch, scale, steps), theirs(pipeline, batch, scale, steps)))

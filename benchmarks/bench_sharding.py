@@ -31,10 +31,12 @@ def test_two_ranks_do_the_work_of_one(tmp_path: Path, request: pytest.FixtureReq
     """28 windows in micro-batches of 2, one thread for each rank: T1 / (2 max T2), which is 1 if sharding costs nothing."""
     measured = request.config.getoption("--benchmark-enable")
     pairs, steps = (7, 6) if measured else (1, 2)
-    found = [seconds(tmp_path, 1, steps)[0] / (2 * max(seconds(tmp_path, 2, steps))) for _ in range(pairs)]
-    print(f"\nefficiency of two ranks: {statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})")
+    efficiencies = [seconds(tmp_path, 1, steps)[0] / (2 * max(seconds(tmp_path, 2, steps))) for _ in range(pairs)]
+    print(
+        f"\nefficiency of two ranks: {statistics.median(efficiencies):.3f} ({min(efficiencies):.3f} to {max(efficiencies):.3f})"
+    )
     if measured:
-        assert statistics.median(found) >= 0.92
+        assert statistics.median(efficiencies) >= 0.92
 
 
 def test_a_checkpoint_costs_a_hundredth_of_a_step(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -73,7 +73,7 @@ class Measured(NamedTuple):
     processes: int = 0
     cpu: float = 0.0
     memory: float = 0.0
-    """In GB, of all processes, each shared page counted once."""
+    """Memory of all processes in GB. A shared page counts once."""
 
 
 def agent(words: list[str]) -> int:
@@ -82,7 +82,7 @@ def agent(words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable()  # else a warning for each process, and a traceback with a table at the end
+    logging.disable()  # otherwise it prints a warning for each process, and a traceback with a table at the end
     config = LaunchConfig(1, 1, 2, run_id="panokit", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
     try:
         elastic_launch(config, sys.executable)("-m", "panokit", *words)
@@ -133,7 +133,7 @@ class Command:
         """The processes of the run that have not ended. They have the folder's name in their environment."""
         pids = []
         for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended, or is not ours
+            with suppress(OSError):  # the process has ended, or belongs to another user
                 if f"MARKS={self.folder}\0".encode() in (path / "environ").read_bytes():
                     pids.append(int(path.name))
         return pids
@@ -159,7 +159,7 @@ def started(command: Command) -> Measured:
     memory = sum(map(pss, pids)) / 1e6
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     until(command.ended, PATIENCE)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the parent and of all that it has waited for
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the parent, and of the processes that it has waited for
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     lines = command.stderr().count("\n")
     return Measured(seconds, command.parent.returncode, lines, processes=len(pids), cpu=cpu, memory=memory)

@@ -1,9 +1,10 @@
-"""Start-up: from the command to the first denoised window, beside a bare script of diffusers that calls the same network.
+"""Start-up: the time from the command to the first denoised window, compared with a bare script that calls the same network.
 
     python benchmarks/startup.py [ROUNDS]
 
-It prints medians of CPU seconds and seconds over the rounds, whose commands take turns, the ratios, and the modules that each
-command imports. Every command runs on one thread in a process of its own. `--help` is measured too.
+The bare script uses diffusers alone. The commands take turns, each on one thread in a process of its own. The script prints the
+medians of CPU seconds and seconds over all rounds, the modules that each command imports, and the ratio of the CPU times.
+`import Sampler` and `--help` are measured too.
 """
 
 import json
@@ -38,7 +39,7 @@ PANOKIT = """
 from panokit.cli import main
 try:
     from panokit.passes import Pass as Asks
-except ImportError:  # before passes and runs were apart
+except ImportError:  # an older panokit, without passes
     from panokit.run import Run as Asks
 
 predict = Asks.predict
@@ -65,7 +66,7 @@ def report():
 
 
 def measured(code: str) -> dict[str, float]:
-    """CPU seconds and seconds until `report` is called."""
+    """Run Python code in a process, and measure CPU seconds and seconds until it calls `report`."""
     start = time.perf_counter()
     command = [sys.executable, "-c", f"{REPORT}\n{code}\nreport()"]
     environment: dict[str, str] = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -76,11 +77,11 @@ def measured(code: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all commands in turns, and print the results."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     commands = {
         "bare diffusers": BARE,
-        "bare, and Fabric": f"import lightning.fabric\n{BARE}",  # which imports torchmetrics, and all that it imports
+        "bare, and Fabric": f"import lightning.fabric\n{BARE}",  # it imports torchmetrics
         "panokit generate": PANOKIT,
         "import Sampler": "from panokit import Sampler",
         "panokit --help": "from panokit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
@@ -93,8 +94,8 @@ def main() -> None:
         cpu, seconds = (statistics.median(run[key] for run in runs[1:]) for key in ("cpu", "seconds"))
         last = runs[-1]
         print(f"{name:<18}{cpu:6.2f} CPU s {seconds:6.2f} s {last['modules']:5} modules  {' '.join(last['libraries'])}")
-    of = [statistics.median(run["cpu"] for run in taken[name][1:]) for name in ("panokit generate", "bare diffusers")]
-    print(f"panokit generate / bare diffusers: {of[0] / of[1]:.2f} of the CPU time")
+    ours, bare = (statistics.median(run["cpu"] for run in taken[name][1:]) for name in ("panokit generate", "bare diffusers"))
+    print(f"panokit generate / bare diffusers: {ours / bare:.2f} of the CPU time")
 
 
 if __name__ == "__main__":

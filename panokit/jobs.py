@@ -120,7 +120,7 @@ class Worker:
             panorama = self.make(job)
         except PanokitError as error:
             return b"", str(error)
-        except Exception as error:  # whatever a plugin raises
+        except Exception as error:  # plugins raise errors of any type
             return b"", f"{type(error).__name__}: {error}"
         file = io.BytesIO()
         panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
@@ -215,7 +215,7 @@ def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
     """
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise SettingError(f"part is {part!r}: it must be such as 2/8, the second of eight, from 1/8 to 8/8")
+        raise SettingError(f"part is {part!r}: it must be K/N with K from 1 to N, such as 2/8 for the second of eight parts")
     return list(jobs[int(match[1]) - 1 :: int(match[2])])
 
 

@@ -1,4 +1,4 @@
-"""Paints jobs into files: it writes checkpoints and pictures, prints a line for each, and goes on where one fails."""
+"""Paints jobs into files: it writes checkpoints and pictures, prints a line for each, and continues if one fails."""
 
 import os
 import time
@@ -170,9 +170,9 @@ class _Painter:
             return "there already"
         try:
             self._make(task, again=True)
-        except (RankError, OutputError):  # no other task would fare better
+        except (RankError, OutputError):  # the other tasks would probably fail too
             raise
-        except Exception as error:  # whatever a plugin does
+        except Exception as error:  # plugins raise errors of any type
             problem = f"{type(error).__name__}: {error}"
             runtime.broadcast(lambda: _write_note(note, problem))
             self._report(task, f"{task.path}: failed, {' '.join(problem.split())}")

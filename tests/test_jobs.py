@@ -28,7 +28,7 @@ def test_the_parts_are_all_jobs_once(n: int, count: int) -> None:
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", ""])
 def test_what_is_no_part_is_told(part: str) -> None:
-    with pytest.raises(SettingError, match="it must be such as 2/8"):
+    with pytest.raises(SettingError, match="it must be K/N with K from 1 to N, such as 2/8"):
         part_of([1], part)
 
 

@@ -78,7 +78,7 @@ def rerun(
     quiet: bool = False,
     changes: Sequence[str] = (),
 ) -> None:
-    """Make a picture again from the recipe in its file. On the same machine it has the same bits.
+    """Make a picture again from the recipe in its file, with the same bits on the same machine.
 
     Args:
         image: A picture that panokit wrote: PNG, JPEG or WebP.
@@ -98,14 +98,14 @@ def rerun(
     check_depth(kept, f"the recipe in {image}")
     if unknown := kept.keys() - {*keys, *recipe.VERSIONS}:
         problem = unknown_option(min(unknown)[:80], keys)
-        raise SettingError(f"the recipe in {image} is damaged, or of another panokit: {problem}")
+        raise SettingError(f"the recipe in {image} is damaged, or from another version of panokit: {problem}")
     missing = [key for key in ("prompt", "height", "width", "seed", "model") if kept.get(key) is None]
     if missing:
         raise SettingError(f"the recipe in {image} is damaged: it lacks {', '.join(missing)}")
     for package in recipe.VERSIONS:
         if not re.fullmatch(r"(\d[\w.+-]{0,63})?", str(kept.get(package, ""))):
             raise SettingError(
-                f"the recipe in {image} is damaged: {package} came as {kept[package]!r:.80}, which is no version"
+                f"the recipe in {image} is damaged: {package} came as {kept[package]!r:.80}, which is not a version"
             )
     wanted = {key: kept[key] for key in keys if kept.get(key) is not None}
     if not trust:
@@ -176,7 +176,7 @@ def evaluate(
     _hush()
     try:
         numbers = conduct(study, Path(out), {"devices": devices, "precision": precision, "micro_batch": micro_batch})
-    except OutputError as error:  # a disk that is full, say
+    except OutputError as error:  # for instance, the disk is full
         raise OutputError(f"{error}; finished pictures are kept, and the same command continues") from error
     if numbers is None:
         return
@@ -225,18 +225,21 @@ def explain(kind: Kind, name: str) -> None:
 
 
 def check(plugin: str, *, kind: Kind | None = None) -> int:
-    """Check that a plugin with default settings keeps its contract. The exit status is 1 if it does not.
+    """Check that a plugin with default settings keeps its contract.
 
     Args:
         plugin: An installed plugin, or module:Class.
         kind: The kind of the plugin, if several kinds have one of that name.
+
+    Returns:
+        The exit status: 1 if a check failed.
     """
     from panokit.testing import run_checks
 
     make = _default(plugin, kind)
     try:
         make()
-    except ContractError:  # which is a TypeError too
+    except ContractError:  # it is a TypeError too
         raise
     except TypeError as cause:
         raise SettingError(
@@ -311,7 +314,7 @@ def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict
             if not isinstance(data, dict):
                 raise SettingError(f"it is a {type(data).__name__}: a job must map options to values")
             jobs[number] = Job.of({**options, **data})
-        except (ValueError, RecursionError) as error:  # of which a SettingError is one
+        except (ValueError, RecursionError) as error:  # a SettingError is a ValueError
             wrong[number] = str(error)
     if not jobs and not wrong:
         raise SettingError(f"{path} contains no job: write one on each line, as JSON")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-_SUMMARY = "Panoramas from pretrained diffusion models, by interchangeable parts."
+_SUMMARY = "Makes panoramas with pretrained diffusion models, from interchangeable parts."
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
     "rerun": commands.rerun,
@@ -55,14 +55,18 @@ _GROUPS: Mapping[type, set[str | int]] = {
     Devices: set(),
     Output: {"again"},
 }
-"""The options of `generate`, and the fields that are none: `Prompts` has a seed that may be a range."""
+"""The groups of options of `generate`, and the fields that are not options. The seed of `Prompts` may be a range."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        args: the words after `panokit`; None takes those of this process.
+
     Returns:
-        The exit status: 0; 2 for what the user got wrong; 1 for anything else; 130 when interrupted.
+        The exit status: 0 for success, 2 for a mistake of the user, 1 for any other error, 130 if interrupted, 143 if
+        terminated.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported: its warnings are for developers
     try:
@@ -75,10 +79,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         what, status = ("terminated", 143) if isinstance(interrupt, TerminatedError) else ("interrupted", 130)
         return status if _rank() else _complain(": ".join(filter(None, (what, str(interrupt)))), status)
-    except BrokenPipeError:  # `panokit plugins | head` has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as in `panokit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # the user sees one line, whatever it was
+    except Exception as error:  # the user sees one line for every error
         return _complain(f"unexpected {type(error).__name__}: {error}", 1)
 
 
@@ -163,7 +167,7 @@ def _set_parts(options: dict[str, Any], words: Words) -> None:
         if setting.part == "guidances" and not setting.key[0].isdecimal():
             which = len(_listed(options.get("guidances"))) - 1 - (words.added - setting.added)
             if which < 0:
-                raise SettingError(f"--{path} has no guidance to set it of: add one before it, --guidances+=NAME")
+                raise SettingError(f"--{path} has no guidance to change: add one before it, --guidances+=NAME")
             path = f"guidances.{which}.{setting.key}"
         if options.get(setting.part) is None:
             options[setting.part] = getattr(Composition(), setting.part)
@@ -229,7 +233,7 @@ def _generate_parser() -> "ArgumentParser":
 
 @cache
 def _function_parser(command: str) -> "ArgumentParser":
-    """The options of a command are its function's arguments."""
+    """The parser of a command. Its options are the arguments of the function."""
     parser = _parser(command)
     skip: set[str | int] = set()
     if command == "rerun":
@@ -250,7 +254,7 @@ def _function_parser(command: str) -> "ArgumentParser":
 
 
 def _parser(usage: str) -> "ArgumentParser":
-    from jsonargparse import ArgumentParser  # which `panokit --help` need not wait for
+    from jsonargparse import ArgumentParser  # imported here, because `panokit --help` does not need it
 
     return ArgumentParser(prog=f"panokit {usage}", exit_on_error=False, print_config=None, allow_abbrev=False)
 
@@ -267,7 +271,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: Any = None,
     ) -> None:
-        # The first rank of all meets the same prompts and fallbacks as the others, and not the same memory.
+        # Every rank has the same prompts and fallbacks, so the first one warns for all. Free memory differs between ranks.
         if issubclass(category, ShardingWarning) or (issubclass(category, (PromptWarning, FallbackWarning)) and not _rank()):
             _complain(f"warning: {message}", 0)
 

@@ -34,13 +34,13 @@ class Words:
     """The sorted words of a command line.
 
     Attributes:
-        command: the command; empty if there is none.
+        command: the command; empty if the line names none.
         configs: the configurations, in order.
         parts: plugins, as text: pairs of `fuser`, `scheduler` or `guidances+`, and a value. No parser of the command line
             reads them, because one that knows classes would import what they name.
         settings: settings of parts, in order.
         options: all other options, as `--name=value`.
-        texts: words that are no options, and prompts.
+        texts: prompts, and other words that are not options.
     """
 
     command: str = ""
@@ -92,7 +92,7 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
         elif words.command == "generate" and option.rstrip("+") in PARTS:
             _check_part(option, value)
             words.parts.append((option, value))
-        elif name == "--config" and words.command != "evaluate":  # whose study it is
+        elif name == "--config" and words.command != "evaluate":  # its configuration is a study, not options
             words.configs.append(value)
         elif name == "--prompt" and words.command == "generate":
             boxes = value.lstrip().startswith(("{", "["))
@@ -103,7 +103,7 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
 
 
 def _known(name: str, command: str, names: Collection[str]) -> bool:
-    """Whether a command has an option. Only plugins have settings, and only guidances are added to."""
+    """Whether a command has an option. Settings of plugins count as options of every command."""
     if name in _ALONE or _SETTING.fullmatch(name):
         return True
     more = {"generate": ("config", "guidances+"), "rerun": ("set",)}.get(command, ())

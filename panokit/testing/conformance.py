@@ -123,7 +123,7 @@ def _problem(check: Check) -> str:
         check()
     except ConformanceError as failure:
         return str(failure)
-    except Exception as failure:  # whatever a plugin does
+    except Exception as failure:  # plugins raise errors of any type
         where = extract_tb(failure.__traceback__)[-1]
         return f"{type(failure).__name__}: {failure} ({where.filename}, line {where.lineno})"
     return ""

@@ -37,27 +37,27 @@ def checks(denoiser: Denoiser) -> tuple[Callable[[Make], None], ...]:
 def shape_and_dtype(make: Make) -> None:
     """A prediction has the shape, dtype and device of its windows."""
     world = _world(make())
-    found = world.predict(world.x)
+    prediction = world.predict(world.x)
     for what in ("shape", "dtype", "device"):
-        got, expected = getattr(found, what), getattr(world.x, what)
+        actual, expected = getattr(prediction, what), getattr(world.x, what)
         demand(
-            got == expected,
-            f"{world.name} returned {what} {got} for windows of {what} {expected}; a prediction has the {what} of its windows: "
-            "convert it with `.to(x)`, and remove other outputs of the model",
+            actual == expected,
+            f"{world.name} returned {what} {actual} for windows of {what} {expected}; a prediction has the {what} of its "
+            "windows: convert it with `.to(x)`, and remove other outputs of the model",
         )
 
 
 def frozen(make: Make) -> None:
     """After its modules are placed, no parameter needs a gradient, and a second call makes the same prediction."""
     world = _world(make())
-    found = world.predict(world.x)
+    prediction = world.predict(world.x)
     demand(
-        not found.requires_grad,
+        not prediction.requires_grad,
         f"a prediction of {world.name} has a graph, although its windows need no gradient: a network has trainable parameters. "
         "Return all networks in `modules`, so that the runtime freezes them",
     )
     demand(
-        torch.equal(found, world.predict(world.x)),
+        torch.equal(prediction, world.predict(world.x)),
         f"a second call of {world.name} makes another prediction: a network is in training mode, or draws noise. Return all "
         "networks in `modules`, so that the runtime sets them to eval mode",
     )
@@ -67,10 +67,10 @@ def differentiable(make: Make) -> None:
     """The gradient from the prediction to the windows is finite and not 0."""
     world = _world(make())
     x = world.x.clone().requires_grad_()
-    found = world.predict(x)
+    prediction = world.predict(x)
     advice = "guidances need one: use only operations of torch, without no_grad, inference_mode or detach"
-    demand(found.requires_grad, f"a prediction of {world.name} has no gradient, and {advice}")
-    (gradient,) = torch.autograd.grad(found.sum(), x, materialize_grads=True)
+    demand(prediction.requires_grad, f"a prediction of {world.name} has no gradient, and {advice}")
+    (gradient,) = torch.autograd.grad(prediction.sum(), x, materialize_grads=True)
     demand(
         bool(gradient.isfinite().all() and gradient.any()),
         f"the gradient of {world.name}'s prediction is {'0 everywhere' if not gradient.any() else 'not finite'}, and {advice}",
@@ -96,12 +96,12 @@ def condition_per_window(make: Make) -> None:
     world = _world(denoiser, prompt=halves if len(denoiser.window) == 2 else "a lake at night")
     some = [2, 0]
     together = world.predict(world.x)[some]
-    found = world.predict(world.x[some], some)
+    prediction = world.predict(world.x[some], some)
     demand(
-        distance(found, together) < ROUNDING,
+        distance(prediction, together) < ROUNDING,
         f"{world.name} conditions the windows {some} differently alone than among all windows (off by "
-        f"{distance(found, together):.2g} of the largest magnitude): `condition` must give window index[k] its own text, as "
-        "Regions.assign(grid, index) does",
+        f"{distance(prediction, together):.2g} of the largest magnitude): `condition` must give window index[k] its own text, "
+        "as Regions.assign(grid, index) does",
     )
 
 

@@ -16,7 +16,7 @@ from panokit.testing.toys import toy_run
 Make = Callable[[], Fuser]
 
 GRIDS = (
-    Grid((10, 13), (6, 6), (3, 4), (False, False)),  # whose last window is clamped to the border
+    Grid((10, 13), (6, 6), (3, 4), (False, False)),  # the last window is moved back to the border
     Grid((6, 14), (6, 6), (6, 2), (False, True)),  # a strip whose ends meet
     Grid((8, 9), (4, 3), (2, 3), (True, True)),  # a torus, and windows side by side
     Grid((6, 6), (6, 6), (3, 3), (False, False)),  # a single window
@@ -49,7 +49,8 @@ def weights_positive(make: Make) -> None:
         weight, name = fuser.weight(grid), type(fuser).__name__
         demand(
             weight.shape == grid.window,
-            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return a weight a cell",
+            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return one weight for "
+            "each cell",
         )
         demand(
             bool((weight.isfinite() & (weight > 0)).all()),
@@ -63,11 +64,11 @@ def fuse_of_crops_is_the_canvas(make: Make) -> None:
     fuser = make()
     for grid in GRIDS:
         canvas = _noise(3, *grid.size)
-        found = fuser.fuse(grid.crop(canvas), grid)
+        fused = fuser.fuse(grid.crop(canvas), grid)
         demand(
-            distance(found, canvas) < 1e-5,
+            distance(fused, canvas) < 1e-5,
             f"{type(fuser).__name__}.fuse of the crops of a canvas {tuple(canvas.shape)} is not that canvas but one of shape "
-            f"{tuple(found.shape)}, {_off(found, canvas)}, on {grid}: divide by the sum of weights over each cell, and place "
+            f"{tuple(fused.shape)}, {_off(fused, canvas)}, on {grid}: divide by the sum of weights over each cell, and place "
             "window i at grid.place(i)",
         )
 
@@ -78,22 +79,22 @@ def constant_stays_constant(make: Make) -> None:
     for grid in GRIDS:
         for number in (0.0, -3.0, 1e4):
             canvas = torch.full((1, *grid.size), number)
-            found = fuser.fuse(grid.crop(canvas), grid)
+            fused = fuser.fuse(grid.crop(canvas), grid)
             demand(
-                distance(found, canvas) < 1e-5,
+                distance(fused, canvas) < 1e-5,
                 f"{type(fuser).__name__}.fuse of windows that are {number} everywhere is a canvas that is not "
-                f"({_off(found, canvas)}): the weights over a cell must sum to 1",
+                f"({_off(fused, canvas)}): the weights over a cell must sum to 1",
             )
 
 
 def linear(make: Make) -> None:
-    """A weighted fuser is linear in its windows. So a step of the fused prediction equals the fused steps of predictions."""
+    """A weighted fuser is linear in its windows. So fusing predictions before a step equals fusing after it."""
     fuser = make()
     for grid in GRIDS:
         one, other = _noise(2, len(grid), 1, *grid.window)
-        found = fuser.fuse(2 * one - 3 * other, grid)
+        fused = fuser.fuse(2 * one - 3 * other, grid)
         demand(
-            distance(found, 2 * fuser.fuse(one, grid) - 3 * fuser.fuse(other, grid)) < 1e-5,
+            distance(fused, 2 * fuser.fuse(one, grid) - 3 * fuser.fuse(other, grid)) < 1e-5,
             f"{type(fuser).__name__} is a WeightedFuser, but its fuse is not linear in the windows: define only `weight` and "
             "keep the `fuse` of WeightedFuser, or derive from Fuser",
         )
@@ -110,10 +111,10 @@ def wraps(make: Make) -> None:
             """Like a model: a cell depends on its neighbours and on its place in the window."""
             return fuser.fuse(torch.tanh(grid.crop(canvas) * place).cumsum(-1), grid)
 
-        found, expected = through_windows(canvas.roll(shift, (1, 2))), through_windows(canvas).roll(shift, (1, 2))
+        fused, expected = through_windows(canvas.roll(shift, (1, 2))), through_windows(canvas).roll(shift, (1, 2))
         demand(
-            distance(found, expected) < 1e-5,
-            f"{type(fuser).__name__}.fuse treats the join of a ring differently from other places ({_off(found, expected)} on "
+            distance(fused, expected) < 1e-5,
+            f"{type(fuser).__name__}.fuse treats the join of a ring differently from other places ({_off(fused, expected)} on "
             f"{grid}): the weight of a window must not depend on its number or its place on the canvas",
         )
 
@@ -122,13 +123,13 @@ def keeps_dtype_and_device(make: Make) -> None:
     """The canvas has the device and dtype of the windows; half precision becomes float32."""
     fuser, grid = make(), GRIDS[0]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        found, expected = (
+        fused, expected = (
             fuser.fuse(grid.crop(_noise(1, *grid.size).to(dtype)), grid),
             torch.promote_types(dtype, torch.float32),
         )
         demand(
-            (found.dtype, found.device) == (expected, torch.device("cpu")),
-            f"{type(fuser).__name__}.fuse returned {found.dtype} on {found.device} for windows in {dtype} on the CPU; expected "
+            (fused.dtype, fused.device) == (expected, torch.device("cpu")),
+            f"{type(fuser).__name__}.fuse returned {fused.dtype} on {fused.device} for windows in {dtype} on the CPU; expected "
             f"{expected} there: make tensors with windows.new_zeros, in torch.promote_types(windows.dtype, torch.float32)",
         )
 
@@ -138,10 +139,10 @@ def half_precision_is_added_in_float32(make: Make) -> None:
     fuser, grid = make(), WIDE
     for dtype in (torch.float16, torch.bfloat16):
         windows = (_noise(len(grid), 1, *grid.window) + 100).to(dtype)
-        expected, found = fuser.fuse(windows.double(), grid), fuser.fuse(windows, grid)
+        expected, fused = fuser.fuse(windows.double(), grid), fuser.fuse(windows, grid)
         demand(
-            distance(found, expected) < 1e-5,
-            f"{type(fuser).__name__}.fuse of windows in {dtype} differs from float64 ({_off(found, expected)}): convert "
+            distance(fused, expected) < 1e-5,
+            f"{type(fuser).__name__}.fuse of windows in {dtype} differs from float64 ({_off(fused, expected)}): convert "
             "windows and weights to torch.promote_types(windows.dtype, torch.float32) first",
         )
 
@@ -166,9 +167,9 @@ def same_for_any_number_of_ranks(make: Make) -> None:
 
     (expected,) = VirtualRanks(1, 2).run(canvas)
     for size in (2, 3):
-        for rank, found in enumerate(VirtualRanks(size, 2).run(canvas)):
+        for rank, actual in enumerate(VirtualRanks(size, 2).run(canvas)):
             demand(
-                torch.equal(found, expected),
+                torch.equal(actual, expected),
                 f"rank {rank} of {size} has another canvas than a single rank: `fuse` gets the same windows on every rank and "
                 "must return the same canvas; it may not draw noise or remember anything",
             )
@@ -178,6 +179,6 @@ def _noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _off(found: Tensor, expected: Tensor) -> str:
+def _off(actual: Tensor, expected: Tensor) -> str:
     """The distance, in words."""
-    return f"off by {distance(found, expected):.2g} of the largest magnitude"
+    return f"off by {distance(actual, expected):.2g} of the largest magnitude"

@@ -32,7 +32,7 @@ STEPS = 8
 MICRO_BATCH = 5
 """Windows in a chunk. The 15 windows make three chunks, which two ranks cannot share evenly."""
 SOME = [9, 0, 14, 4]
-"""Some windows, in no order."""
+"""The numbers of some windows, not sorted."""
 
 
 def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
@@ -75,7 +75,7 @@ def wakes_up(make: Make) -> None:
 
 
 def shape_and_dtype(make: Make) -> None:
-    """The energy is one number a window, in the dtype and on the device of the windows."""
+    """The energy is one number for each window, in the dtype and on the device of the windows."""
     now = _moment(make())
     for index in (SOME, [5]):
         seen, n = now.step.look(index), len(index)
@@ -83,7 +83,7 @@ def shape_and_dtype(make: Make) -> None:
         what = f"shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else f"a {type(energy).__name__}"
         demand(
             isinstance(energy, Tensor) and energy.shape == (n,),
-            f"{now.name}.energy returned {what} for {n} windows; it must return one number a window, ({n},): "
+            f"{now.name}.energy returned {what} for {n} windows; it must return one number for each window, ({n},): "
             "sum over all axes but the first",
         )
         demand(
@@ -146,9 +146,9 @@ def windows_do_not_see_each_other(make: Make) -> None:
     now = _moment(make())
     together = now.slopes(now.step.look(SOME), SOME)
     alone = [torch.cat(parts) for parts in zip(*(now.slopes(now.step.look([i]), [i]) for i in SOME), strict=True)]
-    for what, found, expected in zip(("energy", "gradient at x", "gradient at x0"), together, alone, strict=True):
+    for what, actual, expected in zip(("energy", "gradient at x", "gradient at x0"), together, alone, strict=True):
         demand(
-            distance(found, expected) < 1e-5,
+            distance(actual, expected) < 1e-5,
             f"the {what} of {now.name} differs between the windows {SOME} in one chunk and each of them alone: reduce over all "
             "axes but the first, choose a window's part of the context by `index`, and make what windows share in `prepare`",
         )
@@ -172,10 +172,10 @@ def gradient_matches_energy(make: Make) -> None:
             tried.append((distance(slope, expected), slope.tolist()))
             if tried[-1][0] < 1e-3:
                 break
-        off, found = min(tried)
+        off, slopes = min(tried)
         demand(
             off < 1e-3,
-            f"along a direction of seen.{name} the energy of {now.name} has the slopes {found}, but its gradient gives "
+            f"along a direction of seen.{name} the energy of {now.name} has the slopes {slopes}, but its gradient gives "
             f"{expected.tolist()}: between seen.{name} and the energy use only differentiable operations of torch, without "
             "detach, no_grad, numpy or rounding",
         )
@@ -221,9 +221,9 @@ def same_for_any_number_of_ranks(make: Make) -> None:
 
     (expected,) = VirtualRanks(1, MICRO_BATCH).run(canvas)
     for size in (2, 3):
-        for rank, found in enumerate(VirtualRanks(size, MICRO_BATCH).run(canvas)):
+        for rank, actual in enumerate(VirtualRanks(size, MICRO_BATCH).run(canvas)):
             demand(
-                torch.equal(found, expected),
+                torch.equal(actual, expected),
                 f"rank {rank} of {size} has another canvas than a single rank: `prepare` must return the same on every rank, "
                 "noise must come from step.noise, and nothing may depend on the windows that `energy` has seen",
             )
@@ -337,7 +337,7 @@ def _moves_nothing(guidance: Guidance) -> bool:
         return False
     try:
         return all(guidance.strength(level) == 0 for level in _run().solver.levels if level.main)
-    except Exception:  # whatever a plugin does: the check of its strength reports it
+    except Exception:  # plugins raise errors of any type; the check of the strength reports this one
         return False
 
 

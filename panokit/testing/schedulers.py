@@ -38,7 +38,7 @@ def checks(scheduler: Scheduler) -> tuple[Callable[[Make], None], ...]:
 
 
 def levels_descend(make: Make) -> None:
-    """Noise levels are numbered in order, have alpha and sigma that fit, never rise between steps, and end near 0."""
+    """Levels are numbered in order, alpha and sigma satisfy their equation, and sigma never rises and ends near 0."""
     name = type(make()).__name__
     for prediction, solver in _solvers(make()):
         levels = solver.levels
@@ -127,13 +127,13 @@ def leaves_arguments_alone(make: Make) -> None:
 
 def step_is_deterministic_given_the_generator(make: Make) -> None:
     """The same generator gives the same canvas, with any state of torch's own random numbers."""
-    found = []
+    canvases = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found.append(_walked(make()))
+            canvases.append(_walked(make()))
     demand(
-        torch.equal(*found),
+        torch.equal(*canvases),
         f"two runs of {type(make()).__name__} with equal generators end with different canvases: draw noise from the argument "
         "of `step`, torch.randn(x.shape, generator=generator).to(x)",
     )
@@ -143,9 +143,9 @@ def runs_do_not_share_memory(make: Make) -> None:
     """Two runs of one scheduler, step by step in turns, make the same canvases as alone."""
     shared = make()
     *_, together = zip(*(_begun(shared, seed) for seed in (0, 1)), strict=True)
-    for seed, found in enumerate(together):
+    for seed, canvas in enumerate(together):
         demand(
-            torch.equal(found, _walked(make(), seed)),
+            torch.equal(canvas, _walked(make(), seed)),
             f"when two runs take turns with one {type(shared).__name__}, the run with seed {seed} makes another canvas than "
             "alone: `begin` must return a new solver, and a run may remember things only on its solver",
         )
@@ -197,7 +197,7 @@ def _any(scheduler: Scheduler) -> Solver:
 
 
 def _model(x: Tensor, level: Level) -> Tensor:
-    """A smooth function that is not linear in place and time."""
+    """A smooth function that stands for a model. It is not linear in the canvas, and depends on the timestep."""
     return torch.tanh(0.6 * x + 0.3 * x.roll(1, -1)) + 0.1 * math.sin(level.t)
 
 
@@ -226,7 +226,7 @@ def _through_a_file(state: Mapping[str, Any], name: str) -> Any:
         torch.save(state, file := io.BytesIO())
         file.seek(0)
         return torch.load(file, weights_only=True)
-    except Exception as cause:  # the pickler and the unpickler object in ways of their own
+    except Exception as cause:  # pickle raises errors of many types
         raise ConformanceError(
             f"{name}.state returned something that a checkpoint cannot hold: return tensors, numbers, text, and lists and "
             "dicts of them"

@@ -16,7 +16,7 @@ def tiny_model(
     """A text-to-image model of random weights: windows of 8 x 8 latents, 4 channels, codec factor 2.
 
     Args:
-        prediction: the type of the prediction that the UNet counts as.
+        prediction: how the output of the UNet is read. Its weights are random, so any type fits.
         window: cells of a window along each axis, a multiple of 2.
         dtype: dtype of the weights.
         seed: seed of the random weights.

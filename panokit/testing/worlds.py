@@ -46,7 +46,7 @@ class Gaussian(Denoiser):
         variance: $v$, > 0.
         window: cells of a window.
         channels: number of channels of the canvas.
-        training: the noise that the model counts as trained with, and the type of its prediction.
+        training: the training noise that solvers assume, and the type of the prediction.
     """
 
     mean: float = 0.0

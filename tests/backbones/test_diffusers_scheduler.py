@@ -428,7 +428,7 @@ def test_an_unknown_name_offers_the_closest() -> None:
         (
             "ddim",
             {"prediction_type": "sample"},
-            "'prediction_type'.*'ddim' belongs to the model, which brings it: leave it out",
+            "'prediction_type'.*'ddim' is set by the model: leave it out",
         ),
         ("pndm", {"skip_prk_steps": False}, "'skip_prk_steps'.*not offered"),
     ],

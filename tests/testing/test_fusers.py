@@ -164,7 +164,7 @@ class HoldsAFunction(Own):
     ("broken", "check", "advice"),
     [
         (Narrow, fusers.weights_positive, r"goes from 0.0 to .* windows of \(64, 64\); .*clamp them to a small number"),
-        (OneWeight, fusers.weights_positive, r"shape \(1,\) for windows of \(6, 6\); it must return a weight a cell"),
+        (OneWeight, fusers.weights_positive, r"shape \(1,\) for windows of \(6, 6\); it must return one weight for each cell"),
         (Sum, fusers.fuse_of_crops_is_the_canvas, "is not that canvas .*divide by the sum of weights over each cell"),
         (OneChannel, fusers.fuse_of_crops_is_the_canvas, r"a canvas \(3, 10, 13\) is not .* one of shape \(1, 10, 13\)"),
         (Whitened, fusers.constant_stays_constant, "windows that are 0.0 everywhere.*must sum to 1"),

@@ -381,8 +381,16 @@ class HidesASetting(Steady):
             guidances.wakes_up,
             r"KnowsTooLate\(\) is asleep and knows no canvas at all 8 steps.*`known` returns a canvas",
         ),
-        (OneForAll, guidances.shape_and_dtype, r"returned shape \(\) for 4 windows.* one number a window.*sum over all axes"),
-        (NoTensor, guidances.shape_and_dtype, r"returned a list for 4 windows; it must return one number a window, \(4,\)"),
+        (
+            OneForAll,
+            guidances.shape_and_dtype,
+            r"returned shape \(\) for 4 windows.* one number for each window.*sum over all axes",
+        ),
+        (
+            NoTensor,
+            guidances.shape_and_dtype,
+            r"returned a list for 4 windows; it must return one number for each window, \(4,\)",
+        ),
         (InFloat32, guidances.shape_and_dtype, r"returned torch.float32 .* windows in torch.float64.*make constants with"),
         (TensorStrength, guidances.strength_is_finite_at_every_level, "strength at step 0 .* is a Tensor; .*use math"),
         (SignalToNoise, guidances.strength_is_finite_at_every_level, "raised ZeroDivisionError.*handle levels with alpha 0"),

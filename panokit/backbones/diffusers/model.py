@@ -102,7 +102,7 @@ class UNetDenoiser(Denoiser):
         texts = (prompt,) if isinstance(prompt, str) else prompt.texts
         for text in texts:
             self._warn_of_unknown_words(text)
-            self._warn_of_what_is_cut(text)
+            self._warn_of_truncation(text)
         negative = self._embed([negative_prompt]) if guidance_scale > 1 else None
         return Embeddings(self._embed(texts), negative, prompt, guidance_scale)
 
@@ -122,7 +122,7 @@ class UNetDenoiser(Denoiser):
             message = f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}"
             warnings.warn(message, PromptWarning, stacklevel=6)
 
-    def _warn_of_what_is_cut(self, text: str) -> None:
+    def _warn_of_truncation(self, text: str) -> None:
         tokens, limit = self.tokenizer(text, verbose=False).input_ids, self.tokenizer.model_max_length
         if len(tokens) > limit:
             cut = self.tokenizer.decode(tokens[limit - 1 : -1])

@@ -7,7 +7,7 @@ from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 
 
 def _preset(name: str) -> Any:
-    """A scheduler by its short name; its text is what `panokit plugins` shows."""
+    """A scheduler by its short name. `panokit plugins` shows its docstring."""
     preset = partial(DiffusersScheduler, name)
     preset.__doc__ = DiffusersScheduler.summary(name)
     return preset

@@ -96,8 +96,8 @@ def _karras(kind: _Kind) -> _Kind:
 
 _KINDS = _PLAIN | {f"{name}_karras": _karras(_PLAIN[name]) for name in _KARRAS}
 
-_MODELS_OWN = "belongs to the model, which brings it"
-_NOT_PLAIN = "is not offered: an option is a number, a text or a tuple of them"
+_MODELS_OWN = "is set by the model"
+_NOT_PLAIN = "is not offered: an option must be a number, a text or a tuple of them"
 _WITHHELD = {
     "num_train_timesteps": _MODELS_OWN,
     "beta_start": _MODELS_OWN,
