@@ -19,7 +19,7 @@ from panokit.denoiser import Prompt, Regions
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
-from panokit.hints import fit, hints_of
+from panokit.hints import fit, hints_of, words
 from panokit.moved import means_the_same, no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
@@ -193,9 +193,9 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
         try:
             fitted[key] = fit(value, hints.get(key, Any))
         except TypeError as cause:
-            expected = _type(known[key])
+            expected = words(hints[key])
             hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in expected else ""
-            raise SettingError(f"{key} of {name} came as {value!r}: it must be of the type {expected}{hint}") from cause
+            raise SettingError(f"{key} of {name} came as {value!r}: it must be {expected}{hint}") from cause
     try:
         return maker(**fitted)
     except SettingError as cause:

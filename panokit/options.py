@@ -28,6 +28,8 @@ def objection(message: str, hints: Mapping[str, Any]) -> str:
         The line; the text itself, on one line, if it is of a kind that this function does not know.
     """
     line = " ".join(message.split())
+    if match := re.search(r"unrecognized arguments: (?:-- )?([^-\s]\S*)", line):
+        return f"there is one word too many, {match[1]!r}: the names of options begin with --; see --help"
     if match := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
         return unknown_option(match[1], [*hints, "config"], "--")
     key = re.search(r'Parser key "(\w+)', line)
@@ -118,6 +120,8 @@ def configuration(path: str) -> dict[str, Any]:
         if isinstance(cause, SettingError):
             raise
         raise SettingError(f"the configuration {path} has a value that YAML cannot read: {cause}") from cause
+    if values is None:
+        raise SettingError(f"the configuration {path} is empty: it must map options to values, steps: 25")
     if not isinstance(values, dict):
         raise SettingError(f"the configuration {path} is a {type(values).__name__}: it must map options to values, steps: 25")
     if "config" in values:

@@ -167,6 +167,7 @@ def test_configurations_merge_and_the_command_line_has_the_last_word(
         ("steps: !!python/object/apply:os.system [ls]", "is not plain YAML in line 1"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "repeats itself by aliases"),
         ("config: b.yaml", "names another one"),
+        ("", "the configuration a.yaml is empty: it must map options to values"),
         ("- steps", "is a list: it must map options to values"),
         ("steps: [", "is not plain YAML in line"),
         ("[" * 10_000, "is nested more than 32 deep"),
@@ -207,6 +208,9 @@ def test_what_is_wrong_with_a_configuration_is_told(
         (["generate", "x", "--preview", "a.webp", "--width", "20480"], "WEBP holds 16383 pixels a side"),
         (["plugins", "math:pi"], "math:pi is no subclass of panokit.Fuser"),
         (["rerun"], "image"),
+        (["rerun", "a.png", "b.png"], "there is one word too many, 'b.png'"),
+        (["evaluate", "a.yaml"], "there is one word too many, 'a.yaml'"),
+        (["check", "msd", "extra"], "there is one word too many, 'extra'"),
         (
             ["generate", "x", "--seed", "1..3", "--out", "a.png"],
             "3 pictures cannot be written to one file a.png: name a folder",
