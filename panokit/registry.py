@@ -1,6 +1,7 @@
 """Plugins by name: entry points of installed distributions. A plugin is imported when it is first asked for."""
 
 import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -114,20 +115,39 @@ def summary(maker: Any) -> str:
 
 
 @lru_cache(maxsize=16)
-def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points of a group, from all distributions on a path. Reading them takes longer than making a sampler."""
+def _installed(group: str, path: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of a group. They are read again if the path, or a folder on it, has changed since the last call.
+
+    Reading them takes longer than making a sampler.
+
+    Args:
+        group: the name of the group.
+        path: the folders on `sys.path`, each with the time of its last change, in nanoseconds.
+    """
     return tuple(entry_points(group=group))
+
+
+def _path() -> tuple[tuple[str, int], ...]:
+    """The folders on `sys.path` with the times of their last changes. To install a distribution changes its folder."""
+    return tuple((str(folder), _changed(str(folder) or ".")) for folder in sys.path)
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:  # a folder on the path need not exist
+        return 0
 
 
 def plugins(kind: Kind) -> list[Plugin]:
     """All installed plugins of a kind, sorted by name. None is imported."""
-    installed = [Plugin(kind, entry.name, entry) for entry in _installed(f"panokit.{kind}", tuple(map(str, sys.path)))]
+    installed = [Plugin(kind, entry.name, entry) for entry in _installed(f"panokit.{kind}", _path())]
     names = Counter(plugin.name for plugin in installed)
 
-    def place(plugin: Plugin) -> tuple[str, str]:  # a distribution's name is read from its metadata, which takes a while
+    def order(plugin: Plugin) -> tuple[str, str]:  # the name of a distribution is read from its metadata, which is slow
         return plugin.name, plugin.distribution if names[plugin.name] > 1 else ""
 
-    return sorted(installed, key=place)
+    return sorted(installed, key=order)
 
 
 def load(kind: Kind, name: str) -> Any:
@@ -147,9 +167,6 @@ def load(kind: Kind, name: str) -> Any:
     if ":" in name:
         return attribute(name)
     matches = [plugin for plugin in plugins(kind) if plugin.name == name]
-    if not matches:  # it may have been installed since this process looked
-        _installed.cache_clear()
-        matches = [plugin for plugin in plugins(kind) if plugin.name == name]
     if len(matches) > 1:
         raise PluginNotFoundError(
             f"{len(matches)} distributions claim the name {name!r} among {kind}: "
