@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from panokit import Model, Runtime
 
 # No deadline: whose core another process has for a moment is not slow.
-hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.register_profile("sweeps", deadline=None, max_examples=1000)
 
 

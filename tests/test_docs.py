@@ -1,4 +1,4 @@
-"""The code in the README and the docs runs as it stands, block after block; in sweeps at its own length and width."""
+"""The code in the README and the docs runs, block after block, in two steps and narrower; sweeps run it unchanged."""
 
 import re
 import sys

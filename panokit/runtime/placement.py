@@ -64,7 +64,7 @@ class Placement:
         """
         module.requires_grad_(False).eval()
         if not turns and _PLACED.get(module) == self and self.holds(module):
-            return
+            return  # it is placed already, by another sampler
         module = fabric.strategy.precision.convert_module(module)
         release(module)
         if turns:

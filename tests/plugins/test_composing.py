@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import pytest
@@ -50,16 +49,11 @@ def finished(run: Run) -> Tensor:
     return run.canvas
 
 
-SCHEDULERS = ["ddim", "ddpm", "euler", "euler_a", "heun", "dpm++_2m", "dpm++_2m_sde", "unipc", "pndm"]
-
-
-@pytest.mark.parametrize(
-    ("prediction", "scheduler"),
-    [*product(["epsilon"], SCHEDULERS), *product(["v_prediction"], ["ddim", "euler_a", "dpm++_2m"])],
-)
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "euler", "euler_a", "heun", "dpm++_2m", "dpm++_2m_sde", "unipc", "pndm"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_every_kind_of_scheduler_is_guided(models: Any, scheduler: str, prediction: Prediction) -> None:
     model = models(prediction)
-    plain, guided = (finished(begun(model, *each, scheduler=scheduler, steps=2)) for each in ((), (SYNC, PAPER, MSD)))
+    plain, guided = (finished(begun(model, *each, scheduler=scheduler)) for each in ((), (SYNC, PAPER, MSD)))
     assert torch.isfinite(guided).all()
     assert float((plain - guided).abs().max()) > 1e-3
 

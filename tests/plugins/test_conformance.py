@@ -15,10 +15,7 @@ OURS = [
 
 
 @pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.name)
-def test_a_plugin_of_ours_keeps_its_contract(plugin: Plugin, sweeps: bool) -> None:
-    """Of presets of one solver that differ by Karras' sigmas alone, tests check one; sweeps check both."""
-    if plugin.name.endswith("_karras") and not sweeps:
-        pytest.skip("it is the preset without _karras, on other levels: --sweeps checks it")
+def test_a_plugin_of_ours_keeps_its_contract(plugin: Plugin) -> None:
     assert [outcome for outcome in run_checks(plugin.load()) if outcome.problem] == []
 
 

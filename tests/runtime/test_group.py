@@ -42,7 +42,10 @@ CASES = [
 
 
 def test_the_same_bits_on_any_number_of_ranks(ranks: Run, tmp_path: Path, sweeps: bool) -> None:
-    """All methods, deterministic and stochastic schedulers, canvases that wrap; on every rank, and as in one process."""
+    """All methods, deterministic and stochastic schedulers, canvases that wrap; on every rank, and as in one process.
+
+    Tests compare one rank with three, which cannot share evenly. Sweeps also have two and four.
+    """
     made = {}
     for size in (1, 2, 3, 4) if sweeps else (1, 3):
         assert ranks(size, "latents", str(tmp_path / f"{size}"), CASES).wait() == [0] * size
