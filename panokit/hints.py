@@ -151,7 +151,9 @@ def _word(hint: Any) -> str:
     origin = get_origin(hint) or hint
     if origin is Literal:
         return " or ".join(map(str, get_args(hint)))
+    if origin in (list, tuple, Sequence):
+        items = get_args(hint)
+        return f"a list, [...] of {words(items[0])}" if items and items[0] is not Any else "a list, [...]"
     kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: ""}
-    of = f" of {words(get_args(hint)[0])}" if get_args(hint) and get_args(hint)[0] is not Any else ""
-    kinds |= dict.fromkeys((list, tuple, Sequence), f"a list, [...]{of}") | dict.fromkeys((dict, Mapping), "a mapping")
+    kinds |= {dict: "a mapping", Mapping: "a mapping", Callable: "a function"}
     return kinds.get(origin, getattr(hint, "__name__", str(hint)))

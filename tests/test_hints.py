@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from panokit import Guidance, SettingError
-from panokit.hints import fit, fitted, hints_of, make
+from panokit.hints import fit, fitted, hints_of, make, words
 from panokit_msd import MSDGuidance
 
 
@@ -124,3 +124,18 @@ def test_what_does_not_fit_is_named() -> None:
         make(Window, {"steps": "3"})
     with pytest.raises(SettingError, match="wrap came as 'z': it must be true or false or x or y"):
         make(Window, {"wrap": "z"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (int | None, "a whole number"),
+        (Callable[[list[int], str], float] | str, "a function or text"),
+        (tuple[Guidance, ...], "a list, [...] of Guidance"),
+        (list[Any], "a list, [...]"),
+        (Mapping[str, Any], "a mapping"),
+        (Path, "Path"),
+    ],
+)
+def test_types_are_named_in_words(kind: Any, text: str) -> None:
+    assert words(kind) == text
