@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from panokit import Estimate, Grid, Model, Run, Runtime, Sampler
+from panokit import Estimate, Model, Run, Runtime, Sampler, Windows
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.denoiser import Codec
 from panokit.testing.toys import Pull
@@ -105,7 +105,7 @@ def begun(model: Model, guidance: Any, height: int, width: int, stride: int | No
     return sampler.begin("a mountain lake at dusk", height=height, width=width, stride=stride, steps=50, seed=0)
 
 
-def look(run: Run, grid: Grid, x: Tensor, i: int) -> Estimate:
+def look(run: Run, grid: Windows, x: Tensor, i: int) -> Estimate:
     """The denoiser's estimate of one window."""
     return run.model_pass.look(x, grid, [i], run.level)
 
@@ -115,7 +115,7 @@ def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
 
     The anchor takes the same passes as every other window, and its features are computed again for each window.
     """
-    grid, anchor = run.grid, len(run.grid) // 2
+    grid, anchor = run.windows, run.windows.nearest(0.5, 0.5)
     codec = run.codec
     assert isinstance(codec, Codec)
     with torch.no_grad():
@@ -129,15 +129,16 @@ def literal_sync(run: Run, metric: EfficientNet, weight: float) -> Tensor:
         x = x.detach() if i == anchor else x.detach() - weight * gradient
         with torch.no_grad():
             moved.append(run.model_pass.predict(x, grid, [i], run.level))
-    return run.parts.fuser.fuse(torch.cat(moved), grid)
+    return run.parts.fuser.fuse(torch.cat(moved), grid, run.level)
 
 
 def literal_msd(run: Run, weight: float) -> Tensor:
     """A guided step whose loss also has gradients for the weights."""
-    grid, below = run.grid, run.grid.scaled(2)
+    grid, below = run.windows, run.windows.scaled(2)
     low = run.parts.fuser.fuse(
         torch.cat([look(run, below, below.crop(mean(run.canvas, 2, 2), [i]), i).prev for i in range(len(below))]).detach(),
         below,
+        run.level,
     )
     moved = []
     for i in range(len(grid)):
@@ -148,7 +149,7 @@ def literal_msd(run: Run, weight: float) -> Tensor:
         assert x.grad is not None
         with torch.no_grad():
             moved.append(run.model_pass.predict(x.detach() - weight * x.grad, grid, [i], run.level))
-    return run.parts.fuser.fuse(torch.cat(moved), grid)
+    return run.parts.fuser.fuse(torch.cat(moved), grid, run.level)
 
 
 def ratios(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
@@ -167,7 +168,7 @@ def stage(run: Run) -> Callable[[], Any]:
 
     def step() -> Tensor:
         with torch.no_grad():
-            return run.pass_over(run.canvas, run.grid, run.guided, run.level).pred
+            return run.pass_over(run.canvas, run.windows, run.guided, run.level).pred
 
     return step
 
@@ -178,7 +179,7 @@ def test_syncdiffusion_makes_the_anchors_features_once(model: Model, benchmark: 
     torch.testing.assert_close(benchmark.pedantic(stage(run)), literal_sync(run, metric, 20.0), rtol=1e-3, atol=1e-3)
     if not benchmark.disabled:
         gain = ratios(9, stage(run), lambda: literal_sync(run, metric, 20.0))
-        print(f"\nSyncDiffusion, {len(run.grid)} windows: a literal loop takes {gain:.2f} times as long, bar 1.1")
+        print(f"\nSyncDiffusion, {len(run.windows)} windows: a literal loop takes {gain:.2f} times as long, bar 1.1")
         assert gain >= 1.1
 
 

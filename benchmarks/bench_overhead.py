@@ -87,7 +87,7 @@ def ours(model: Model, batch: int, scale: float, steps: int) -> float:
     runtime = Runtime(accelerator="cpu", micro_batch=batch)
     sampler = Sampler(model, scheduler=DiffusersScheduler("ddim"), fuser=MultiDiffusion(), runtime=runtime)
     run = sampler.begin("", height=HEIGHT * 2, width=WIDTH * 2, stride=16, steps=steps, guidance_scale=scale)
-    assert len(run.grid) == WINDOWS
+    assert len(run.windows) == WINDOWS
     run.step()
     start = time.process_time()
     while not run.done:

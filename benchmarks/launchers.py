@@ -52,11 +52,11 @@ from panokit_multidiffusion import MultiDiffusion
 
 @dataclass(frozen=True)
 class Marks(Fuser):
-    def fuse(self, windows, grid):
+    def fuse(self, rows, windows, level):
         rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
         with Path(os.environ["MARKS"], f"rank {rank}").open("a") as file:
             print(os.getpid(), time.monotonic(), file=file)
-        return MultiDiffusion().fuse(windows, grid)
+        return MultiDiffusion().fuse(rows, windows, level)
 """
 """A fuser that writes its process and the time to a file, on each rank and after each step."""
 

@@ -1,9 +1,9 @@
 """Panoramas from pretrained diffusion models: a sampler framework of interchangeable parts.
 
 A panorama is larger than the pictures that a model was trained on. So the model denoises it window by window, and panokit keeps
-the windows in agreement. A `Guidance` moves the windows before they are denoised. A `Fuser` joins them into one canvas. A
-`Scheduler` takes the canvas from one noise level to the next. A `Runtime` deals windows out to devices. `Sampler` composes
-these parts.
+the windows in agreement. A `Layout` says where the windows lie. A `Guidance` moves them before they are denoised. A `Fuser`
+joins them into one canvas. A `Scheduler` takes the canvas from one noise level to the next. A `Runtime` deals windows out to
+devices. `Sampler` composes these parts.
 """
 
 from importlib import import_module
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from panokit.fuser import Fuser as Fuser
     from panokit.fuser import WeightedFuser as WeightedFuser
     from panokit.grid import Grid as Grid
+    from panokit.grid import Lattice as Lattice
     from panokit.guidance import Estimate as Estimate
     from panokit.guidance import Guidance as Guidance
     from panokit.guidance import Step as Step
+    from panokit.layout import Layout as Layout
     from panokit.moved import former_settings as former_settings
     from panokit.panorama import Panorama as Panorama
     from panokit.run import Run as Run
@@ -39,20 +41,26 @@ if TYPE_CHECKING:
     from panokit.scheduler import Scheduler as Scheduler
     from panokit.scheduler import Solver as Solver
     from panokit.scheduler import Training as Training
+    from panokit.union import Union as Union
+    from panokit.windows import Placed as Placed
+    from panokit.windows import Windows as Windows
 
 _HOME = {
     "checkpoint": ("Checkpoint",),
     "denoiser": ("Codec", "Denoiser", "Model", "Regions"),
     "errors": ("ContractError", "PanokitError", "SettingError"),
     "fuser": ("Fuser", "WeightedFuser"),
-    "grid": ("Grid",),
+    "grid": ("Grid", "Lattice"),
     "guidance": ("Estimate", "Guidance", "Step"),
+    "layout": ("Layout",),
     "moved": ("former_settings",),
     "panorama": ("Panorama",),
     "run": ("Run",),
     "runtime": ("Runtime",),
     "sampler": ("Sampler",),
     "scheduler": ("Level", "Scheduler", "Solver", "Training"),
+    "union": ("Union",),
+    "windows": ("Placed", "Windows"),
     "backbones.diffusers.model": ("load_model",),
     "backbones.diffusers.scheduler": ("DiffusersScheduler",),
 }

@@ -20,15 +20,16 @@ from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import fit, hints_of, words
+from panokit.layout import Layout
 from panokit.moved import means_the_same, no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
 from panokit.scheduler import Scheduler
 
-Plugin = TypeVar("Plugin", Fuser, Guidance, Scheduler)
+Plugin = TypeVar("Plugin", Layout, Fuser, Guidance, Scheduler)
 
-BASES: Mapping[Kind, Any] = {"fusers": Fuser, "guidances": Guidance, "schedulers": Scheduler}
+BASES: Mapping[Kind, Any] = {"layouts": Layout, "fusers": Fuser, "guidances": Guidance, "schedulers": Scheduler}
 """The contract of each kind of plugin that has settings."""
 
 
@@ -52,7 +53,7 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
     """Make the plugin that a part describes.
 
     Args:
-        base: the contract that the plugin must fulfil: `Fuser`, `Guidance` or `Scheduler`.
+        base: the contract that the plugin must fulfil: `Layout`, `Fuser`, `Guidance` or `Scheduler`.
         part: a name, or a mapping of `plugin`, the name, and settings.
         trusted: False for data from a file that somebody else may have written. Then only installed plugins are imported.
 
@@ -73,7 +74,7 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
     return _made(name, maker, settings)
 
 
-def describe(plugin: Fuser | Guidance | Scheduler) -> dict[str, Any]:
+def describe(plugin: Layout | Fuser | Guidance | Scheduler) -> dict[str, Any]:
     """Describe a plugin as a part: its name and all its settings, as numbers, text, lists and mappings."""
     settings: dict[str, Any] = {}
     if is_dataclass(plugin):
@@ -113,7 +114,7 @@ def prompt_from(data: object) -> Prompt:
     return Regions(boxes, elsewhere)
 
 
-def parameters(base: type[Fuser] | type[Guidance] | type[Scheduler], name: str) -> tuple[str, list[Parameter]]:
+def parameters(base: type[Layout | Fuser | Guidance | Scheduler], name: str) -> tuple[str, list[Parameter]]:
     """The first line of a plugin's docstring, and its settings.
 
     Args:
@@ -236,7 +237,7 @@ def _plain(value: Any) -> Any:
     """A setting as numbers, text, lists and mappings. Anything else becomes its `repr`, without memory addresses."""
 
     def plain(leaf: Any) -> Any:
-        if isinstance(leaf, Fuser | Guidance | Scheduler):
+        if isinstance(leaf, Layout | Fuser | Guidance | Scheduler):
             return describe(leaf)
         return leaf if isinstance(leaf, bool | int | float | str | None) else re.sub(r" at 0x[0-9a-f]+", "", repr(leaf))
 

@@ -1,19 +1,27 @@
 """Decoding: from a whole canvas to its picture, in one piece or in tiles that the ranks share."""
 
+from dataclasses import dataclass
+from typing import ClassVar, final
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.denoiser import Codec
+from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
+from panokit.scheduler import Level
+from panokit.windows import Windows
 
 WHOLE = 128 * 256
 """The most cells of a canvas that is decoded in one piece: 1024 x 2048 pixels at factor 8, which takes some gigabytes."""
 TILE, OVERLAP = 128, 24
-"""Cells along a side of a tile, and cells that two neighbouring tiles share."""
+"""The most cells along a side of a tile, and cells that two neighbouring tiles share."""
 PAD = 16
 """Cells that are repeated at both ends of a wrapped axis."""
+CLEAN = Level(0, 0.0, 1.0, 0.0, 0, 1)
+"""The level of a finished canvas."""
 
 
 def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...], runtime: Runtime) -> Float[Tensor, "3 H W"]:
@@ -34,14 +42,24 @@ def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...],
     height, width = canvas.shape[-2:]
     if height * width <= WHOLE:
         return _whole(codec, canvas, wrap)
-    sides = (min(TILE, height), min(TILE, width))
-    grid = Grid((height, width), sides, (max(1, sides[0] - OVERLAP), max(1, sides[1] - OVERLAP)), (wrap[0], wrap[1]))
-    size, window, stride = (tuple(n * codec.factor for n in cells) for cells in (grid.size, grid.window, grid.stride))
-    pixels = Grid(size, window, stride, grid.wrap)
-    (tiles,) = runtime.map(
-        lambda index: (codec.decode(grid.crop(canvas, index)),), len(grid), [(3, *pixels.window)], micro_batch=1
+    tiles = _tiles((height, width), wrap)
+    pixels = tiles.refined(codec.factor)
+    (rows,) = runtime.map(
+        lambda index: (codec.decode(tiles.crop(canvas, index)),), len(tiles), [(3, *pixels.window)], micro_batch=1
     )
-    return _faded(tiles, pixels, OVERLAP * codec.factor)
+    return _Fade(OVERLAP * codec.factor).fuse(rows, pixels, CLEAN)
+
+
+def _tiles(size: tuple[int, ...], wrap: tuple[bool, ...]) -> Grid:
+    """Tiles of one size, as large as allowed, that share `OVERLAP` cells with their neighbours."""
+    windows, strides = [], []
+    for cells, ring in zip(size, wrap, strict=True):
+        rest = cells if ring else max(1, cells - OVERLAP)
+        count = max(2 if ring else 1, -(-rest // (TILE - OVERLAP)))
+        stride = -(-rest // count)
+        windows.append(min(cells, stride + OVERLAP))
+        strides.append(stride)
+    return Grid(size, tuple(windows), tuple(strides), wrap)
 
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
@@ -54,23 +72,21 @@ def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-def _faded(tiles: Tensor, grid: Grid, fade: int) -> Tensor:
-    """The weighted mean of the tiles. Weights fade over `fade` pixels towards each edge of a tile inside the canvas.
+@final
+@dataclass(frozen=True)
+class _Fade(WeightedFuser):
+    """Fades neighbouring tiles into each other, over `pixels` towards each edge of a tile.
 
-    The decoder saw zeros beyond such an edge, not the neighbouring cells. So the outer sixth of the fade has almost no weight.
+    At an edge inside the canvas the decoder saw zeros, not the neighbouring cells. So the outer sixth of the fade has almost no
+    weight. At the border of the canvas there is one tile alone, whose weight then does not count.
     """
-    total = tiles.new_zeros((*tiles.shape[1:-2], *grid.size))
-    norm = tiles.new_zeros(grid.size)
-    for i, tile in enumerate(tiles):
-        weight = tiles.new_ones(grid.window)
-        for axis, (origin, window, size) in enumerate(zip(grid.origins[i], grid.window, grid.size, strict=True)):
-            rise = ((torch.arange(window, device=tiles.device) + 0.5) / fade - 1 / 6).mul(1.5).clamp(1e-6, 1)
-            shape = (-1, 1) if axis == 0 else (1, -1)
-            if origin > 0 or grid.wrap[axis]:
-                weight = weight * rise.view(shape)
-            if origin + window < size or grid.wrap[axis]:
-                weight = weight * rise.flip(0).view(shape)
-        for at, of in grid.pieces(i):
-            total[at] += (tile * weight)[of]
-            norm[at] += weight[of]
-    return total / norm
+
+    constant: ClassVar[bool] = False  # a picture's total weight is as large as the picture: it is not kept
+    pixels: int
+
+    def weight(self, windows: Windows, level: Level) -> Float[Tensor, "1 *window"]:
+        weight = torch.ones(1, *windows.window)
+        for axis, cells in enumerate(windows.window):
+            rise = ((torch.arange(cells) + 0.5) / self.pixels - 1 / 6).mul(1.5).clamp(1e-6, 1)
+            weight = weight * torch.minimum(rise, rise.flip(0)).view(-1, *(1,) * (len(windows.window) - axis - 1))
+        return weight

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.errors import FallbackWarning, SettingError
-from panokit.grid import Grid
 from panokit.scheduler import Level, Training
 from panokit.settings import Execution
+from panokit.windows import Windows
 
 Number = int | float
 Box = tuple[Number, Number, Number, Number]
@@ -50,17 +50,17 @@ class Regions:
         """All texts: `elsewhere`, then the texts of the boxes in order."""
         return (self.elsewhere, *(text for _, text in self.boxes))
 
-    def assign(self, grid: Grid, index: Sequence[int]) -> list[int]:
+    def assign(self, windows: Windows, index: Sequence[int]) -> list[int]:
         """Choose the text of each window.
 
         Args:
-            grid: where the windows lie, on a canvas of two axes. Boxes are relative, so it may be coarser than the run's.
+            windows: where they lie, on a canvas of two axes. Boxes are relative, so it may be coarser than the run's.
             index: the numbers of the windows.
 
         Returns:
             For each window, a position in `texts`.
         """
-        return [self._text_at(*grid.centre(i)) for i in index]
+        return [self._text_at(*windows.centre(i)) for i in index]
 
     def _text_at(self, y: float, x: float) -> int:
         inside = [
@@ -117,14 +117,14 @@ class Denoiser(ABC):
         """
 
     @abstractmethod
-    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
         """The conditioning of some windows.
 
         Args:
             embeddings: what `encode` returned.
-            grid: where the windows lie. It may be coarser than the run's, because guidances denoise smaller canvases of the
-                same scene.
-            index: window numbers on that grid, in any order.
+            windows: where they lie. Their canvas may be smaller than the run's, because guidances denoise smaller canvases of
+                the same scene.
+            index: their numbers, in any order.
 
         Returns:
             The conditioning that `__call__` takes for these windows.

@@ -2,31 +2,42 @@
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from panokit.errors import ContractError
-from panokit.grid import Grid
+from panokit.moved import require_arguments
+from panokit.scheduler import Level
+from panokit.windows import Windows
+
+_ANY = Level(0, 0.0, 1.0, 0.0, 0, 1)
+"""The level for weights that depend on none, so that one result serves all levels."""
 
 
 class Fuser(ABC):
     """Joins overlapping windows into one canvas.
 
-    A fuser gets all windows at once, in the grid's order, on every rank. It must return the same canvas on each of them.
+    A fuser gets all windows at once, in the order of their numbers, on every rank. It must return the same canvas on each of
+    them.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        require_arguments(cls, "fuse", "rows", "windows", "level")
+
     @abstractmethod
-    def fuse(self, windows: Float[Tensor, "n *c_window"], grid: Grid) -> Float[Tensor, "*c_size"]:
+    def fuse(self, rows: Float[Tensor, "n *c_window"], windows: Windows, level: Level) -> Float[Tensor, "*c_size"]:
         """Join the windows of one canvas.
 
         The run fuses guided windows and predictions this way, and steps the fused canvas once.
 
         Args:
-            windows: all windows of the grid, `n c *window`, in the order of their numbers.
-            grid: where the windows lie on the canvas.
+            rows: the content of all windows, `n c *window`, in the order of their numbers.
+            windows: where they lie on the canvas.
+            level: the noise level of the canvas, for fusers that change with it.
 
         Returns:
             The canvas, `c *size`. Windows cropped from one canvas must give that canvas back, up to rounding.
@@ -36,63 +47,79 @@ class Fuser(ABC):
 class WeightedFuser(Fuser):
     r"""The weighted mean of the windows that cover a cell.
 
-    $$ z = \sum_i \frac{F_i^{-1}(W)}{\sum_j F_j^{-1}(W)} F_i^{-1}(x_i) $$
+    $$ z = \sum_i \frac{F_i^{-1}(W_i)}{\sum_j F_j^{-1}(W_j)} F_i^{-1}(x_i) $$
 
-    $F_i$ crops window $i$ out of the canvas, $x_i$ is that window, and $W$ is its weight (Bar-Tal et al. 2023, eq. 5). The sum
-    is computed in float32 or float64, window by window in the grid's order. So it has the same bits wherever the windows were
-    computed.
+    $F_i$ crops window $i$ out of the canvas, $x_i$ is that window, and $W_i$ is its weight (Bar-Tal et al. 2023, eq. 5). The
+    sum is computed in float32 or float64, window by window in the order of their numbers. So it has the same bits wherever the
+    windows were computed.
     """
 
-    @abstractmethod
-    def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
-        """The weight of each cell of a window; all windows share it.
+    constant: ClassVar[bool] = True
+    """Whether `weight` depends on the settings and the windows alone, so that its result can be kept. Set it to False if the
+    weights change with the level; they are then computed at each fusion."""
 
-        The result is cached by the fuser and the grid, so it may depend on nothing else.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        require_arguments(cls, "weight", "windows", "level")
+
+    @abstractmethod
+    def weight(self, windows: Windows, level: Level) -> Float[Tensor, "#n *window"]:
+        """The weight of each cell of a window.
 
         Args:
-            grid: where the windows lie; `grid.window` is the shape of the weight.
+            windows: where the windows lie; `windows.window` is the shape of a weight.
+            level: the noise level of the canvas. Use it only if `constant` is False.
 
         Returns:
-            The weight $W$, `*window`, finite and above 0. Only ratios count: the sum divides by the total weight of a cell.
+            The weights $W$: `1 *window` if all windows share one, or `n *window`. They are finite and of any sign, and their
+            sum over each cell of the canvas is above 0. Only ratios count: the mean divides by that sum.
         """
 
     @final
-    def fuse(self, windows: Float[Tensor, "n *c_window"], grid: Grid) -> Float[Tensor, "*c_size"]:
+    def fuse(self, rows: Float[Tensor, "n *c_window"], windows: Windows, level: Level) -> Float[Tensor, "*c_size"]:
         """Join the windows by their weighted mean.
 
         Args:
-            windows: all windows of the grid, `n c *window`, in the order of their numbers.
-            grid: where the windows lie on the canvas.
+            rows: the content of all windows, `n c *window`, in the order of their numbers.
+            windows: where they lie on the canvas.
+            level: the noise level of the canvas.
 
         Returns:
             The canvas, `c *size`, in float64 if the windows are, and in float32 otherwise.
 
         Raises:
-            ContractError: `weight` returned another shape, or a number that is not finite and above 0.
+            ContractError: `weight` returned another shape, a number that is not finite, or weights whose sum over a cell is
+                not above 0.
         """
-        dtype = torch.promote_types(windows.dtype, torch.float32)
-        weight, norm = _weights(self, grid, dtype, windows.device)
-        canvas = windows.new_zeros((*windows.shape[1 : -len(grid.size)], *grid.size), dtype=dtype)
-        for i, window in enumerate(windows.to(dtype).unbind()):
-            (whole, _), *more = pieces = grid.pieces(i)
-            if not more:  # most windows are one piece; slicing them again would take a third of the whole time
-                canvas[whole].addcmul_(window, weight)
-                continue
-            for at, of in pieces:
-                canvas[at].addcmul_(window[of], weight[of])
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        weigh = _kept_weights if self.constant else _weights
+        weights, norm = weigh(self, windows, _ANY if self.constant else level, dtype, rows.device)
+        canvas = rows.new_zeros((*rows.shape[1 : rows.ndim - len(windows.window)], *windows.size), dtype=dtype)
+        for i, row in enumerate(rows.to(dtype).unbind()):
+            windows.put(canvas, i, row, weights[i % len(weights)])
         return canvas.mul_(norm)
 
 
-@lru_cache(maxsize=32)
-def _weights(fuser: WeightedFuser, grid: Grid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The weight of a window, and the inverse of each cell's total weight. They depend on settings alone: compute them once."""
-    weight = fuser.weight(grid).to(device, dtype)
-    if weight.shape != grid.window or not ((weight > 0) & weight.isfinite()).all():
+def _weights(
+    fuser: WeightedFuser, windows: Windows, level: Level, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """One weight for all windows or one for each, and the inverse of each cell's total weight."""
+    weight, name = fuser.weight(windows, level).to(device, dtype), f"{type(fuser).__name__}.weight"
+    if weight.shape[1:] != windows.window or len(weight) not in (1, len(windows)) or not weight.isfinite().all():
         raise ContractError(
-            f"{type(fuser).__name__}.weight returned shape {tuple(weight.shape)} with a least weight of {float(weight.min())} "
-            f"for windows of {grid.window}; it must return one finite weight a cell, each above 0"
+            f"{name} returned shape {tuple(weight.shape)} for {len(windows)} windows of {windows.window}; it must return "
+            f"{(1, *windows.window)} or {(len(windows), *windows.window)}, all finite"
         )
-    total = torch.zeros(grid.size, dtype=dtype, device=device)
-    for i in range(len(grid)):
-        total[grid.place(i)] += weight
-    return weight, 1 / total
+    weights, total = weight.unbind(), torch.zeros(windows.size, dtype=dtype, device=device)
+    for i in range(len(windows)):
+        windows.put(total, i, weights[i % len(weights)])
+    if not (total > 0).all():
+        wrong = (total <= 0).nonzero()
+        raise ContractError(
+            f"{name} sums to {float(total.min()):.3g} over {len(wrong)} of {total.numel()} cells, the first at "
+            f"{tuple(wrong[0].tolist())}; the weights over each cell must sum to more than 0"
+        )
+    return weights, 1 / total
+
+
+_kept_weights = lru_cache(maxsize=32)(_weights)

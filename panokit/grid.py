@@ -1,221 +1,160 @@
-"""Where windows lie on a canvas. This is geometry alone: no noise, no model, no devices."""
+"""Grids: windows at regular places."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from types import EllipsisType
+from typing import TypeVar, final
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from panokit.errors import SettingError
+from panokit.windows import Factor, Piece, Placed, divided, multiplied
 
-Place = tuple[EllipsisType | slice | Tensor, ...]
-"""An index expression for a canvas."""
-Slices = tuple[EllipsisType | slice, ...]
-"""An index expression made of slices, which gives a view."""
-Piece = tuple[Slices, Slices]
-"""A part of a window: its place in the canvas, and its place in the window."""
+Made = TypeVar("Made", bound="Lattice")
 
 
 @dataclass(frozen=True)
-class Grid:
-    r"""Overlapping windows that cover a canvas with any number of axes.
+class Lattice(Placed):
+    r"""Windows at regular places on a canvas with any number of axes.
 
-    Take an axis of length $L$, with window $w$ and stride $s$. The windows start at $\min(k s, L - w)$ for $k = 0, \dots,
-    \lceil (L - w) / s \rceil$. The last window is clamped to the border, so the windows cover every cell. A wrapped axis has
-    $\lceil L / s \rceil$ windows. They start at $k s$, and the last ones continue at the start of the axis.
+    Take an axis of length $L$, with stride $s$, shift $o$, and a window of $w$ cells that are $d$ apart; it spans
+    $v = d (w - 1) + 1$ cells. The windows start at $k s - o$, moved back to $[0, L - v]$ where they leave the canvas, so the
+    first and the last one lie at the borders. A wrapped axis has $\lceil L / s \rceil$ windows. They start at $k s - o$, and
+    go on at the other end of the axis.
+
+    A subclass may move its windows from level to level; see `at`.
 
     Attributes:
         size: cells of the canvas, one number for each axis.
         window: cells of a window, one number for each axis.
-        stride: cells from one window to the next, one number for each axis, $0 < s \le w \le L$.
+        stride: cells from one window to the next, one number for each axis, $0 < s \le v \le L$.
         wrap: for each axis, whether the canvas is a ring along it.
+        shift: cells by which all windows are moved back, one number for each axis; None for 0.
+        dilation: cells from one cell of a window to the next, one number for each axis; None for 1. A dilated window has gaps,
+            which other windows must fill: give it a stride below the dilation, or unite it with another grid.
 
     Raises:
-        SettingError: the axes do not match, or $0 < s \le w \le L$ does not hold.
+        SettingError: the axes do not match, or $0 < s \le v \le L$ does not hold.
     """
 
     size: tuple[int, ...]
     window: tuple[int, ...]
     stride: tuple[int, ...]
     wrap: tuple[bool, ...]
+    shift: tuple[int, ...] | None = None
+    dilation: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.size) == len(self.window) == len(self.stride) == len(self.wrap) > 0:
-            raise SettingError(
-                f"size {self.size}, window {self.window}, stride {self.stride} and wrap {self.wrap} "
-                "must have the same number of axes, one or more"
-            )
-        for axis, (size, window, stride) in enumerate(zip(self.size, self.window, self.stride, strict=True)):
-            if size < window:
+        given = {"size": self.size, "window": self.window, "stride": self.stride, "wrap": self.wrap}
+        given |= {name: value for name, value in (("shift", self.shift), ("dilation", self.dilation)) if value is not None}
+        if len({len(value) for value in given.values()}) != 1 or not self.size:
+            *most, last = (f"{name} {value}" for name, value in given.items())
+            raise SettingError(f"{', '.join(most)} and {last} must have the same number of axes, one or more")
+        for axis, (size, window, stride, span) in enumerate(zip(self.size, self.window, self.stride, self._spans, strict=True)):
+            if size < span:
+                spans = f"a window has {window}" if span == window else f"a window of {window} dilated cells spans {span}"
                 raise SettingError(
-                    f"the canvas has {size} cells along axis {axis} and a window has {window}: "
-                    f"a canvas holds at least one window; make it {window} or larger"
+                    f"the canvas has {size} cells along axis {axis} and {spans}: "
+                    f"a canvas holds at least one window; make it {span} or larger"
                 )
-            if not 0 < stride <= window:
+            if not 0 < stride <= span:
                 raise SettingError(
                     f"stride {stride} along axis {axis} leaves gaps or goes nowhere: "
-                    f"it must be from 1 to the window's {window} cells"
+                    f"it must be from 1 to the window's {span} cells"
                 )
 
+    @cached_property
+    def _spans(self) -> tuple[int, ...]:
+        """Cells from the first to the last one of a window, for each axis."""
+        return tuple(d * (w - 1) + 1 for d, w in zip(self._dilations, self.window, strict=True))
+
+    @property
+    def _dilations(self) -> tuple[int, ...]:
+        return self.dilation or (1,) * len(self.window)
+
     def __len__(self) -> int:
-        """The number of windows."""
         return len(self.origins)
 
     @cached_property
     def origins(self) -> tuple[tuple[int, ...], ...]:
         """The first cell of each window, in row-major order. A window's number is its position here."""
-        return tuple(product(*(_starts(*axis) for axis in zip(self.size, self.window, self.stride, self.wrap, strict=True))))
+        shift = self.shift or (0,) * len(self.size)
+        return tuple(
+            product(*(_starts(*axis) for axis in zip(self.size, self._spans, self.stride, self.wrap, shift, strict=True)))
+        )
 
-    def place(self, i: int) -> Place:
-        """The index expression of a window: `canvas[grid.place(i)] += window`.
-
-        Args:
-            i: the window's number, from 0.
-
-        Returns:
-            An expression for a canvas with any leading axes. It holds index tensors where the window goes over the join of a
-            ring, so reading with it copies. `pieces` gives views instead.
-        """
-        spans = tuple(zip(self.origins[i], self.window, self.size, strict=True))
-        if all(o + w <= s for o, w, s in spans):
-            return (..., *(slice(o, o + w) for o, w, _ in spans))
-        return (..., *torch.meshgrid(*(torch.arange(o, o + w) % s for o, w, s in spans), indexing="ij"))
-
-    def pieces(self, i: int) -> tuple[Piece, ...]:
-        """The same place as `place`, in slices: `canvas[at] += window[of]` for each piece.
-
-        Slices give views, so nothing is copied and no index tensor moves to a device.
-
-        Args:
-            i: the window's number, from 0.
-
-        Returns:
-            Pairs `(at, of)`: the piece's place in the canvas, and its place in the window. There is one pair, or more where
-            the window goes over the join of a ring.
-        """
-        return self._pieces[i]
+    def places(self, i: int) -> tuple[Piece, ...]:
+        return self._places[i]
 
     @cached_property
-    def _pieces(self) -> tuple[tuple[Piece, ...], ...]:
+    def _places(self) -> tuple[tuple[Piece, ...], ...]:
         return tuple(self._cut(origin) for origin in self.origins)
 
     def _cut(self, origin: tuple[int, ...]) -> tuple[Piece, ...]:
-        axes = [_parts(*span) for span in zip(origin, self.window, self.size, strict=True)]
+        axes = [_parts(*span) for span in zip(origin, self.window, self.size, self._dilations, strict=True)]
         return tuple(((..., *(at for at, _ in parts)), (..., *(of for _, of in parts))) for parts in product(*axes))
 
-    def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
-        """Copy windows out of a canvas.
-
-        Args:
-            canvas: `c *size`, or with other leading axes than `c`.
-            index: the numbers of the windows, in any order; None for all windows in order.
-
-        Returns:
-            The windows, `n c *window`.
-
-        Raises:
-            SettingError: the last axes of the canvas are not `size`.
-        """
-        self._check(canvas)
-        return torch.stack([self._window(canvas, i) for i in (range(len(self)) if index is None else index)])
-
-    def _window(self, canvas: Tensor, i: int) -> Tensor:
-        """A window: a view, or a copy where it goes over the join of a ring."""
-        (at, _), *more = pieces = self.pieces(i)
-        if not more:
-            return canvas[at]
-        window = canvas.new_empty((*canvas.shape[: -len(self.size)], *self.window))
-        for at, of in pieces:
-            window[of] = canvas[at]
-        return window
-
-    def _check(self, canvas: Tensor) -> None:
-        if tuple(canvas.shape[-len(self.size) :]) != self.size:
-            raise SettingError(
-                f"a canvas of shape {tuple(canvas.shape)} does not fit a grid of size {self.size}: "
-                "its last axes must be the grid's"
-            )
+    def cells(self, index: Sequence[int] | None = None) -> Shaped[Tensor, "n a *window"]:
+        steps = [torch.arange(w) * d for w, d in zip(self.window, self._dilations, strict=True)]
+        within = torch.stack(torch.meshgrid(*steps, indexing="ij"))
+        origins = torch.tensor([self.origins[i] for i in (range(len(self)) if index is None else index)], dtype=torch.long)
+        return origins.view(-1, len(self.size), *(1,) * len(self.window)) + within
 
     def centre(self, i: int) -> tuple[float, ...]:
-        """The centre of a window, relative to the canvas.
+        return tuple((o + v / 2) % s / s for o, v, s in zip(self.origins[i], self._spans, self.size, strict=True))
 
-        Args:
-            i: the window's number, from 0.
+    def on(self: Made, size: tuple[int, ...]) -> Made:
+        return replace(self, size=size)
 
-        Returns:
-            A number in [0, 1) for each axis, in the order of `size`.
-        """
-        return tuple((o + w / 2) % s / s for o, w, s in zip(self.origins[i], self.window, self.size, strict=True))
+    def coarsened(self: Made, factor: Factor) -> Made:
+        if self.dilation:
+            raise SettingError(
+                "dilated windows cannot be coarsened: their cells lie apart, and so would parts of the coarser ones"
+            )
+        shift = divided(self.shift, factor, "the shift") if self.shift else None
+        return replace(
+            self,
+            size=divided(self.size, factor, "the canvas"),
+            window=divided(self.window, factor, "the window"),
+            stride=divided(self.stride, factor, "the stride"),
+            shift=shift,
+        )
 
-    def scaled(self, factor: int) -> "Grid":
-        """A grid of windows of the same size on a canvas `factor` times smaller. Window and stride stay the same.
-
-        Each window then covers `factor` times as much of the scene along each axis.
-
-        Args:
-            factor: by how much to divide the canvas along each axis, 1 or more.
-
-        Returns:
-            The grid of the smaller canvas, which has fewer windows.
-
-        Raises:
-            SettingError: `factor` does not divide the size, or the smaller canvas does not hold a window.
-        """
-        for axis, (cells, window) in enumerate(zip(self.size, self.window, strict=True)):
-            if cells < window * factor:
-                raise SettingError(
-                    f"a canvas of {cells} cells along axis {axis} does not hold a window of {window} at 1/{factor} of its "
-                    f"size: make it {window * factor} cells or larger"
-                )
-        return Grid(_divided(self.size, factor, "the canvas"), self.window, self.stride, self.wrap)
-
-    def coarsened(self, factor: int) -> "Grid":
-        """The same grid with fewer cells: canvas, window and stride are all `factor` times smaller.
-
-        Window `i` of the new grid covers the same part of the scene as window `i` of this one.
-
-        Args:
-            factor: by how much to divide canvas, window and stride along each axis, 1 or more.
-
-        Returns:
-            The coarser grid, which has as many windows.
-
-        Raises:
-            SettingError: `factor` does not divide size, window and stride.
-        """
-        return Grid(
-            _divided(self.size, factor, "the canvas"),
-            _divided(self.window, factor, "the window"),
-            _divided(self.stride, factor, "the stride"),
-            self.wrap,
+    def refined(self: Made, factor: Factor) -> Made:
+        if self.dilation:
+            raise SettingError("dilated windows cannot be refined: their cells lie apart, and those of a finer canvas do not")
+        return replace(
+            self,
+            size=multiplied(self.size, factor),
+            window=multiplied(self.window, factor),
+            stride=multiplied(self.stride, factor),
+            shift=multiplied(self.shift, factor) if self.shift else None,
         )
 
 
-def _starts(size: int, window: int, stride: int, wrap: bool) -> list[int]:
+@final
+@dataclass(frozen=True)
+class Grid(Lattice):
+    """Windows at regular places, the same at every level: a plane, a ring or a torus. `Lattice` has the formula."""
+
+
+def _starts(size: int, span: int, stride: int, wrap: bool, shift: int) -> list[int]:
     if wrap:
-        return list(range(0, size, stride))
-    return [*range(0, size - window, stride), size - window]
+        return [(start - shift) % size for start in range(0, size, stride)]
+    last = size - span
+    starts = {min(max(start, 0), last) for start in range(-(shift % stride), last + stride, stride)}
+    return sorted(starts)
 
 
-def _parts(start: int, window: int, size: int) -> list[tuple[slice, slice]]:
-    """A window along one axis in one or two parts: for each, its slice of the canvas and its slice of the window."""
-    rest = start + window - size
-    if rest <= 0:
-        return [(slice(start, start + window), slice(0, window))]
-    return [(slice(start, size), slice(0, window - rest)), (slice(0, rest), slice(window - rest, window))]
-
-
-def _divided(cells: tuple[int, ...], factor: int, name: str) -> tuple[int, ...]:
-    if factor < 1:
-        raise SettingError(f"a factor of {factor} cannot scale a grid: it must be a whole number from 1 up")
-    for axis, n in enumerate(cells):
-        if n % factor:
-            near = " or ".join(str(m) for m in (n // factor * factor, -(-n // factor) * factor) if m > 0)
-            raise SettingError(
-                f"{name} has {n} cells along axis {axis}, which {factor} does not divide: the nearest that works is {near}"
-            )
-    return tuple(n // factor for n in cells)
+def _parts(start: int, window: int, size: int, step: int) -> list[tuple[slice, slice]]:
+    """A window along one axis in one part or more: for each, its slice of the canvas and its slice of the window."""
+    parts = []
+    at, of = start, 0
+    while of < window:
+        count = min(window - of, -(-(size - at) // step))
+        parts.append((slice(at, at + (count - 1) * step + 1, step if step > 1 else None), slice(of, of + count)))
+        at, of = (at + count * step) % size, of + count
+    return parts

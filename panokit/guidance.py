@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit.denoiser import Codec
-from panokit.grid import Grid
 from panokit.scheduler import Level
+from panokit.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Step(Protocol):
         """The noisy canvas, `c *size`."""
 
     @property
-    def grid(self) -> Grid:
-        """Where the windows of the canvas lie."""
+    def windows(self) -> Windows:
+        """Where the windows of the canvas lie at this level."""
 
     @property
     def level(self) -> Level:
@@ -81,19 +81,21 @@ class Step(Protocol):
         Every rank computes them, so ask for few: an anchor, say.
 
         Args:
-            index: the numbers of the windows on `grid`.
+            index: the numbers of the windows.
 
         Returns:
             The estimate of these windows, `n c *window`.
         """
 
-    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: "Sequence[tuple[Guidance, Any]]" = ()) -> Estimate:
+    def estimate(
+        self, canvas: Float[Tensor, "*c_size"], windows: Windows, guided: "Sequence[tuple[Guidance, Any]]" = ()
+    ) -> Estimate:
         """Estimate any canvas at this noise level. Its windows are guided, denoised and fused; the solver makes no step.
 
         Args:
             canvas: `c *size`, at this noise level. It may be smaller than the run's, and shows the same scene.
-            grid: where its windows lie.
-            guided: the guidances of this canvas, each with its memory. The memory is what its `begin` returned for this grid.
+            windows: where its windows lie.
+            guided: the guidances of this canvas, each with its memory: what its `begin` returned for these windows.
 
         Returns:
             The estimate of the canvas, `c *size`, the same on every rank.
@@ -103,17 +105,17 @@ class Step(Protocol):
     def others(self) -> "Sequence[Guidance]":
         """The run's guidances but this one, in order. This one may pass some of them on to `paint`."""
 
-    def paint(self, grid: Grid, guidances: "Sequence[Guidance]") -> Float[Tensor, "*c_size"]:
+    def paint(self, windows: Windows, guidances: "Sequence[Guidance]") -> Float[Tensor, "*c_size"]:
         """Make another canvas of the same scene from noise, in a run of its own with the same prompt and all steps.
 
         The noise is keyed by the run's seed, the level, this guidance and the size of the new canvas.
 
         Args:
-            grid: the windows of the new canvas, whose size this is.
+            windows: the windows of the new canvas, whose size this is.
             guidances: the guidances of the new run, and no others.
 
         Returns:
-            The finished canvas, clean, `c *size` of `grid`, the same on every rank.
+            The finished canvas, clean, `c *size` of `windows`, the same on every rank.
 
         Raises:
             KeyboardInterrupt: the run was asked to stop.
@@ -153,13 +155,13 @@ class Guidance(ABC):
     """The key of the noise that the guidance draws from `Step.noise`. Empty: its module and class. Set one to keep pictures the
     same when the class moves or is renamed."""
 
-    def begin(self, grid: Grid, levels: Sequence[Level]) -> Any:
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> Any:
         """Start a run: check that the guidance works on its canvas, and make its memory.
 
         Called once for each run, on every rank. A smaller canvas that another guidance paints is a run too.
 
         Args:
-            grid: where the windows of the run's canvas lie.
+            windows: where the windows of the run's canvas lie. A layout may move them at each level: see `Windows.at`.
             levels: the noise levels of the run, with the terminal one, for schedules and checks.
 
         Returns:

@@ -18,6 +18,7 @@ from panokit.errors import PanokitError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import make
+from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
 from panokit.recipe import embedded
@@ -40,7 +41,7 @@ class Job:
     Attributes:
         prompt: what to paint: a text, or `Regions`.
         settings: height, width, steps, seed and the other settings of a call.
-        composition: model, scheduler, fuser and guidances, as plain data.
+        composition: model, scheduler, layout, fuser and guidances, as plain data.
     """
 
     prompt: Prompt
@@ -165,6 +166,7 @@ class Worker:
             self._samplers[key] = Sampler(
                 self._model(composition.model),
                 scheduler=self._plugin(Scheduler, composition.scheduler),
+                layout=self._plugin(Layout, composition.layout),
                 fuser=self._plugin(Fuser, composition.fuser),
                 guidances=[self._plugin(Guidance, part) for part in composition.guidances],
                 runtime=self.runtime,

@@ -1,11 +1,12 @@
 """Names that have changed: an old one is answered with the new one, in a line."""
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, TypeVar, final
 
-from panokit.errors import SettingError
+from panokit.errors import ContractError, SettingError
 
 Class = TypeVar("Class", bound=type)
 
@@ -31,6 +32,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
         "stopping": "Run.stopping",
     },
     "Run": {
+        "grid": "windows",
         "denoiser": "parts.denoiser",
         "embeddings": "parts.embeddings",
         "fuser": "parts.fuser",
@@ -40,7 +42,9 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
         "read": "model_pass.read",
         "below": "model_pass.below",
     },
-    "Sampler": {"check": "plan(...).check()", "grid": "plan(...).grid", "recipe": "plan(...).recipe"},
+    "Plan": {"grid": "windows"},
+    "CanvasStep": {"grid": "windows"},
+    "Sampler": {"check": "plan(...).check()", "grid": "plan(...).windows", "recipe": "plan(...).recipe"},
     "Worker": {"prepared": "plan"},
 }
 """What objects have, by class and old name."""
@@ -51,6 +55,29 @@ def no_attribute(owner: object, name: str) -> AttributeError:
     cls = type(owner).__name__
     new = ATTRIBUTES[cls].get(name)
     return AttributeError(f"{cls}.{name} is {new} now" if new else f"a {cls} has no attribute {name!r}")
+
+
+def require_arguments(cls: type, method: str, *names: str) -> None:
+    """Check that a plugin's method takes the arguments of today's contract. A class calls it when it is subclassed.
+
+    Args:
+        cls: the plugin's class.
+        method: the name of the method.
+        names: the names of its arguments, without `self`.
+
+    Raises:
+        ContractError: the class has the method with other arguments.
+    """
+    function = vars(cls).get(method)
+    if not inspect.isfunction(function):
+        return
+    try:
+        inspect.signature(function).bind(None, *names)
+    except TypeError:
+        came = ", ".join(list(inspect.signature(function).parameters)[1:])
+        raise ContractError(
+            f"{cls.__name__}.{method}({came}) is of an older contract: it is {method}({', '.join(names)}) now, see CHANGELOG.md"
+        ) from None
 
 
 @final

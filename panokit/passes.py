@@ -11,11 +11,11 @@ from torch import Tensor
 from panokit.denoiser import Codec, Denoiser
 from panokit.errors import ContractError, NotFiniteError
 from panokit.fuser import Fuser
-from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
 from panokit.runtime import Runtime
 from panokit.scheduler import Level, Solver
 from panokit.signals import Stop
+from panokit.windows import Windows
 
 Guided = Sequence[tuple[Guidance, Any]]
 """Pairs of a guidance and its memory, or of a guidance and the context that its `prepare` returned."""
@@ -73,12 +73,12 @@ class Pass:
     parts: Parts
     solver: Solver
 
-    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, prepared: Guided, level: Level) -> Passed:
+    def estimate(self, canvas: Float[Tensor, "*c_size"], windows: Windows, prepared: Guided, level: Level) -> Passed:
         """Make one pass over a canvas.
 
         Args:
             canvas: `c *size`, at noise level `level`.
-            grid: where its windows lie.
+            windows: where its windows lie at this level.
             prepared: the guidances that are awake, each with the context that its `prepare` returned.
             level: the noise level of the canvas.
 
@@ -90,32 +90,35 @@ class Pass:
             ContractError: a plugin returned something of another shape.
         """
         runtime, stop = self.parts.runtime, self.parts.stop
-        shape = (*canvas.shape[: -len(grid.size)], *grid.window)
+        shape = (*canvas.shape[: -len(windows.size)], *windows.window)
         if not prepared:
             # A lambda, because a function defined here would be made anew, with its annotations, at every step.
             (pred,) = runtime.map(
-                lambda index: (self.predict(grid.crop(canvas, index), grid, index, level),), len(grid), [shape], stop=stop
+                lambda index: (self.predict(windows.crop(canvas, index), windows, index, level),),
+                len(windows),
+                [shape],
+                stop=stop,
             )
-            return Passed(canvas, self._fuse(pred, grid), None)
+            return Passed(canvas, self._fuse(pred, windows, level), None)
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
-        *windows, stats = runtime.map(
-            self._guided(canvas, grid, prepared, level),
-            len(grid),
+        *moved, stats = runtime.map(
+            self._guided(canvas, windows, prepared, level),
+            len(windows),
             [shape, shape, (len(prepared), 3)],
             micro_batch=runtime.guided_micro_batch if full else None,
             stop=stop,
         )
         _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level)
-        x, pred = (self._fuse(rows, grid) for rows in windows)
+        x, pred = (self._fuse(rows, windows, level) for rows in moved)
         return Passed(x, pred, stats)
 
-    def predict(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Tensor:
+    def predict(self, x: Tensor, windows: Windows, index: Sequence[int], level: Level) -> Tensor:
         """The denoiser's prediction for some windows.
 
         Args:
             x: the noisy windows, `n c *window`.
-            grid: where the windows lie.
-            index: their numbers on the grid.
+            windows: where they lie.
+            index: their numbers.
             level: their noise level.
 
         Returns:
@@ -125,23 +128,23 @@ class Pass:
             ContractError: the denoiser returned another shape.
         """
         with self.parts.runtime.autocast():
-            pred = self.parts.denoiser(x, level, self.parts.denoiser.condition(self.parts.embeddings, grid, index))
+            pred = self.parts.denoiser(x, level, self.parts.denoiser.condition(self.parts.embeddings, windows, index))
         expect(pred, x.shape, type(self.parts.denoiser).__name__, "a prediction has the shape of its windows")
         return pred.to(x.dtype)
 
-    def look(self, x: Tensor, grid: Grid, index: Sequence[int], level: Level) -> Estimate:
+    def look(self, x: Tensor, windows: Windows, index: Sequence[int], level: Level) -> Estimate:
         """The denoiser's estimate for some windows. It has a graph where torch records gradients.
 
         Args:
             x: the noisy windows, `n c *window`.
-            grid: where the windows lie.
-            index: their numbers on the grid.
+            windows: where they lie.
+            index: their numbers.
             level: their noise level.
 
         Returns:
             The estimate, `n c *window`.
         """
-        return self.read(x, self.predict(x, grid, index, level), level)
+        return self.read(x, self.predict(x, windows, index, level), level)
 
     def read(self, x: Tensor, pred: Tensor, level: Level) -> Estimate:
         """Turn a prediction into an estimate.
@@ -161,27 +164,27 @@ class Pass:
         levels = self.solver.levels[level.index + 1 :]
         return next((below for below in levels if below.main), levels[-1])
 
-    def _fuse(self, windows: Tensor, grid: Grid) -> Tensor:
-        canvas = self.parts.fuser.fuse(windows, grid)
-        expected = (*windows.shape[1 : -len(grid.size)], *grid.size)
+    def _fuse(self, rows: Tensor, windows: Windows, level: Level) -> Tensor:
+        canvas = self.parts.fuser.fuse(rows, windows, level)
+        expected = (*rows.shape[1 : rows.ndim - len(windows.window)], *windows.size)
         return expect(canvas, expected, f"{type(self.parts.fuser).__name__}.fuse", "it must return one canvas")
 
     def _guided(
-        self, canvas: Tensor, grid: Grid, prepared: Guided, level: Level
+        self, canvas: Tensor, windows: Windows, prepared: Guided, level: Level
     ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
         """The function for `Runtime.map`: full guidances move windows, the model denoises them, identity ones correct them."""
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
         identity = any(guidance.jacobian == "identity" for guidance, _ in prepared)
 
-        def windows(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-            x = grid.crop(canvas, index)
+        def guided(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            x = windows.crop(canvas, index)
             stats = x.new_zeros((len(index), len(prepared), 3))
             if full:
                 with torch.enable_grad():
-                    seen = self.look(x.requires_grad_(), grid, index, level)
+                    seen = self.look(x.requires_grad_(), windows, index, level)
                 to_x, to_x0 = _gradients("full", prepared, seen, index, stats)
                 x = x.detach() - to_x - _through(seen, to_x0)
-            pred = self.predict(x, grid, index, level)
+            pred = self.predict(x, windows, index, level)
             if identity:
                 seen = self.read(x, pred, level)
                 _, to_x0 = _gradients("identity", prepared, seen, index, stats)
@@ -189,7 +192,7 @@ class Pass:
                 pred = self.solver.pred(x0, x, level)
             return x, pred, stats
 
-        return windows
+        return guided
 
 
 def expect(value: Any, shape: Sequence[int], source: str, contract: str) -> Tensor:

@@ -35,5 +35,5 @@ def steps_bar(run: Run, *, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 def _windows_and_memory(run: Run) -> str:
-    windows, memory = run.level.step * len(run.grid), run.runtime.peak_memory / (1 << 30)
-    return f"{windows}/{run.level.steps * len(run.grid)} windows, {memory:.1f} GiB"
+    windows, memory = run.level.step * len(run.windows), run.runtime.peak_memory / (1 << 30)
+    return f"{windows}/{run.level.steps * len(run.windows)} windows, {memory:.1f} GiB"

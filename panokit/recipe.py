@@ -160,6 +160,7 @@ def check(recipe: Mapping[str, Any]) -> None:
         "negative_prompt": str,
         "guidance_scale": int | float,
         "guidances": list,
+        "layout": str | dict,
         "fuser": str | dict,
         "scheduler": str | dict,
         "checkpointing": bool,

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
-from panokit.grid import Grid
 from panokit.guidance import Estimate, Guidance
 from panokit.moved import no_attribute
 from panokit.passes import Guided, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
 from panokit.scheduler import Level
+from panokit.windows import Windows, require_cover
 
 
 @final
@@ -31,7 +31,7 @@ class Run:
     Args:
         parts: the model, the maker of solvers, the fuser and the runtime.
         guidances: the guidances that move the windows, in any order.
-        grid: where the windows lie.
+        windows: where the windows lie; `Windows.at` says where at each level.
         seed: seed of the generator, from 0 to 2^64 - 1.
         recipe: plain data that the picture and its checkpoints carry.
 
@@ -42,7 +42,7 @@ class Run:
 
     Raises:
         ContractError: a guidance has a `jacobian` that the contract does not know.
-        SettingError: a guidance cannot work on such a canvas, or torch is in inference mode.
+        SettingError: a guidance cannot work on such a canvas, the windows leave cells uncovered, or torch is in inference mode.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Run:
         parts: Parts,
         *,
         guidances: Sequence[Guidance],
-        grid: Grid,
+        windows: Windows,
         seed: int,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
@@ -62,12 +62,13 @@ class Run:
                 )
         if torch.is_inference_mode_enabled():
             raise SettingError("panokit takes gradients, which inference mode forbids: use torch.no_grad, or nothing at all")
-        self.parts, self.grid, self.seed, self.recipe = parts, grid, seed, recipe or {}
+        require_cover(windows)
+        self.parts, self.windows, self.seed, self.recipe = parts, windows, seed, recipe or {}
         self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
         self.model_pass = Pass(parts, self.solver)
-        self.guided: Guided = [(guidance, guidance.begin(grid, self.solver.levels)) for guidance in guidances]
+        self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((parts.denoiser.channels, *grid.size), generator=self.generator)
+        noise = torch.randn((parts.denoiser.channels, *windows.size), generator=self.generator)
         self.canvas: Float[Tensor, "*c_size"] = self.solver.start(noise.to(self.runtime.device, self.runtime.dtype))
         self.level: Level = self.solver.levels[0]
         self._last: tuple[Passed, Level] | None = None
@@ -89,7 +90,7 @@ class Run:
 
     def _stage(self) -> None:
         """One pass of the model, unless a guidance knows the canvas, and one step of the solver."""
-        passed = self._from_known() or self.pass_over(self.canvas, self.grid, self.guided, self.level)
+        passed = self._from_known() or self.pass_over(self.canvas, self.windows, self.guided, self.level)
         self._require_finite(passed.pred)
         canvas = self.solver.step(passed.pred, passed.x, self.level, self.generator)
         contract = "it must return the canvas one level down"
@@ -125,14 +126,15 @@ class Run:
             place: the guidance's position in `guided`.
             hook: the method of the guidance that gets it.
         """
-        return CanvasStep(self, self.canvas, self.grid, self.level, place, _streams(self.guided)[place], hook)
+        windows = self.windows.at(self.level)
+        return CanvasStep(self, self.canvas, windows, self.level, place, _streams(self.guided)[place], hook)
 
-    def pass_over(self, canvas: Tensor, grid: Grid, guided: Guided, level: Level, place: int | None = None) -> Passed:
+    def pass_over(self, canvas: Tensor, windows: Windows, guided: Guided, level: Level, place: int | None = None) -> Passed:
         """Prepare the guidances that are awake, and make a pass over any canvas.
 
         Args:
             canvas: `c *size`, at noise level `level`.
-            grid: where its windows lie.
+            windows: its windows, at any level.
             guided: the guidances of this canvas, each with its memory.
             level: the noise level of the canvas.
             place: the position in `Run.guided` of the guidance that this canvas belongs to; None for the run's own canvas.
@@ -140,13 +142,14 @@ class Run:
         Returns:
             The guided canvas and the prediction for it.
         """
+        windows = windows.at(level)
         prepared: list[tuple[Guidance, Any]] = []
         streams = _streams(guided) if guided else []
         for k, (guidance, memory) in enumerate(guided):
             if level.main and guidance.strength(level) != 0:
-                step = CanvasStep(self, canvas, grid, level, k if place is None else place, streams[k], "prepare")
+                step = CanvasStep(self, canvas, windows, level, k if place is None else place, streams[k], "prepare")
                 prepared.append((guidance, guidance.prepare(step, memory)))
-        return self.model_pass.estimate(canvas, grid, prepared, level)
+        return self.model_pass.estimate(canvas, windows, prepared, level)
 
     def _require_finite(self, pred: Tensor) -> None:
         # The least and the largest value are NaN if any is. This is several times as fast as a test of every value.
@@ -157,21 +160,21 @@ class Run:
                 "try precision 32-true or bf16-mixed, or weaker guidance"
             )
 
-    def paint(self, grid: Grid, guidances: Sequence[Guidance], seed: int) -> Float[Tensor, "*c_size"]:
+    def paint(self, windows: Windows, guidances: Sequence[Guidance], seed: int) -> Float[Tensor, "*c_size"]:
         """Make another canvas of the same scene from noise, in a run of its own; see `Step.paint`.
 
         Args:
-            grid: the windows of the new canvas.
+            windows: the windows of the new canvas.
             guidances: the guidances of the new run.
             seed: seed of the new run.
 
         Returns:
-            The finished canvas, `c *size` of `grid`.
+            The finished canvas, `c *size` of `windows`.
 
         Raises:
             KeyboardInterrupt: this run was asked to stop.
         """
-        run = Run(self.parts, guidances=guidances, grid=grid, seed=seed)
+        run = Run(self.parts, guidances=guidances, windows=windows, seed=seed)
         while not run.done:
             run.step()
             if self.stopping:
@@ -265,7 +268,7 @@ class CanvasStep:
 
     run: Run
     canvas: Float[Tensor, "*c_size"]
-    grid: Grid
+    windows: Windows
     level: Level
     place: int
     """The guidance's position in `Run.guided`; on a canvas that belongs to another guidance, the position of that one."""
@@ -273,6 +276,11 @@ class CanvasStep:
     """The key of the guidance's noise, unique among the guidances of this canvas."""
     hook: Hook
     _generator: torch.Generator | None = field(default=None, repr=False)
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name)
 
     @property
     def codec(self) -> Codec | None:
@@ -284,26 +292,26 @@ class CanvasStep:
 
     @torch.no_grad()
     def look(self, index: Sequence[int]) -> Estimate:
-        return self.run.model_pass.look(self.grid.crop(self.canvas, index), self.grid, index, self.level)
+        return self.run.model_pass.look(self.windows.crop(self.canvas, index), self.windows, index, self.level)
 
     @torch.no_grad()
-    def estimate(self, canvas: Float[Tensor, "*c_size"], grid: Grid, guided: Guided = ()) -> Estimate:
-        passed = self.run.pass_over(canvas, grid, guided, self.level, self.place)
+    def estimate(self, canvas: Float[Tensor, "*c_size"], windows: Windows, guided: Guided = ()) -> Estimate:
+        passed = self.run.pass_over(canvas, windows, guided, self.level, self.place)
         return self.run.model_pass.read(passed.x, passed.pred, self.level)
 
     @torch.no_grad()
-    def paint(self, grid: Grid, guidances: Sequence[Guidance] | None = None) -> Float[Tensor, "*c_size"]:
+    def paint(self, windows: Windows, guidances: Sequence[Guidance] | None = None) -> Float[Tensor, "*c_size"]:
         if guidances is None:
             raise ContractError(
                 "step.paint came without guidances, and the run's own no longer guide by themselves: write "
-                "step.paint(grid, step.others) for the run's other ones, or step.paint(grid, ()) for none"
+                "step.paint(windows, step.others) for the run's other ones, or step.paint(windows, ()) for none"
             )
-        return self.run.paint(grid, guidances, _seed(self.run.seed, self.level.index, self.stream, grid.size))
+        return self.run.paint(windows, guidances, _seed(self.run.seed, self.level.index, self.stream, windows.size))
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         if self._generator is None:
             hook = () if self.hook == "prepare" else (self.hook,)
-            seed = _seed(self.run.seed, self.level.index, self.stream, *hook, self.grid.size)
+            seed = _seed(self.run.seed, self.level.index, self.stream, *hook, self.windows.size)
             self._generator = torch.Generator().manual_seed(seed)
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
 

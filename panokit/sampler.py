@@ -14,10 +14,10 @@ from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import decode
 from panokit.denoiser import Model, Prompt, Regions
-from panokit.errors import NotFiniteError, SettingError
+from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
-from panokit.grid import Grid
 from panokit.guidance import Guidance
+from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama, to_image
 from panokit.passes import Parts
@@ -26,11 +26,12 @@ from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, takes_settings
+from panokit.windows import Windows, require_cover
 
 LARGEST = 1 << 30
 """The most pixels of a canvas: neither memory nor picture formats hold more."""
 
-Part = TypeVar("Part", Fuser, Guidance, Scheduler)
+Part = TypeVar("Part", Layout, Fuser, Guidance, Scheduler)
 
 
 @final
@@ -42,27 +43,32 @@ class Plan:
         sampler: the sampler that makes it.
         prompt: what to paint.
         settings: the settings of the call; height and width are filled in.
-        grid: where the windows lie.
+        windows: where the windows lie.
         recipe: everything that is needed to make the picture again, as plain data.
     """
 
     sampler: "Sampler"
     prompt: Prompt
     settings: Settings
-    grid: Grid
+    windows: Windows
     recipe: Mapping[str, Any]
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         factor = self.sampler.model.factor
-        high, wide = self.grid.size
+        high, wide = self.windows.size
         return wide * factor, high * factor
 
     @property
     def passes(self) -> int:
         """The number of windows times the number of steps. Guidances may add to the work."""
-        return len(self.grid) * self.settings.steps
+        return len(self.windows) * self.settings.steps
 
     def check(self) -> "Plan":
         """Check that the scheduler and the guidances can make this panorama.
@@ -94,12 +100,13 @@ class Plan:
 class Sampler:
     """Makes panoramas. A sampler holds settings and networks; each call starts a run of its own.
 
-    Scheduler, fuser and guidances may come as objects, as names, or as names with settings. A name with settings is a mapping,
-    `{"plugin": "msd", "weight": 5}`, as in a configuration.
+    Scheduler, layout, fuser and guidances may come as objects, as names, or as names with settings. A name with settings is a
+    mapping, `{"plugin": "msd", "weight": 5}`, as in a configuration.
 
     Args:
         model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`.
         scheduler: takes the canvas from one noise level to the next: `"ddim"`, `"dpm++_2m"`, ...
+        layout: says where the windows lie.
         fuser: joins windows into a canvas.
         guidances: keep the windows in agreement, in any order.
         runtime: the devices to run on; None for one device.
@@ -119,6 +126,7 @@ class Sampler:
         model: str | Model = "landscapes",
         *,
         scheduler: str | Mapping[str, Any] | Scheduler = "ddim",
+        layout: str | Mapping[str, Any] | Layout = "overlap",
         fuser: str | Mapping[str, Any] | Fuser = "multidiffusion",
         guidances: Sequence[str | Mapping[str, Any] | Guidance] = (),
         runtime: Runtime | None = None,
@@ -127,6 +135,7 @@ class Sampler:
     ) -> None:
         if isinstance(guidances, str | Mapping | Guidance):
             raise SettingError(f"guidances is {guidances!r}: it must be a list, [{guidances!r}]")
+        self.layout: Layout = _plugin(layout, Layout)
         self.fuser: Fuser = _plugin(fuser, Fuser)
         self.guidances: tuple[Guidance, ...] = tuple(_plugin(guidance, Guidance) for guidance in guidances)
         self.scheduler: Scheduler = _plugin(scheduler, Scheduler)
@@ -142,7 +151,7 @@ class Sampler:
 
     def __repr__(self) -> str:
         return (
-            f"Sampler({self.model.name!r}, scheduler={self.scheduler!r}, fuser={self.fuser!r}, "
+            f"Sampler({self.model.name!r}, scheduler={self.scheduler!r}, layout={self.layout!r}, fuser={self.fuser!r}, "
             f"guidances={list(self.guidances)!r}, runtime={self.runtime!r})"
         )
 
@@ -267,19 +276,21 @@ class Sampler:
 
     def _begin(self, plan: Plan) -> Run:
         self.runtime.require_same(plan.recipe)
-        self.runtime.advise(len(plan.grid))
+        self.runtime.advise(len(plan.windows))
         denoiser, settings = self.model.denoiser, plan.settings
         with torch.no_grad(), self.runtime.autocast():
             embeddings = denoiser.encode(plan.prompt, settings.negative_prompt, settings.guidance_scale)
         parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings)
         with self._pixels_explained():
-            return Run(parts, guidances=self.guidances, grid=plan.grid, seed=settings.seed, recipe=plan.recipe)
+            return Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
 
     def _check(self, plan: Plan) -> None:
         with self._pixels_explained():
             levels = self._solver(plan)().levels
+            for windows in {plan.windows.at(level) for level in levels}:
+                require_cover(windows)
             for guidance in self.guidances:
-                guidance.begin(plan.grid, levels)
+                guidance.begin(plan.windows, levels)
 
     def _solver(self, plan: Plan) -> Callable[[], Solver]:
         """A function that makes a new solver."""
@@ -293,10 +304,10 @@ class Sampler:
         high, wide = (cells * self.model.factor for cells in self.model.denoiser.window)
         height = high if chosen.height is None else chosen.height
         chosen = replace(chosen, height=height, width=4 * wide if chosen.width is None else chosen.width)
-        return Plan(self, prompt, chosen, self._grid(chosen), self._recipe(prompt, chosen))
+        return Plan(self, prompt, chosen, self._windows(chosen), self._recipe(prompt, chosen))
 
-    def _grid(self, settings: Settings) -> Grid:
-        """The grid of the windows.
+    def _windows(self, settings: Settings) -> Windows:
+        """Where the windows lie, after the layout.
 
         Raises:
             SettingError: a size is below one window, no multiple of the codec's factor, or above `LARGEST`; or the stride is
@@ -305,22 +316,25 @@ class Sampler:
         factor, window, stride = self.model.factor, self.model.denoiser.window, settings.stride
         pixels = {"height": settings.height or 0, "width": settings.width or 0}
         size = tuple(_cells(n, w, factor, name) for (name, n), w in zip(pixels.items(), window, strict=True))
-        if stride is None:
-            strides = tuple(max(1, w // 2) for w in window)
-        elif stride < factor or stride % factor or stride // factor > min(window):
+        if stride is not None and (stride < factor or stride % factor or stride // factor > min(window)):
             largest = min(window) * factor
             near = min(max(round(stride / factor), 1) * factor, largest)
             raise SettingError(
                 f"a stride of {stride} pixels does not work with {self.model.name}: it must be a multiple of {factor} from "
                 f"{factor} to {largest}, the window; the nearest is {near}"
             )
-        else:
-            strides = (stride // factor,) * len(window)
         if pixels["height"] * pixels["width"] > LARGEST:
             raise SettingError(
                 f"{pixels['width']} x {pixels['height']} pixels are more than a canvas may have, {LARGEST}: make it smaller"
             )
-        return Grid(size, window, strides, settings.wraps)
+        strides = None if stride is None else (stride // factor,) * len(window)
+        with self._pixels_explained():
+            windows: Any = self.layout.begin(size, window, strides, settings.wraps, settings.seed)
+        if not isinstance(windows, Windows):
+            raise ContractError(
+                f"{type(self.layout).__name__}.begin returned a {type(windows).__name__}; it must return Windows"
+            )
+        return windows
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
@@ -349,7 +363,7 @@ class Sampler:
             NotFiniteError: the decoder returned NaN or infinity.
         """
         canvas = run.canvas.float()
-        picture = decode(self.model.codec, canvas, run.grid.wrap, self.runtime) if self.model.codec else canvas
+        picture = decode(self.model.codec, canvas, run.windows.wrap, self.runtime) if self.model.codec else canvas
         if not torch.isfinite(picture).all():
             raise NotFiniteError(
                 "the decoded picture holds NaN or infinity, so it would be black: try precision 32-true or bf16-mixed"
@@ -366,6 +380,7 @@ class Sampler:
             **settings.as_data(),
             "model": self.model.name,
             "scheduler": describe(self.scheduler),
+            "layout": describe(self.layout),
             "fuser": describe(self.fuser),
             "guidances": [describe(guidance) for guidance in self.guidances],
             "precision": self.runtime.precision,

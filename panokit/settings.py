@@ -29,7 +29,8 @@ class Settings:
         negative_prompt: What to avoid.
         steps: Number of denoising steps, 1 or more.
         guidance_scale: Strength of classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off.
-        stride: Pixels from one window to the next, a multiple of the codec's factor. The default is half a window.
+        stride: Pixels from one window to the next, a multiple of the codec's factor. The layout decides if
+            it is not set; the default layout takes half a window.
         wrap: Join opposite borders, so that the panorama is a ring: true or x joins left and right, y joins top and bottom,
             xy joins both.
         seed: Seed of all random numbers, from 0 to 2^64 - 1. The same seed makes the same picture.
@@ -106,6 +107,7 @@ class Composition:
     Attributes:
         model: The name of an installed model, a folder in diffusers' format, or a hub id.
         scheduler: The solver, such as ddim, euler, dpm++_2m or unipc. --scheduler.options.eta=1 sets one of its options.
+        layout: The plugin that says where the windows lie. --layout.SETTING=VALUE sets one of its settings.
         fuser: The plugin that joins the windows. --fuser.SETTING=VALUE sets one of its settings.
         guidances: The plugins that keep the windows in agreement. --guidances+=NAME adds one. --guidances.SETTING=VALUE sets a
             setting of the last one, and --guidances.help NAME lists its settings.
@@ -116,6 +118,7 @@ class Composition:
 
     model: str = "landscapes"
     scheduler: Part = "ddim"
+    layout: Part = "overlap"
     fuser: Part = "multidiffusion"
     guidances: list[Part] = field(default_factory=list)
 

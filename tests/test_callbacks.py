@@ -61,8 +61,8 @@ def test_a_run_tells_the_energies_and_gradients_of_its_guidances() -> None:
     context: Any = None
     memory = run.guided[0][0]
     first = toy_run(guidances=[Pull("identity", to=1.0)], steps=3)
-    windows = first.model_pass.look(first.grid.crop(first.canvas), first.grid, range(len(first.grid)), first.level)
-    energies = memory.energy(windows, range(len(first.grid)), context)
+    windows = first.model_pass.look(first.windows.crop(first.canvas), first.windows, range(len(first.windows)), first.level)
+    energies = memory.energy(windows, range(len(first.windows)), context)
     assert told["energy/Pull/0"] == pytest.approx(float(energies.mean()))
     run.step()
     assert set(run.scalars) == {"energy/Pull/0", "gradient/Pull/0"}

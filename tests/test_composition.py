@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Fuser, Grid, Guidance, Scheduler, SettingError, WeightedFuser, former_settings
+from panokit import (
+    DiffusersScheduler,
+    Fuser,
+    Guidance,
+    Level,
+    Scheduler,
+    SettingError,
+    WeightedFuser,
+    Windows,
+    former_settings,
+)
 from panokit.composition import build, describe, parameters, prompt_from
 from panokit.denoiser import Regions
 from panokit.errors import PluginNotFoundError
@@ -23,8 +33,8 @@ class Outside(WeightedFuser):
     name: str = "plain"
     """A setting that is called as registries call plugins."""
 
-    def weight(self, grid: Grid) -> Tensor:
-        return torch.ones(grid.window)
+    def weight(self, windows: Windows, level: Level) -> Tensor:
+        return torch.ones(1, *windows.window)
 
 
 @former_settings(called="write name")

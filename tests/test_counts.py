@@ -7,11 +7,29 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from panokit import DiffusersScheduler, Estimate, Grid, Guidance, Level, Model, Run, Runtime, Sampler, Step
+from panokit import (
+    Denoiser,
+    DiffusersScheduler,
+    Estimate,
+    Grid,
+    Guidance,
+    Layout,
+    Level,
+    Model,
+    Run,
+    Runtime,
+    Sampler,
+    Step,
+    Training,
+    Windows,
+)
 from panokit.backbones.diffusers.model import UNetDenoiser
+from panokit.layout import Overlap
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_multidiffusion import MultiDiffusion
+from panokit_spotdiffusion import SpotDiffusion
 
 
 def toy(run: Run) -> ToyDenoiser:
@@ -25,8 +43,8 @@ def test_a_step_denoises_every_window_once(size: tuple[int, int], wrap: bool, mi
     run = toy_run(size, wrap=wrap, micro_batch=micro_batch)
     for done in (1, 2, 3):
         run.step()
-        assert sum(toy(run).forwards) == done * len(run.grid)
-    assert len(toy(run).forwards) == 3 * -(-len(run.grid) // micro_batch)
+        assert sum(toy(run).forwards) == done * len(run.windows)
+    assert len(toy(run).forwards) == 3 * -(-len(run.windows) // micro_batch)
     assert toy(run).backwards == []
 
 
@@ -52,7 +70,7 @@ def test_rows_of_the_unet_are_windows_and_twice_that_with_a_negative_prompt(
         assert rows == []
         while not run.done:
             run.step()
-    assert len(run.grid) == 4
+    assert len(run.windows) == 4
     assert sum(rows) == 2 * 4 * rows_a_window
     assert max(rows) == 2 * rows_a_window
 
@@ -68,23 +86,23 @@ def test_the_usual_panorama_costs_45_windows_a_step() -> None:
 def test_full_guidances_cost_two_forwards_and_one_backward_a_window_however_many_there_are(count: int) -> None:
     run = toy_run(guidances=[Pull("full", to=k) for k in range(count)], steps=1, micro_batch=3)
     run.step()
-    assert sum(toy(run).forwards) == 2 * len(run.grid)
-    assert sum(toy(run).backwards) == len(run.grid)
+    assert sum(toy(run).forwards) == 2 * len(run.windows)
+    assert sum(toy(run).backwards) == len(run.windows)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_identity_guidances_cost_no_pass_of_their_own(count: int) -> None:
     run = toy_run(guidances=[Pull("identity", to=k) for k in range(count)], steps=1, micro_batch=3)
     run.step()
-    assert sum(toy(run).forwards) == len(run.grid)
+    assert sum(toy(run).forwards) == len(run.windows)
     assert toy(run).backwards == []
 
 
 def test_identity_beside_full_costs_what_full_costs() -> None:
     run = toy_run(guidances=[Pull("identity"), Pull("full")], steps=1)
     run.step()
-    assert sum(toy(run).forwards) == 2 * len(run.grid)
-    assert sum(toy(run).backwards) == len(run.grid)
+    assert sum(toy(run).forwards) == 2 * len(run.windows)
+    assert sum(toy(run).backwards) == len(run.windows)
 
 
 def test_a_guidance_that_falls_asleep_costs_nothing_from_then_on() -> None:
@@ -94,7 +112,7 @@ def test_a_guidance_that_falls_asleep_costs_nothing_from_then_on() -> None:
         before = sum(toy(run).forwards), sum(toy(run).backwards)
         run.step()
         costs.append((sum(toy(run).forwards) - before[0], sum(toy(run).backwards) - before[1]))
-    n = len(run.grid)
+    n = len(run.windows)
     assert costs == [(2 * n, n), (n, 0), (n, 0)]
 
 
@@ -104,7 +122,7 @@ def test_inner_stages_of_a_solver_are_denoised_and_never_guided(steps: int) -> N
     for _ in range(steps):
         run.step()
     assert run.done
-    n, inner = len(run.grid), steps - 1
+    n, inner = len(run.windows), steps - 1
     assert sum(toy(run).forwards) == 2 * steps * n + inner * n
     assert sum(toy(run).backwards) == steps * n
 
@@ -171,4 +189,77 @@ def test_looking_and_estimating_cost_one_forward_for_each_window_asked_about() -
     run = toy_run(guidances=[Asking()], steps=1)
     run.step()
     assert toy(run).forwards[:2] == [2, 2]
-    assert sum(toy(run).forwards) == 2 + 2 + 2 * len(run.grid)
+    assert sum(toy(run).forwards) == 2 + 2 + 2 * len(run.windows)
+
+
+# --- operations of torch outside the model ------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that torch computes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+class Same(Denoiser):
+    """A network that returns its input."""
+
+    window, channels, training = (64, 64), 4, Training()
+
+    def modules(self) -> list[Any]:
+        return []
+
+    def encode(self, prompt: Any, negative_prompt: str, guidance_scale: float) -> None:
+        return None
+
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> None:
+        return None
+
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Shifting(Layout):
+    """The windows of SpotDiffusion as close as overlapping ones, on a ring or not."""
+
+    ring: bool
+
+    def begin(self, size: Any, window: Any, stride: Any, wrap: Any, seed: int) -> Windows:
+        return SpotDiffusion().begin(size, window, stride, (False, self.ring), seed)
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batch", "most"),
+    [
+        (Overlap(), 1, 6.1),  # as many as before there were other layouts
+        (Overlap(), 8, 5.3),
+        (Shifting(False), 1, 20),
+        (Shifting(False), 8, 20),
+        (Shifting(True), 1, 20),
+        (Shifting(True), 8, 20),
+    ],
+    ids=str,
+)
+def test_a_window_step_takes_few_operations_outside_the_model(layout: Layout, micro_batch: int, most: float) -> None:
+    run = toy_run(
+        (64, 256),
+        denoiser=Same(),
+        scheduler=DiffusersScheduler("ddim"),
+        layout=layout,
+        fuser=MultiDiffusion(),
+        stride=8,
+        steps=6,
+        runtime=Runtime(accelerator="cpu", micro_batch=micro_batch),
+    )
+    run.step()  # the first one makes what later ones use again
+    window_steps = 0
+    with Operations() as operations:
+        while not run.done:
+            window_steps += len(run.windows.at(run.level))
+            run.step()
+    assert operations.count / window_steps <= most

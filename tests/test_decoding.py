@@ -63,4 +63,4 @@ def test_small_canvases_are_decoded_in_one_piece(cpu: Runtime) -> None:
     assert seen == [(1, 3, 128, 256)]
     seen.clear()
     decode(Notes(), torch.rand(3, 128, 264), (False, False), cpu)
-    assert seen == [(1, 3, 128, 128)] * 3
+    assert seen == [(1, 3, 128, 104)] * 3

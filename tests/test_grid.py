@@ -103,18 +103,18 @@ def test_windows_are_copies() -> None:
 
 @modest
 @given(grids())
-def test_place_adds_a_window_to_its_cells_and_to_no_other(grid: Grid) -> None:
+def test_put_adds_a_window_to_its_cells_and_to_no_other(grid: Grid) -> None:
     for i in {0, len(grid) // 2, len(grid) - 1}:
         canvas, window = numbered(grid.size), 1 + torch.arange(2 * torch.Size(grid.window).numel()).view(2, *grid.window)
         before = canvas.clone()
-        canvas[grid.place(i)] += window
-        assert torch.equal(canvas[grid.place(i)], before[grid.place(i)] + window)
+        grid.put(canvas, i, window)
+        assert torch.equal(grid.crop(canvas, [i]), grid.crop(before, [i]) + window)
         assert (canvas - before).sum() == window.sum()
 
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_a_canvas_must_have_the_size_of_its_grid(wrap: bool) -> None:
-    with pytest.raises(SettingError, match=re.escape("a canvas of shape (1, 9) does not fit a grid of size (8,)")):
+    with pytest.raises(SettingError, match=re.escape("a canvas of shape (1, 9) does not fit windows on a canvas of (8,)")):
         Grid((8,), (4,), (2,), (wrap,)).crop(torch.zeros(1, 9))
 
 

@@ -214,12 +214,15 @@ def squares(images: Tensor, other: Tensor) -> Tensor:
 
 
 def literal_syncdiffusion(hand: ByHand, canvas: Tensor, weight: float, decay: float, guided: int) -> Tensor:
-    """Lee et al. 2023, algorithm 1, with the middle window as anchor."""
+    """Lee et al. 2023, algorithm 1. The anchor is the window nearest to the middle of the canvas, the last of several."""
     for i, t in enumerate(hand.timesteps):
         views = list(hand.windows(canvas))
         value, count = torch.zeros_like(canvas), torch.zeros_like(canvas)
         cut = [(..., slice(top, top + hand.window), slice(left, left + hand.window)) for top, left in views]
-        anchor = len(views) // 2
+        off = [
+            sum((at + hand.window / 2 - n / 2) ** 2 for at, n in zip(view, canvas.shape[-2:], strict=True)) for view in views
+        ]
+        anchor = max(k for k in range(len(views)) if off[k] == min(off))
         with torch.no_grad():
             reference = hand.picture(hand.x0(canvas[cut[anchor]], t))
         for k, here in enumerate(cut):

@@ -7,7 +7,7 @@ import pytest
 from panokit import Model, Runtime, Sampler
 from panokit.jobs import Worker
 from panokit.moved import ATTRIBUTES, MODULES
-from panokit.testing.toys import toy_run
+from panokit.testing.toys import Pull, toy_run
 
 
 @pytest.mark.parametrize(("old", "new"), MODULES.items())
@@ -22,6 +22,8 @@ def test_an_attribute_that_is_called_otherwise_says_so(tiny: Model, cpu: Runtime
     objects = {
         "Runtime": cpu,
         "Run": toy_run(),
+        "CanvasStep": toy_run(guidances=[Pull()]).view(0, "prepare"),
+        "Plan": Sampler(tiny, runtime=cpu).plan("a lake"),
         "Sampler": Sampler(tiny, runtime=cpu),
         "Worker": Worker({"accelerator": "cpu"}),
     }

@@ -24,6 +24,7 @@ from panokit import (
     Sampler,
     Scheduler,
     Step,
+    Windows,
 )
 from panokit.denoiser import Denoiser, Prompt
 from panokit.errors import NotFiniteError
@@ -56,8 +57,8 @@ def use(run: Run, **parts: Any) -> None:
 def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
     """Guided MultiDiffusion as papers write it: window by window, moved, denoised, stepped by DDIM, averaged."""
     denoiser, grid, canvas = (
-        ToyDenoiser(run.grid.window, prediction=run.parts.denoiser.training.prediction),
-        run.grid,
+        ToyDenoiser(run.windows.window, prediction=run.parts.denoiser.training.prediction),
+        run.windows,
         run.canvas,
     )
     levels = run.solver.levels
@@ -85,8 +86,8 @@ def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
                 leaf = x0.clone().requires_grad_()
                 total = torch.stack([energy(pull, x.detach(), leaf, i) for pull in identity]).sum()
                 x0 = x0 - torch.autograd.grad(total, leaf)[0]
-            value[grid.place(i)] += (below.alpha * x0 + below.sigma * eps)[0]
-            count[grid.place(i)] += 1
+            grid.put(value, i, (below.alpha * x0 + below.sigma * eps)[0])
+            grid.put(count, i, torch.ones_like(x0[0]))
         canvas = value / count
     return canvas
 
@@ -195,7 +196,7 @@ def test_gradients_of_any_magnitude_come_through_half_precision() -> None:
     level = run.level
     run.step()
     assert run.seen is not None
-    moved = run.grid.crop(run.seen.x).flatten(1)
+    moved = run.windows.crop(run.seen.x).flatten(1)
     through = (1 - 3 * level.sigma) / level.alpha  # the derivative of x0 = (x - sigma 3 x) / alpha
     expected = -through * torch.tensor(magnitudes, dtype=torch.float64)
     torch.testing.assert_close(moved, expected[:, None].expand_as(moved), rtol=1e-3, atol=0)
@@ -267,7 +268,7 @@ def test_asking_for_noise_leaves_the_runs_own_noise_alone() -> None:
 
 
 def test_an_estimate_of_the_runs_own_canvas_is_what_the_run_makes_of_it() -> None:
-    asking, plain = toy_run(guidances=[Probe(lambda step: step.estimate(step.canvas, step.grid))]), toy_run()
+    asking, plain = toy_run(guidances=[Probe(lambda step: step.estimate(step.canvas, step.windows))]), toy_run()
     asking.step()
     plain.step()
     (estimate,) = probe(asking).answers
@@ -280,7 +281,7 @@ def test_an_estimate_of_the_runs_own_canvas_is_what_the_run_makes_of_it() -> Non
 
 @pytest.mark.parametrize("pull", [Pull(), Pull("identity")])
 def test_a_guided_estimate_is_what_a_guided_run_makes_of_it(pull: Pull) -> None:
-    asking = toy_run(guidances=[Probe(lambda step: step.estimate(step.canvas, step.grid, [(pull, None)]))])
+    asking = toy_run(guidances=[Probe(lambda step: step.estimate(step.canvas, step.windows, [(pull, None)]))])
     guided = toy_run(guidances=[pull])
     asking.step()
     guided.step()
@@ -304,7 +305,7 @@ def test_an_estimate_takes_any_canvas_and_grid() -> None:
 
 
 def test_a_look_at_windows_is_unguided_and_without_graph() -> None:
-    asking = toy_run(guidances=[Pull(), Probe(lambda step: (step.look([2, 0]), step.canvas, step.grid))])
+    asking = toy_run(guidances=[Pull(), Probe(lambda step: (step.look([2, 0]), step.canvas, step.windows))])
     level = asking.level
     asking.step()
     ((seen, canvas, grid),) = probe(asking).answers
@@ -356,7 +357,7 @@ def test_a_known_canvas_lies_under_the_first_noise_and_asks_no_denoiser() -> Non
     assert run.parts.denoiser.forwards == []
     run.step()
     assert run.scalars
-    assert sum(run.parts.denoiser.forwards) == 2 * len(run.grid)
+    assert sum(run.parts.denoiser.forwards) == 2 * len(run.windows)
 
 
 @pytest.mark.parametrize("scheduler", [ToyScheduler(eta=1.0), ToyScheduler(corrector=True)])
@@ -443,7 +444,7 @@ def test_what_is_painted_is_guided_by_exactly_what_is_given_which_may_be_the_run
 
 def test_painting_without_guidances_says_what_changed() -> None:
     run = toy_run(guidances=[Probe(lambda step: step.paint(Grid((4, 6), (4, 4), (2, 2), (False, False))))])  # type: ignore[call-arg]
-    with pytest.raises(ContractError, match=r"write step.paint\(grid, step.others\)"):
+    with pytest.raises(ContractError, match=r"write step.paint\(windows, step.others\)"):
         run.step()
 
 
@@ -639,8 +640,8 @@ def test_an_energy_of_another_shape_is_named(reduce: Callable[[Tensor], Any], me
 
 def test_a_fuser_that_returns_no_canvas_is_named() -> None:
     class Flat(Fuser):
-        def fuse(self, windows: Tensor, grid: Grid) -> Tensor:
-            return windows.new_zeros((1, *grid.size))
+        def fuse(self, rows: Tensor, windows: Windows, level: Level) -> Tensor:
+            return rows.new_zeros((1, *windows.size))
 
     run = toy_run()
     use(run, fuser=Flat())
@@ -650,11 +651,17 @@ def test_a_fuser_that_returns_no_canvas_is_named() -> None:
         run.step()
 
 
-@pytest.mark.parametrize("tilt", [-1.0, float("inf")])
-def test_a_weight_that_is_no_finite_number_above_nothing_is_named(tilt: float) -> None:
+@pytest.mark.parametrize(
+    ("tilt", "message"),
+    [
+        (-1.0, r"Mean.weight sums to -50 over 53 of 54 cells, the first at \(0, 1\); the weights over each cell must sum to"),
+        (float("inf"), r"Mean.weight returned shape \(1, 4, 4\) for 8 windows of \(4, 4\); .*, all finite"),
+    ],
+)
+def test_weights_that_are_not_finite_or_cancel_are_named(tilt: float, message: str) -> None:
     run = toy_run()
     use(run, fuser=Mean(tilt=tilt))
-    with pytest.raises(ContractError, match=r"Mean.weight .* it must return one finite weight a cell, each above 0"):
+    with pytest.raises(ContractError, match=message):
         run.step()
 
 

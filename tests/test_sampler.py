@@ -121,7 +121,7 @@ def test_each_region_has_its_own_prompt(sampler: Sampler) -> None:
 
 
 def test_a_window_takes_the_topmost_box_its_centre_lies_in(sampler: Sampler) -> None:
-    grid = sampler.plan("a lake", height=16, width=64).grid
+    grid = sampler.plan("a lake", height=16, width=64).windows
     regions = Regions((((0, 0, 1, 1), "under"), ((0.5, 0, 1, 1), "over")), elsewhere="nowhere")
     texts = [regions.texts[k] for k in regions.assign(grid, range(len(grid)))]
     centres = [grid.centre(i)[1] for i in range(len(grid))]

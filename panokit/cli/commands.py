@@ -264,6 +264,7 @@ def resolved(composition: Composition) -> dict[str, Any]:
     return {
         "model": composition.model,
         "scheduler": whole("schedulers", composition.scheduler),
+        "layout": whole("layouts", composition.layout),
         "fuser": whole("fusers", composition.fuser),
         "guidances": [whole("guidances", part) for part in composition.guidances],
     }
@@ -354,7 +355,9 @@ def _kind_of(name: str, kind: Kind | None) -> Kind:
         cls = registry.made_class(registry.attribute(name))
         of = [kind for kind, base in BASES.items() if isinstance(cls, type) and issubclass(cls, base)]
         if not of:
-            raise PluginNotFoundError(f"{name} is no subclass of panokit.Fuser, panokit.Guidance or panokit.Scheduler")
+            raise PluginNotFoundError(
+                f"{name} is no subclass of panokit.Layout, panokit.Fuser, panokit.Guidance or panokit.Scheduler"
+            )
         return of[0]
     names = {group: {plugin.name for plugin in registry.plugins(group)} for group in ([kind] if kind else registry.KINDS)}
     kinds = [group for group in names if name in names[group]]

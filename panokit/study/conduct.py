@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from panokit.errors import SettingError
-from panokit.grid import Grid
 from panokit.jobs import Worker
 from panokit.output import Output
 from panokit.painting import Task, paint_all, prepare
@@ -21,6 +20,7 @@ from panokit.study.page import page
 from panokit.study.plan import Job, Study, slug
 from panokit.study.references import given, grouped
 from panokit.study.report import markdown
+from panokit.windows import Windows
 
 
 def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | None:
@@ -40,7 +40,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
         PanokitError: a method or a network cannot be made, the folder holds another study, or a measure needs more pictures.
     """
     worker = Worker(runtime)
-    grids = {method: _grid(study.jobs(method)[0], worker) for method in study.methods}
+    windows = {method: _windows(study.jobs(method)[0], worker) for method in study.methods}
     model = worker.plan(study.jobs(next(iter(study.methods)))[0]).sampler.model
     factor, (high, wide) = model.factor, model.denoiser.window
     window = (high * factor, wide * factor)
@@ -59,7 +59,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     references = grouped(study.prompts, own) if own else dict(zip(study.prompts, _parts(made, study.references), strict=False))
     paths = dict(zip(study.methods, panoramas, strict=True))
     shown = {
-        method: [Shown(path, prompt, grids[method]) for path, (prompt, _) in zip(files, study.pairs(), strict=True)]
+        method: [Shown(path, prompt, windows[method]) for path, (prompt, _) in zip(files, study.pairs(), strict=True)]
         for method, files in paths.items()
     }
     measured_costs = _costs(study, out, worker) if study.timings else {}
@@ -84,9 +84,9 @@ def _parts(paths: Sequence[Path], count: int) -> Iterator[Sequence[Path]]:
     return (paths[start : start + count] for start in range(0, len(paths), count))
 
 
-def _grid(job: Job, worker: Worker) -> Grid:
-    """Check that a job can be done, and return the grid of its windows."""
-    return prepare(job, worker, Output()).plan.grid
+def _windows(job: Job, worker: Worker) -> Windows:
+    """Check that a job can be done, and return where its windows lie."""
+    return prepare(job, worker, Output()).plan.windows
 
 
 def _require_pictures(study: Study, own: Sequence[Path]) -> None:

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.denoiser import Denoiser, Prompt
-from panokit.grid import Grid
 from panokit.jobs import Worker
 from panokit.sampler import Sampler
 from panokit.scheduler import Level
 from panokit.study.plan import Job
+from panokit.windows import Windows
 
 
 class Cost(NamedTuple):
@@ -85,8 +85,8 @@ class _Counted(Denoiser):
     def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
         return self._denoiser.encode(prompt, negative_prompt, guidance_scale)
 
-    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
-        return self._denoiser.condition(embeddings, grid, index)
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
+        return self._denoiser.condition(embeddings, windows, index)
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
         self.forward += len(x)

@@ -13,11 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from panokit.errors import OutputError, PanokitError, SettingError
-from panokit.grid import Grid
 from panokit.output import written_aside
 from panokit.runtime import Runtime
 from panokit.study.measures import Features, Pixels, batch, corners, crops, made, pixels, seam
 from panokit.study.plan import Study, slug
+from panokit.windows import Windows
 
 Window = tuple[int, int]
 
@@ -28,12 +28,12 @@ class Shown(NamedTuple):
     Attributes:
         path: the file of the panorama.
         prompt: its prompt.
-        grid: where its windows lie on the canvas.
+        windows: where its windows lie on the canvas.
     """
 
     path: Path
     prompt: str
-    grid: Grid
+    windows: Windows
 
 
 @final
@@ -127,7 +127,7 @@ class Evidence:
 
     def numbers(self, shown: Shown) -> dict[str, float]:
         """The scores of one panorama's squares, the measures of the whole panorama, and its seam, by name."""
-        key = _key("", [[*self._study.scores.items()], self._study.wholes, self._square_settings, repr(shown.grid)])
+        key = _key("", [[*self._study.scores.items()], self._study.wholes, self._square_settings, repr(shown.windows)])
         path = self._scores / f"{shown.path.parent.name}-{shown.path.stem}.json"
         kept = read_json(path)
         if isinstance(kept, dict) and kept.get("key") == key:
@@ -137,7 +137,7 @@ class Evidence:
         numbers = {name: _score(score, squares, shown.prompt) for name, score in self._networks.scores.items()}
         for whole in self._networks.wholes:
             numbers |= _numbers(whole, picture, shown.prompt)
-        numbers["seam"] = seam(picture, shown.grid, self._factor)
+        numbers["seam"] = seam(picture, shown.windows, self._factor)
         write(path, json.dumps({"key": key, "numbers": numbers}))
         return numbers
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from panokit import registry
 from panokit.errors import OutputError, PanokitError, SettingError
-from panokit.grid import Grid
 from panokit.output import written_aside
 from panokit.study.plan import Network
+from panokit.windows import Windows
 
 FEWEST = 2
 """KID needs at least this many panoramas and references for each prompt. Its deviation needs twice as many panoramas."""
@@ -78,22 +78,22 @@ def crops(picture: Pixels, window: tuple[int, int], side: int | None = None, cou
     return np.stack([np.asarray(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS)) for square in cut])
 
 
-def seam(picture: Pixels, grid: Grid, factor: int) -> float:
+def seam(picture: Pixels, windows: Windows, factor: int) -> float:
     """How much window borders show: the mean difference of neighbouring pixels across them, divided by that of all others.
 
     Args:
         picture: the panorama, uint8 (H, W, 3).
-        grid: where its windows lie on the canvas.
+        windows: where its windows lie on the canvas.
         factor: pixels along a side of one cell of the canvas.
 
     Returns:
         The mean of the ratios along both axes. It is 1 if borders do not show, or if there is nothing to compare.
     """
-    ratios = []
+    ratios, places = [], windows.cells().flatten(2)
     for axis in range(2):
         steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))
-        edges = {edge for origin in grid.origins for edge in (origin[axis], origin[axis] + grid.window[axis])}
-        borders = [edge * factor - 1 for edge in edges if 0 < edge < grid.size[axis]]
+        edges = {*places[:, axis].amin(1).tolist(), *(places[:, axis].amax(1) + 1).tolist()}
+        borders = [edge * factor - 1 for edge in sorted(edges) if 0 < edge < windows.size[axis]]
         if borders and (elsewhere := np.delete(steps, borders).mean()):  # zero in a flat picture
             ratios.append(float(steps[borders].mean() / elsewhere))
     return float(np.mean(ratios)) if ratios else 1.0

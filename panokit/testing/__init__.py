@@ -9,7 +9,8 @@ def test_conformance(check):
     check()
 ```
 
-There are checks for guidances, fusers, schedulers and denoisers. They need no weights and no GPU, and take about a second.
+There are checks for guidances, layouts, fusers, schedulers and denoisers. They need no weights and no GPU, and take about a
+second.
 `panokit check my_package:MyGuidance` runs them without pytest.
 """
 

@@ -9,11 +9,12 @@ from panokit.denoiser import Denoiser
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
+from panokit.layout import Layout
 from panokit.scheduler import Scheduler
-from panokit.testing import denoisers, fusers, guidances, schedulers
+from panokit.testing import denoisers, fusers, guidances, layouts, schedulers
 from panokit.testing.demands import ConformanceError
 
-Plugin = Guidance | Fuser | Scheduler | Denoiser
+Plugin = Guidance | Layout | Fuser | Scheduler | Denoiser
 Test = TypeVar("Test", bound=Callable[..., None])
 
 
@@ -61,7 +62,7 @@ def checks(make: Callable[[], Plugin]) -> list[Check]:
     """List the checks that apply to a plugin.
 
     Args:
-        make: makes a guidance, a fuser, a scheduler or a denoiser.
+        make: makes a guidance, a layout, a fuser, a scheduler or a denoiser.
 
     Raises:
         SettingError: it makes something else.
@@ -70,6 +71,8 @@ def checks(make: Callable[[], Plugin]) -> list[Check]:
     match plugin:
         case Guidance():
             return [Check(function, make) for function in guidances.checks(plugin)]
+        case Layout():
+            return [Check(function, make) for function in layouts.checks(plugin)]
         case Fuser():
             return [Check(function, make) for function in fusers.checks(plugin)]
         case Scheduler():
@@ -77,8 +80,8 @@ def checks(make: Callable[[], Plugin]) -> list[Check]:
         case Denoiser():
             return [Check(function, make) for function in denoisers.checks(plugin)]
     raise SettingError(
-        f"the factory made a {type(plugin).__name__}, which has no checks: it must make a Guidance, a Fuser, a Scheduler or a "
-        "Denoiser of panokit"
+        f"the factory made a {type(plugin).__name__}, which has no checks: it must make a Guidance, a Layout, a Fuser, "
+        "a Scheduler or a Denoiser of panokit"
     )
 
 

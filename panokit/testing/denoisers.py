@@ -15,6 +15,7 @@ from panokit.grid import Grid
 from panokit.runtime import Runtime
 from panokit.scheduler import Level
 from panokit.testing.demands import contents, demand, distance, unchanged
+from panokit.windows import Windows
 
 Make = Callable[[], Denoiser]
 
@@ -81,7 +82,7 @@ def batch_split_invariance(make: Make) -> None:
     """Windows have the same prediction in a batch as alone, up to rounding."""
     world = _world(make())
     together = world.predict(world.x)
-    alone = torch.cat([world.predict(world.x[i : i + 1], [i]) for i in range(len(world.grid))])
+    alone = torch.cat([world.predict(world.x[i : i + 1], [i]) for i in range(len(world.windows))])
     demand(
         distance(together, alone) < ROUNDING,
         f"{world.name} predicts windows in a batch differently than alone (off by {distance(together, alone):.2g} of the "
@@ -101,7 +102,7 @@ def condition_per_window(make: Make) -> None:
         distance(prediction, together) < ROUNDING,
         f"{world.name} conditions the windows {some} differently alone than among all windows (off by "
         f"{distance(prediction, together):.2g} of the largest magnitude): `condition` must give window index[k] its own text, "
-        "as Regions.assign(grid, index) does",
+        "as Regions.assign(windows, index) does",
     )
 
 
@@ -109,7 +110,7 @@ def leaves_x_alone(make: Make) -> None:
     """The denoiser does not write to its windows."""
     world = _world(make())
     before = contents(world.x)
-    world.denoiser(world.x, world.level, world.condition(range(len(world.grid))))
+    world.denoiser(world.x, world.level, world.condition(range(len(world.windows))))
     demand(
         unchanged(before, world.x),
         f"{world.name} wrote to its windows: use operations without a trailing underscore",
@@ -122,7 +123,7 @@ class _World:
     """A placed denoiser, and windows for it."""
 
     denoiser: Denoiser
-    grid: Grid
+    windows: Windows
     level: Level
     embeddings: Any
     x: Tensor
@@ -132,11 +133,11 @@ class _World:
         return type(self.denoiser).__name__
 
     def condition(self, index: Sequence[int]) -> Any:
-        return self.denoiser.condition(self.embeddings, self.grid, index)
+        return self.denoiser.condition(self.embeddings, self.windows, index)
 
     def predict(self, x: Tensor, index: Sequence[int] | None = None) -> Any:
         """The prediction for a copy of some windows; None as the index means all of them."""
-        return self.denoiser(x.clone(), self.level, self.condition(range(len(self.grid)) if index is None else index))
+        return self.denoiser(x.clone(), self.level, self.condition(range(len(self.windows)) if index is None else index))
 
 
 def _world(denoiser: Denoiser, prompt: Prompt = "a lake") -> _World:
@@ -146,9 +147,9 @@ def _world(denoiser: Denoiser, prompt: Prompt = "a lake") -> _World:
     *others, last = denoiser.window
     axes = len(denoiser.window)
     stride = tuple(max(1, cells // 2) for cells in denoiser.window)
-    grid = Grid((*others, 2 * last), denoiser.window, stride, (False,) * axes)
+    windows = Grid((*others, 2 * last), denoiser.window, stride, (False,) * axes)
     training = denoiser.training
     alpha = 0.4 if training.prediction == "flow_prediction" else 0.8
     level = Level(0, training.timesteps // 2, alpha, 0.6, step=0, steps=1)
-    x = torch.randn((len(grid), denoiser.channels, *denoiser.window), generator=torch.Generator().manual_seed(0))
-    return _World(denoiser, grid, level, denoiser.encode(prompt, "fog", 7.5), x)
+    x = torch.randn((len(windows), denoiser.channels, *denoiser.window), generator=torch.Generator().manual_seed(0))
+    return _World(denoiser, windows, level, denoiser.encode(prompt, "fog", 7.5), x)

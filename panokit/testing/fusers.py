@@ -1,4 +1,4 @@
-"""Checks for fusers: windows that were cropped from a canvas must give that canvas back, on any grid."""
+"""Checks for fusers: windows that were cropped from a canvas must give that canvas back, in any layout."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,24 @@ from torch import Tensor
 from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
+from panokit.scheduler import Level
 from panokit.testing.demands import contents, demand, distance, unchanged
 from panokit.testing.ranks import VirtualRanks
 from panokit.testing.settings import pickles_and_reprs
-from panokit.testing.toys import toy_run
+from panokit.testing.toys import Drift, toy_run
+from panokit.union import Union
+from panokit.windows import Windows
 
 Make = Callable[[], Fuser]
 
-GRIDS = (
+LEVEL = Level(0, 500, 0.8, 0.6, step=0, steps=1)
+GRIDS: tuple[Windows, ...] = (
     Grid((10, 13), (6, 6), (3, 4), (False, False)),  # the last window is moved back to the border
     Grid((6, 14), (6, 6), (6, 2), (False, True)),  # a strip whose ends meet
     Grid((8, 9), (4, 3), (2, 3), (True, True)),  # a torus, and windows side by side
     Grid((6, 6), (6, 6), (3, 3), (False, False)),  # a single window
+    Grid((9, 12), (6, 6), (6, 6), (False, True), shift=(2, 4)),  # windows side by side that have been moved
+    Union((Grid((9, 13), (5, 5), (4, 4), (False, False)), Grid((9, 13), (5, 5), (1, 2), (False, False), dilation=(2, 2)))),
 )
 WIDE = Grid((72, 80), (64, 64), (8, 8), (False, False))
 """Windows as large as those of Stable Diffusion. Up to 6 cover a cell, and only the corner of one covers a corner cell."""
@@ -28,7 +34,7 @@ WIDE = Grid((72, 80), (64, 64), (8, 8), (False, False))
 def checks(fuser: Fuser) -> tuple[Callable[[Make], None], ...]:
     """The checks for a fuser. The ones whose failures explain others come first."""
     return (
-        *((weights_positive,) if isinstance(fuser, WeightedFuser) else ()),
+        *((weights_cover,) if isinstance(fuser, WeightedFuser) else ()),
         fuse_of_crops_is_the_canvas,
         constant_stays_constant,
         *((linear,) if isinstance(fuser, WeightedFuser) else ()),
@@ -41,21 +47,25 @@ def checks(fuser: Fuser) -> tuple[Callable[[Make], None], ...]:
     )
 
 
-def weights_positive(make: Make) -> None:
-    """Every cell of a window has a finite weight above 0, in windows of any size."""
+def weights_cover(make: Make) -> None:
+    """Weights are finite, one a cell for all windows or for each, and sum to more than 0 over every cell of a canvas."""
     fuser = make()
     assert isinstance(fuser, WeightedFuser)
     for grid in (*GRIDS, WIDE):
-        weight, name = fuser.weight(grid), type(fuser).__name__
+        weight, name = fuser.weight(grid, LEVEL), type(fuser).__name__
         demand(
-            weight.shape == grid.window,
-            f"{name}.weight returned shape {tuple(weight.shape)} for windows of {grid.window}; it must return one weight for "
-            "each cell",
+            weight.shape in ((1, *grid.window), (len(grid), *grid.window)),
+            f"{name}.weight returned shape {tuple(weight.shape)} for {len(grid)} windows of {grid.window}; it must return one "
+            f"weight for each cell, {(1, *grid.window)} for all windows or {(len(grid), *grid.window)}",
         )
+        total = torch.zeros(grid.size, dtype=torch.float32)
+        for i in range(len(grid)):
+            grid.put(total, i, weight[i % len(weight)].float())
         demand(
-            bool((weight.isfinite() & (weight > 0)).all()),
-            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}; all must "
-            "be above 0 and finite, because a cell under only one window's corner would be 0 / 0: clamp them to a small number",
+            bool(weight.isfinite().all() and (total > 0).all()),
+            f"{name}.weight goes from {float(weight.min())} to {float(weight.max())} over windows of {grid.window}, and sums "
+            f"to {float(total.min()):.2g} over a cell; the sum over each cell must be above 0 and finite, because a cell under "
+            "only one window's corner would be 0 / 0: clamp weights to a small number",
         )
 
 
@@ -64,12 +74,12 @@ def fuse_of_crops_is_the_canvas(make: Make) -> None:
     fuser = make()
     for grid in GRIDS:
         canvas = _noise(3, *grid.size)
-        fused = fuser.fuse(grid.crop(canvas), grid)
+        fused = fuser.fuse(grid.crop(canvas), grid, LEVEL)
         demand(
             distance(fused, canvas) < 1e-5,
             f"{type(fuser).__name__}.fuse of the crops of a canvas {tuple(canvas.shape)} is not that canvas but one of shape "
-            f"{tuple(fused.shape)}, {_off(fused, canvas)}, on {grid}: divide by the sum of weights over each cell, and place "
-            "window i at grid.place(i)",
+            f"{tuple(fused.shape)}, {_off(fused, canvas)}, on {grid}: divide by the sum of weights over each cell, and put "
+            "window i in its place by windows.put(canvas, i, window)",
         )
 
 
@@ -79,7 +89,7 @@ def constant_stays_constant(make: Make) -> None:
     for grid in GRIDS:
         for number in (0.0, -3.0, 1e4):
             canvas = torch.full((1, *grid.size), number)
-            fused = fuser.fuse(grid.crop(canvas), grid)
+            fused = fuser.fuse(grid.crop(canvas), grid, LEVEL)
             demand(
                 distance(fused, canvas) < 1e-5,
                 f"{type(fuser).__name__}.fuse of windows that are {number} everywhere is a canvas that is not "
@@ -92,9 +102,9 @@ def linear(make: Make) -> None:
     fuser = make()
     for grid in GRIDS:
         one, other = _noise(2, len(grid), 1, *grid.window)
-        fused = fuser.fuse(2 * one - 3 * other, grid)
+        fused = fuser.fuse(2 * one - 3 * other, grid, LEVEL)
         demand(
-            distance(fused, 2 * fuser.fuse(one, grid) - 3 * fuser.fuse(other, grid)) < 1e-5,
+            distance(fused, 2 * fuser.fuse(one, grid, LEVEL) - 3 * fuser.fuse(other, grid, LEVEL)) < 1e-5,
             f"{type(fuser).__name__} is a WeightedFuser, but its fuse is not linear in the windows: define only `weight` and "
             "keep the `fuse` of WeightedFuser, or derive from Fuser",
         )
@@ -109,13 +119,13 @@ def wraps(make: Make) -> None:
 
         def through_windows(canvas: Tensor, grid: Grid = grid, place: Tensor = place) -> Tensor:
             """Like a model: a cell depends on its neighbours and on its place in the window."""
-            return fuser.fuse(torch.tanh(grid.crop(canvas) * place).cumsum(-1), grid)
+            return fuser.fuse(torch.tanh(grid.crop(canvas) * place).cumsum(-1), grid, LEVEL)
 
         fused, expected = through_windows(canvas.roll(shift, (1, 2))), through_windows(canvas).roll(shift, (1, 2))
         demand(
             distance(fused, expected) < 1e-5,
             f"{type(fuser).__name__}.fuse treats the join of a ring differently from other places ({_off(fused, expected)} on "
-            f"{grid}): the weight of a window must not depend on its number or its place on the canvas",
+            f"{grid}): what a window counts for must not depend on its number or its place on the canvas",
         )
 
 
@@ -124,7 +134,7 @@ def keeps_dtype_and_device(make: Make) -> None:
     fuser, grid = make(), GRIDS[0]
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         fused, expected = (
-            fuser.fuse(grid.crop(_noise(1, *grid.size).to(dtype)), grid),
+            fuser.fuse(grid.crop(_noise(1, *grid.size).to(dtype)), grid, LEVEL),
             torch.promote_types(dtype, torch.float32),
         )
         demand(
@@ -139,7 +149,7 @@ def half_precision_is_added_in_float32(make: Make) -> None:
     fuser, grid = make(), WIDE
     for dtype in (torch.float16, torch.bfloat16):
         windows = (_noise(len(grid), 1, *grid.window) + 100).to(dtype)
-        expected, fused = fuser.fuse(windows.double(), grid), fuser.fuse(windows, grid)
+        expected, fused = fuser.fuse(windows.double(), grid, LEVEL), fuser.fuse(windows, grid, LEVEL)
         demand(
             distance(fused, expected) < 1e-5,
             f"{type(fuser).__name__}.fuse of windows in {dtype} differs from float64 ({_off(fused, expected)}): convert "
@@ -152,15 +162,15 @@ def leaves_windows_alone(make: Make) -> None:
     fuser, grid = make(), GRIDS[0]
     windows = _noise(len(grid), 2, *grid.window)
     before = contents(windows)
-    fuser.fuse(windows, grid)
+    fuser.fuse(windows, grid, LEVEL)
     demand(unchanged(before, windows), f"{type(fuser).__name__}.fuse wrote to its windows: work on a copy")
 
 
 def same_for_any_number_of_ranks(make: Make) -> None:
-    """A run has the same bits on one, two and three ranks, and on every rank."""
+    """A run whose windows move has the same bits on one, two and three ranks, and on every rank."""
 
     def canvas(runtime: Runtime) -> Tensor:
-        run = toy_run(fuser=make(), runtime=runtime)
+        run = toy_run(fuser=make(), layout=Drift(), runtime=runtime)
         while not run.done:
             run.step()
         return run.canvas

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from panokit.guidance import Estimate, Guidance
+from panokit.layout import Layout
 from panokit.plain import walk
 from panokit.run import CanvasStep, Run
 from panokit.runtime import Runtime
@@ -23,7 +24,7 @@ from panokit.settings import Precision
 from panokit.testing.demands import ConformanceError, contents, demand, distance, unchanged
 from panokit.testing.ranks import VirtualRanks
 from panokit.testing.settings import pickles_and_reprs
-from panokit.testing.toys import ToyCodec, ToyDenoiser, ToyScheduler, toy_run
+from panokit.testing.toys import Drift, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 
 Make = Callable[[], Guidance]
 
@@ -49,6 +50,7 @@ def checks(guidance: Guidance) -> tuple[Callable[[Make], None], ...]:
         same_for_any_number_of_ranks,
         runs_do_not_share_memory,
         memory_can_be_saved,
+        follows_moving_windows,
         *((zero_weight_is_absent,) if weighted else ()),
         pickles_and_reprs,
     )
@@ -266,6 +268,23 @@ def memory_can_be_saved(make: Make) -> None:
     )
 
 
+def follows_moving_windows(make: Make) -> None:
+    """In a layout that moves its windows at each level, a run is finite, and the same on one and on two ranks."""
+
+    def canvas(runtime: Runtime) -> Tensor:
+        return _finished(_run(make(), runtime=runtime, layout=Drift(2)))
+
+    (expected,) = VirtualRanks(1, MICRO_BATCH).run(canvas)
+    name = type(make()).__name__
+    demand(bool(expected.isfinite().all()), f"a run with {name} makes NaN or infinity where windows move: ask step.windows")
+    for rank, actual in enumerate(VirtualRanks(2, MICRO_BATCH).run(canvas)):
+        demand(
+            torch.equal(actual, expected),
+            f"rank {rank} of 2 has another canvas than a single rank where windows move at each level: take the place and the "
+            "number of windows from step.windows, at each step anew, and never from the windows that `begin` got",
+        )
+
+
 def zero_weight_is_absent(make: Make) -> None:
     """With weight 0 the guidance is asleep at every level, and the run has the same bits as without it."""
     guidance: Any = make()
@@ -285,11 +304,12 @@ def zero_weight_is_absent(make: Make) -> None:
 # --- the toy world ------------------------------------------------------------------------------------------
 
 
-def _run(*guidances: Guidance, runtime: Runtime | None = None, seed: int = 0) -> Run:
+def _run(*guidances: Guidance, runtime: Runtime | None = None, layout: Layout | None = None, seed: int = 0) -> Run:
     return toy_run(
         (16, 24),
         denoiser=ToyDenoiser((8, 8), channels=4, prediction="v_prediction"),
         codec=ToyCodec(),
+        layout=layout,
         guidances=guidances,
         stride=4,
         steps=STEPS,

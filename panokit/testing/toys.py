@@ -5,7 +5,7 @@ Each is a formula of a few lines. So a test can compute the expected result by i
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, final
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from panokit.denoiser import Codec, Denoiser, Prompt
 from panokit.fuser import Fuser, WeightedFuser
-from panokit.grid import Grid
+from panokit.grid import Lattice
 from panokit.guidance import Estimate, Guidance
+from panokit.layout import Layout, Overlap
 from panokit.passes import Parts
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
+from panokit.windows import Factor, Windows, divided, per_axis
 
 
 @final
@@ -43,7 +45,7 @@ class ToyDenoiser(Denoiser):
     def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
         return sum(map(ord, str(prompt))) % 97 / 97
 
-    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
         return embeddings
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
@@ -163,8 +165,44 @@ class Mean(WeightedFuser):
 
     tilt: float = 0.0
 
-    def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
-        return 1 + self.tilt * torch.arange(math.prod(grid.window), dtype=torch.float64).view(grid.window)
+    def weight(self, windows: Windows, level: Level) -> Float[Tensor, "1 *window"]:
+        return 1 + self.tilt * torch.arange(math.prod(windows.window), dtype=torch.float64).view(1, *windows.window)
+
+
+@final
+@dataclass(frozen=True)
+class Drift(Layout):
+    """Windows at regular places that move at each level, by the seed plus the level, in steps of `unit` cells.
+
+    Attributes:
+        unit: cells of one step. The factor of a cross-scale guidance must divide it.
+    """
+
+    unit: int = 1
+
+    def begin(
+        self, size: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...] | None, wrap: tuple[bool, ...], seed: int
+    ) -> "Drifting":
+        return Drifting(size, window, stride or window, wrap, seed=seed, unit=self.unit)
+
+
+@final
+@dataclass(frozen=True)
+class Drifting(Lattice):
+    """The windows of `Drift`."""
+
+    seed: int = 0
+    unit: int = 1
+
+    def at(self, level: Level) -> "Drifting":
+        return replace(self, shift=tuple((self.seed + level.index) * self.unit % stride for stride in self.stride))
+
+    def coarsened(self, factor: Factor) -> "Drifting":
+        (unit,) = divided((self.unit,), max(per_axis(factor, self.size)), "the unit of a drift")
+        return replace(super().coarsened(factor), unit=unit)
+
+    def refined(self, factor: Factor) -> "Drifting":
+        return replace(super().refined(factor), unit=self.unit * max(per_axis(factor, self.size)))
 
 
 @final
@@ -198,6 +236,7 @@ def toy_run(
     denoiser: Denoiser | None = None,
     codec: Codec | None = None,
     scheduler: Scheduler | None = None,
+    layout: Layout | None = None,
     fuser: Fuser | None = None,
     guidances: Sequence[Guidance] = (),
     stride: int = 2,
@@ -214,8 +253,8 @@ def toy_run(
     axes = len(size)
     begin = partial((scheduler or ToyScheduler()).begin, steps, runtime.device, denoiser.training)
     parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(prompt, "", 1.0))
-    grid = Grid(size, denoiser.window, (stride,) * axes, (wrap,) * axes)
-    return Run(parts, guidances=guidances, grid=grid, seed=seed)
+    windows = (layout or Overlap()).begin(size, denoiser.window, (stride,) * axes, (wrap,) * axes, seed)
+    return Run(parts, guidances=guidances, windows=windows, seed=seed)
 
 
 @final

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.denoiser import Denoiser, Prompt
-from panokit.grid import Grid
 from panokit.scheduler import Level, Solver, Training, pred_from
+from panokit.windows import Windows
 
 
 @final
@@ -61,7 +61,7 @@ class Gaussian(Denoiser):
     def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
         return None
 
-    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
         return None
 
     def x0(self, x: Float[Tensor, "*shape"], level: Level) -> Float[Tensor, "*shape"]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn, final
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Grid, Level, SettingError, Step, former_settings
+from panokit import Estimate, Level, SettingError, Step, Windows, former_settings
 from panokit_msd.head_start import enlarged_from_below
 from panokit_msd.paper import faded
 from panokit_msd.pyramid import CrossScale, Memory, Target
@@ -42,15 +42,15 @@ class Projection(CrossScale):
         require_at_least(0, weight=self.weight, decay=self.decay)
         require_shares(until=self.until, head_start=self.head_start)
 
-    def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
-        return {**super().begin(grid, levels), "coarse": self.begin_below(grid, levels)}
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
+        return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
     def known(self, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
         return None if self.weight == 0 else enlarged_from_below(self, self.head_start, step, memory)
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        coarse = renoised(step.canvas, self.factor, len(step.grid.size), step.level, step.noise)
-        return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.grid.coarsened(self.factor))
+        coarse = renoised(step.canvas, self.factor, len(step.windows.size), step.level, step.noise)
+        return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.windows.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:
         return -math.expm1(-faded(self.weight, self.decay, self.until, level) / level.steps)

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Grid, Guidance, Level, Step
+from panokit import Estimate, Guidance, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory
 from panokit_msd.scale import enlarged
 from panokit_msd.settings import require_shares
@@ -76,14 +76,14 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
         memory.pop("painted", None)
         return None
     if "painted" not in memory:
-        below = guidance.below(step.grid)
-        memory["painted"] = step.paint(below, _guides([guidance, *step.others], step.grid, below))
-    return enlarged(memory["painted"], guidance.factor, step.grid.wrap)
+        below = guidance.below(step.windows)
+        memory["painted"] = step.paint(below, _guides([guidance, *step.others], step.windows, below))
+    return enlarged(memory["painted"], guidance.factor, step.windows.wrap)
 
 
-def _guides(guidances: Sequence[Guidance], grid: Grid, below: Grid) -> list[Guidance]:
+def _guides(guidances: Sequence[Guidance], windows: Windows, below: Windows) -> list[Guidance]:
     """The guidances of the smaller canvas."""
     guides: list[Guidance] = []
     for guidance in guidances:
-        guides += guidance.lowered(grid, below) if isinstance(guidance, CrossScale) else [guidance]
+        guides += guidance.lowered(windows, below) if isinstance(guidance, CrossScale) else [guidance]
     return guides

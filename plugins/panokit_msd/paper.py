@@ -8,7 +8,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Grid, Level, Step
+from panokit import Estimate, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory, Target
 from panokit_msd.scale import mean
 from panokit_msd.settings import require_at_least, require_shares
@@ -56,12 +56,12 @@ class MSDPaper(CrossScale):
     def with_levels(self, levels: int) -> "MSDPaper":
         return replace(self, levels=levels)
 
-    def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
-        return {**super().begin(grid, levels), "coarse": self.begin_below(grid, levels)}
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
+        return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        coarse = mean(step.canvas, self.factor, len(step.grid.size))
-        return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.grid.coarsened(self.factor))
+        coarse = mean(step.canvas, self.factor, len(step.windows.size))
+        return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.windows.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:
         return faded(self.weight, self.decay, self.until, level)

@@ -2,13 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, final
 
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Grid, Guidance, Level, SettingError, Step
+from panokit import Estimate, Guidance, Level, SettingError, Step, Windows
 from panokit_msd.settings import require_at_least
 
 Memory = dict[str, Any]
@@ -34,53 +33,53 @@ class CrossScale(Guidance):
     def with_levels(self, levels: int) -> "CrossScale":
         """The guidance for a smaller canvas, with the same settings and another number of levels."""
 
-    def begin(self, grid: Grid, levels: Sequence[Level]) -> Memory:
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
         """Check the canvas, and return an empty memory.
 
         Raises:
             SettingError: the canvas does not hold that many levels, or `factor` does not divide window or stride.
         """
-        levels_here, room = self._levels(grid), self._room(grid)
-        if any(window % self.factor for window in grid.window):
-            fit = [str(factor) for factor in range(2, min(grid.window) + 1) if not any(w % factor for w in grid.window)]
+        levels_here, room = self._levels(windows), self._room(windows)
+        if any(window % self.factor for window in windows.window):
+            fit = [str(factor) for factor in range(2, min(windows.window) + 1) if not any(w % factor for w in windows.window)]
             raise SettingError(
-                f"factor is {self.factor}, which does not divide the model's window of {_by(grid.window)} cells: "
+                f"factor is {self.factor}, which does not divide the model's window of {_by(windows.window)} cells: "
                 f"choose {' or '.join(fit) or 'another model'}"
             )
-        larger = tuple(window * self.factor for window in grid.window)
-        replace(grid, size=larger).coarsened(self.factor)  # raises where the stride cannot be divided
+        larger = tuple(window * self.factor for window in windows.window)
+        windows.on(larger).coarsened(self.factor)  # raises where the stride cannot be divided
         if room < levels_here:
             unit = self.factor ** (levels_here - 1)
-            fits = (max(-(-size // unit), window) * unit for size, window in zip(grid.size, grid.window, strict=True))
+            fits = (max(-(-size // unit), window) * unit for size, window in zip(windows.size, windows.window, strict=True))
             raise SettingError(
                 f"{type(self).__name__} with {levels_here} levels of factor {self.factor} needs a canvas of "
-                f"{_by(window * unit for window in grid.window)} cells or more, in steps of {unit}, and this one is "
-                f"{_by(grid.size)}: the next that works is {_by(fits)}"
+                f"{_by(window * unit for window in windows.window)} cells or more, in steps of {unit}, and this one is "
+                f"{_by(windows.size)}: the next that works is {_by(fits)}"
                 + (f", and {room} levels fit this one" if room > 1 else "")
             )
         return {}
 
-    def below(self, grid: Grid) -> Grid:
-        """The grid of the next smaller canvas, with the same window and stride."""
-        return grid.scaled(self.factor)
+    def below(self, windows: Windows) -> Windows:
+        """The windows of the next smaller canvas, in the same layout."""
+        return windows.scaled(self.factor)
 
-    def lowered(self, grid: Grid, below: Grid) -> "tuple[CrossScale, ...]":
+    def lowered(self, windows: Windows, below: Windows) -> "tuple[CrossScale, ...]":
         """The guidance that replaces this one on a smaller canvas.
 
         Args:
-            grid: the grid of this guidance's canvas.
-            below: the grid of the smaller canvas. Another guidance may have chosen its size.
+            windows: the windows of this guidance's canvas.
+            below: the windows of the smaller canvas. Another guidance may have chosen its size.
 
         Returns:
             One guidance; none if no level is left, or the smaller canvas holds no smaller one.
         """
-        levels = min(self._levels(grid) - 1, self._room(below))
+        levels = min(self._levels(windows) - 1, self._room(below))
         return (self.with_levels(levels),) if levels > 1 else ()
 
-    def begin_below(self, grid: Grid, levels: Sequence[Level]) -> list[Memory]:
+    def begin_below(self, windows: Windows, levels: Sequence[Level]) -> list[Memory]:
         """The memories of the guidances of the next smaller canvas."""
-        below = self.below(grid)
-        return [guidance.begin(below, levels) for guidance in self.lowered(grid, below)]
+        below = self.below(windows)
+        return [guidance.begin(below, levels) for guidance in self.lowered(windows, below)]
 
     def estimate_below(self, step: Step, coarse: Float[Tensor, "*c_size"], memories: Sequence[Memory]) -> Estimate:
         """Estimate the next smaller canvas, which is guided too.
@@ -93,17 +92,19 @@ class CrossScale(Guidance):
         Returns:
             The estimate of the smaller canvas.
         """
-        below = self.below(step.grid)
-        return step.estimate(coarse, below, list(zip(self.lowered(step.grid, below), memories, strict=True)))
+        below = self.below(step.windows)
+        return step.estimate(coarse, below, list(zip(self.lowered(step.windows, below), memories, strict=True)))
 
-    def _levels(self, grid: Grid) -> int:
+    def _levels(self, windows: Windows) -> int:
         """The number of canvases."""
-        return self.levels or max(2, self._room(grid))
+        return self.levels or max(2, self._room(windows))
 
-    def _room(self, grid: Grid) -> int:
+    def _room(self, windows: Windows) -> int:
         """The largest possible number of canvases. Each has whole cells, and holds at least one window."""
         room, unit = 1, self.factor
-        while all(size % unit == 0 and size >= window * unit for size, window in zip(grid.size, grid.window, strict=True)):
+        while all(
+            size % unit == 0 and size >= window * unit for size, window in zip(windows.size, windows.window, strict=True)
+        ):
             room, unit = room + 1, unit * self.factor
         return room
 
@@ -114,20 +115,20 @@ class Target(NamedTuple):
 
     Attributes:
         canvas: the denoised coarse canvas, `c *size`.
-        grid: where the fine windows lie on it.
+        windows: where the fine windows lie on it.
     """
 
     canvas: Float[Tensor, "*c_size"]
-    grid: Grid
+    windows: Windows
 
     @property
     def axes(self) -> int:
         """The number of axes of the canvas."""
-        return len(self.grid.size)
+        return len(self.windows.size)
 
     def crop(self, index: Sequence[int]) -> Float[Tensor, "n *c_window"]:
         """The parts of the coarse canvas that the fine windows `index` cover."""
-        return self.grid.crop(self.canvas, index)
+        return self.windows.crop(self.canvas, index)
 
 
 def _by(cells: Iterable[int]) -> str:

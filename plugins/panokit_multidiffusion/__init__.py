@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Grid, SettingError, WeightedFuser
+from panokit import Level, SettingError, WeightedFuser, Windows
 
 FLOOR = 1e-12
 """The least weight. Without it, a narrow Gaussian would give 0 / 0 at a cell that only the corner of one window covers."""
@@ -41,13 +41,13 @@ class MultiDiffusion(WeightedFuser):
         if not self.spread > 0:
             raise SettingError(f"spread is {self.spread}: it must be positive, in windows; 0.2 is a good one")
 
-    def weight(self, grid: Grid) -> Float[Tensor, "*window"]:
+    def weight(self, windows: Windows, level: Level) -> Float[Tensor, "1 *window"]:
         """The weight of each cell of a window, in (0, 1]; see `WeightedFuser.weight`."""
-        weight = torch.ones(grid.window)
+        weight = torch.ones(1, *windows.window)
         if self.weights == "uniform":
             return weight
-        for axis, cells in enumerate(grid.window):
+        for axis, cells in enumerate(windows.window):
             u = (torch.arange(cells) - (cells - 1) / 2) / (self.spread * cells)
             fade = torch.exp(-0.5 * u**2)
-            weight = weight * fade.view(-1, *(1,) * (len(grid.window) - axis - 1))
+            weight = weight * fade.view(-1, *(1,) * (len(windows.window) - axis - 1))
         return weight.clamp(min=FLOOR)

@@ -34,7 +34,7 @@ class SyncDiffusion(Guidance):
     $$ E_i = d(\mathrm{decode}(\hat x_0(x_i)),\, \mathrm{decode}(\hat x_0(x_a))), \qquad
     x_i \leftarrow x_i - w\, \gamma^t\, \nabla_{x_i} E_i $$
 
-    for every window $i$ but the anchor $a$, the window in the middle of the grid's order; $t$ is the number of finished steps.
+    for every window $i$ but the anchor $a$, the one nearest to the middle of the canvas; $t$ is the number of finished steps.
     The gradient goes through the decoder, classifier-free guidance and the denoiser. The anchor is decoded once a step. The
     defaults are those of the paper's authors: they guide the first 10 of 50 steps.
 
@@ -70,7 +70,7 @@ class SyncDiffusion(Guidance):
     def prepare(self, step: Step, memory: Any) -> Anchor:
         if step.codec is None:
             raise SettingError("SyncDiffusion compares pictures, and this model has no codec to decode them with: leave it out")
-        index = len(step.grid) // 2
+        index = step.windows.nearest(*(0.5 for _ in step.windows.size))
         image = _picture(step.codec, step.look([index]).x0)
         metric = named(self.metric) if isinstance(self.metric, str) else self.metric
         return Anchor(index, step.codec, _from(metric, image))

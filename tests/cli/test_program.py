@@ -206,7 +206,7 @@ def test_what_is_wrong_with_a_configuration_is_told(
         (["generate", "x", "--out", "--quiet"], "--out came without a value"),
         (["generate", "x", "--guidances+=msd", "--guidances.levels=20000"], "levels is 20000: there are 32 at most"),
         (["generate", "x", "--preview", "a.webp", "--width", "20480"], "WEBP holds 16383 pixels a side"),
-        (["plugins", "math:pi"], "math:pi is no subclass of panokit.Fuser"),
+        (["plugins", "math:pi"], "math:pi is no subclass of panokit.Layout"),
         (["rerun"], "image"),
         (["rerun", "a.png", "b.png"], "there is one word too many, 'b.png'"),
         (["evaluate", "a.yaml"], "there is one word too many, 'a.yaml'"),
@@ -397,8 +397,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "@dataclass(frozen=True)\n"
         "class Plain(WeightedFuser):\n"
         "    least: float = 1.0\n"
-        "    def weight(self, grid):\n"
-        "        return torch.full(grid.window, self.least)\n\n"
+        "    def weight(self, windows, level):\n"
+        "        return torch.full((1, *windows.window), self.least)\n\n"
         "class Settings:\n"
         "    pass\n\n"
         "class Needy(Plain):\n"
@@ -419,8 +419,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["outside_fuser:Plain"], 10),
         (["ddim", "--kind", "fusers"], 10),
         (["ddim", "--kind", "schedulers"], 8),
-        (["panokit.testing.toys:Pull"], 13),
-        (["head_start"], 8),
+        (["panokit.testing.toys:Pull"], 14),
+        (["head_start"], 9),
+        (["spotdiffusion"], 11),
         (["panokit.testing.worlds:Gaussian"], 6),
     ],
 )
@@ -477,9 +478,9 @@ def test_check_of_a_plugin_that_breaks_a_rule_says_what_to_do_and_has_status_1(
     assert err == ""
     first, *_, last = out.splitlines()
     name, problem = first.split(maxsplit=1)
-    assert name == "weights_positive"
+    assert name == "weights_cover"
     assert problem.startswith("failed: Plain.weight goes from 0.0 to 0.0")
-    assert problem.endswith("clamp them to a small number")
+    assert problem.endswith("clamp weights to a small number")
     assert last.startswith("outside_fuser:broken: ")
     assert last.endswith(" of 10 checks failed")
 

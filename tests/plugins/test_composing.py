@@ -81,7 +81,7 @@ def test_together_they_cost_two_forwards_and_one_backward_a_window(tiny: Model) 
             output[0].register_hook(lambda gradient: backwards.append(len(gradient)))
 
     run = begun(tiny, SYNC, PAPER, steps=2)
-    fine, coarse = len(run.grid), len(run.grid.scaled(2))
+    fine, coarse = len(run.windows), len(run.windows.scaled(2))
     with tiny.denoiser.unet.register_forward_hook(count):
         run.step()
     assert sum(forwards) == 2 * fine + coarse + 1  # and the anchor

@@ -64,9 +64,9 @@ def test_it_is_the_finished_smaller_canvas_enlarged_under_the_runs_own_noise(gui
     run = toy_run((8, 16), guidances=[guidance], wrap=wrap, steps=4)
     noise = run.canvas / run.level.sigma
     run.step()
-    assert forwards(run) == 4 * len(run.grid.scaled(2))
+    assert forwards(run) == 4 * len(run.windows.scaled(2))
     run.step()
-    assert forwards(run) == 4 * len(run.grid.scaled(2))  # it is painted once
+    assert forwards(run) == 4 * len(run.windows.scaled(2))  # it is painted once
     smaller = run.guided[0][1]["painted"]
     expected = run.level.alpha * enlarged(smaller, 2, (wrap, wrap)) + run.level.sigma * noise
     torch.testing.assert_close(run.canvas, expected, rtol=1e-12, atol=1e-12)
@@ -94,7 +94,7 @@ def test_it_costs_all_steps_of_the_smallest_canvas_and_spares_the_others_theirs(
     levels: int, steps: int, until: float, spared: int
 ) -> None:
     run = toy_run((16, 24), guidances=[HeadStart(until, levels=levels)], steps=steps)
-    fine, *smaller = [len(grid) for grid in (run.grid, run.grid.scaled(2), run.grid.scaled(4))[:levels]]
+    fine, *smaller = [len(grid) for grid in (run.windows, run.windows.scaled(2), run.windows.scaled(4))[:levels]]
     finished(run)
     own = (steps - spared) * (fine + sum(smaller[:-1])) + steps * smaller[-1]
     assert forwards(run) == (own if spared else steps * fine)

@@ -137,8 +137,8 @@ def test_it_costs_the_closed_form(levels: int, make: Any, passes: int) -> None:
     """The paper's guided step: 2 forwards and 1 backward a guided window, 1 forward a window of the coarsest level."""
     guidance = make(0.01, levels=levels, until=0.5)
     run = toy_run((16, 24), guidances=[guidance], steps=4, micro_batch=32)
-    grids = [run.grid, run.grid.scaled(2), run.grid.scaled(4)][:levels]
-    fine, guided, coarsest = len(run.grid), sum(map(len, grids[:-1])), len(grids[-1])
+    grids = [run.windows, run.windows.scaled(2), run.windows.scaled(4)][:levels]
+    fine, guided, coarsest = len(run.windows), sum(map(len, grids[:-1])), len(grids[-1])
     finished(run)
     assert sum(toy(run).forwards) == 2 * (passes * guided + coarsest) + 2 * fine
     assert sum(toy(run).backwards) == (2 * guided if passes == 2 else 0)
@@ -148,7 +148,7 @@ def test_it_costs_the_closed_form(levels: int, make: Any, passes: int) -> None:
 def test_a_head_start_costs_all_steps_of_the_coarsest_canvas_and_spares_the_others_theirs(levels: int) -> None:
     guidance = MSDGuidance(levels=levels, head_start=0.5, until=0.75)
     run = toy_run((16, 24), guidances=[guidance], steps=4)
-    fine, *between, coarsest = [len(grid) for grid in (run.grid, run.grid.scaled(2), run.grid.scaled(4))[:levels]]
+    fine, *between, coarsest = [len(grid) for grid in (run.windows, run.windows.scaled(2), run.windows.scaled(4))[:levels]]
     painted, below = 4 * coarsest, coarsest
     for windows in (*between, fine):  # two steps are spared, one is guided by the canvases below, one is not
         painted, below = painted + 2 * windows + below, windows + below
@@ -160,8 +160,8 @@ def test_a_head_start_costs_all_steps_of_the_coarsest_canvas_and_spares_the_othe
 def test_the_last_step_is_the_fine_canvass_own(steps: int, head_start: float, spared: int) -> None:
     run = toy_run((8, 16), guidances=[MSDGuidance(head_start=head_start, until=0.0)], steps=steps)
     finished(run)
-    painted = steps * len(run.grid.scaled(2)) if spared else 0
-    assert sum(toy(run).forwards) == painted + (steps - spared) * len(run.grid)
+    painted = steps * len(run.windows.scaled(2)) if spared else 0
+    assert sum(toy(run).forwards) == painted + (steps - spared) * len(run.windows)
     assert run.guided[0][1].keys() == ({"coarse", "painted"} if spared == steps else {"coarse"})
 
 
@@ -177,7 +177,7 @@ def test_the_papers_geometry_is_45_windows_and_7() -> None:
 def test_coarse_windows_are_batched_like_any_others() -> None:
     run = toy_run((8, 32), guidances=[gradient()], steps=1, micro_batch=4)
     run.step()
-    coarse = len(run.grid.scaled(2))
+    coarse = len(run.windows.scaled(2))
     assert coarse == 7
     assert toy(run).forwards[:2] == [3, 4]
 

@@ -102,7 +102,7 @@ def test_it_costs_the_closed_form(tiny: Model, wrap: Any) -> None:
         tiny.denoiser.unet.register_forward_pre_hook(count),
         tiny.codec.vae.decoder.register_forward_pre_hook(lambda module, args: decoded.append(len(args[0]))),
     ]
-    n = len(run.grid)
+    n = len(run.windows)
     finished(run)
     for hook in hooks:
         hook.remove()
@@ -120,8 +120,8 @@ def test_windows_come_to_look_like_the_anchor(tiny: Model, wrap: Any) -> None:
         finished(run)
         assert run.seen is not None
         assert run.codec is not None
-        pictures = run.codec.decode(run.grid.crop(run.seen.x0)).clamp(0, 1)
-        distances.append(float(squares(pictures, pictures[len(run.grid) // 2][None]).mean()))
+        pictures = run.codec.decode(run.windows.crop(run.seen.x0)).clamp(0, 1)
+        distances.append(float(squares(pictures, pictures[run.windows.nearest(0.5, 0.5)][None]).mean()))
     assert distances[1] < 0.98 * distances[0]
 
 

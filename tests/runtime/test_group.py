@@ -250,7 +250,7 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     (tmp_path / f"{SCRIPT.stem}_fuser.py").write_text(
         "from dataclasses import dataclass\nfrom panokit import Fuser\n\n@dataclass(frozen=True)\nclass Fails(Fuser):\n"
-        "    def fuse(self, windows, grid):\n        raise ZeroDivisionError('no weights')\n"
+        "    def fuse(self, rows, windows, level):\n        raise ZeroDivisionError('no weights')\n"
     )
     (tmp_path / "made").mkdir()
     words = ["generate", "--jobs", str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "24"]

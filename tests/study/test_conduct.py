@@ -150,7 +150,7 @@ def test_windows_lie_where_the_method_lays_them(config: Path) -> None:
     numbers = json.loads((results / "numbers.json").read_text())["methods"]["MultiDiffusion"]
     sampler = Sampler(str(yaml.safe_load(config.read_text())["model"]))
     found = [
-        seam(pixels(path), sampler.plan("a lake", height=32, width=64, stride=4).grid, 2)
+        seam(pixels(path), sampler.plan("a lake", height=32, width=64, stride=4).windows, 2)
         for path in (results / "panoramas" / "multidiffusion").glob("*.png")
     ]
     assert numbers["scores"]["seam"]["mean"] == pytest.approx(np.mean(found))

@@ -73,7 +73,7 @@ def test_what_is_measured_otherwise_is_measured_again(tmp_path: Path, cpu: Runti
     assert found.squares("f", shown.path).item() == pytest.approx(1.5)
     assert found.numbers(shown)["s"] == pytest.approx(1.5)
     assert (features.asked, score.asked) == (1, 1)
-    wide = shown._replace(grid=Grid((8, 16), (8, 16), (4, 4), (False, False)))  # one window, and no borders
+    wide = shown._replace(windows=Grid((8, 16), (8, 16), (4, 4), (False, False)))  # one window, and no borders
     assert found.numbers(wide)["seam"] == 1 < found.numbers(shown)["seam"]
 
 

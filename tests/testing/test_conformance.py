@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import Grid, SettingError, WeightedFuser
+from panokit import Level, SettingError, WeightedFuser, Windows
 from panokit.testing import Check, ConformanceError, checks, conforms, run_checks
 from panokit.testing.demands import contents, distance, unchanged
 from panokit.testing.toys import Mean, Pull, ToyDenoiser, ToyScheduler
@@ -16,13 +16,13 @@ from panokit.testing.toys import Mean, Pull, ToyDenoiser, ToyScheduler
 
 @dataclass(frozen=True)
 class Negative(WeightedFuser):
-    def weight(self, grid: Grid) -> Tensor:
-        return -torch.ones(grid.window)
+    def weight(self, windows: Windows, level: Level) -> Tensor:
+        return -torch.ones(1, *windows.window)
 
 
 @dataclass(frozen=True)
 class Untyped(WeightedFuser):
-    def weight(self, grid: Grid) -> Any:
+    def weight(self, windows: Windows, level: Level) -> Any:
         return 1 / 0
 
 
@@ -63,8 +63,8 @@ def test_a_check_makes_the_plugin_afresh() -> None:
 
 
 def test_a_broken_rule_is_an_assertion_error() -> None:
-    (check,) = (check for check in checks(Negative) if check.name == "weights_positive")
-    with pytest.raises(AssertionError, match="clamp them to a small number") as raised:
+    (check,) = (check for check in checks(Negative) if check.name == "weights_cover")
+    with pytest.raises(AssertionError, match="clamp weights to a small number") as raised:
         check()
     assert isinstance(raised.value, ConformanceError)
 
@@ -73,14 +73,14 @@ def test_outcomes_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytest", None)
     assert [outcome.problem for outcome in run_checks(Mean)] == [""] * len(checks(Mean))
     outcomes = dict(run_checks(Negative))
-    assert outcomes["weights_positive"].startswith("Negative.weight goes from -1.0 to -1.0")
+    assert outcomes["weights_cover"].startswith("Negative.weight goes from -1.0 to -1.0")
     assert outcomes["pickles_and_reprs"] == ""
 
 
 def test_whatever_a_plugin_raises_is_a_problem_with_its_place() -> None:
     outcomes = dict(run_checks(Untyped))
-    assert outcomes["weights_positive"].startswith("ZeroDivisionError: division by zero (")
-    assert "test_conformance.py, line " in outcomes["weights_positive"]
+    assert outcomes["weights_cover"].startswith("ZeroDivisionError: division by zero (")
+    assert "test_conformance.py, line " in outcomes["weights_cover"]
 
 
 def test_pytest_runs_a_test_once_for_each_check_under_its_name() -> None:

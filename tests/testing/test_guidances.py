@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import Codec, Estimate, Grid, Guidance, Level, Step
+from panokit import Codec, Estimate, Grid, Guidance, Level, Step, Windows
 from panokit.testing import Check, checks, conforms, guidances, run_checks
 from panokit.testing.toys import Pull
 
@@ -39,12 +39,12 @@ class Following(Guidance):
 
     def prepare(self, step: Step, memory: dict[str, Any]) -> tuple[Codec, Tensor, Tensor, Grid]:
         assert step.codec is not None
-        colour = step.codec.decode(step.look([len(step.grid) // 2]).x0).mean((0, 2, 3))
+        colour = step.codec.decode(step.look([len(step.windows) // 2]).x0).mean((0, 2, 3))
         memory["seen"].append(step.level.index)
         memory["colour"] += (colour - memory["colour"]) / len(memory["seen"])
-        coarse = step.canvas[:, ::2, ::2] + 0.1 * step.noise((step.grid.size[0] // 2, step.grid.size[1] // 2))
-        low = step.estimate(coarse, step.grid.scaled(2)).x0
-        return step.codec, memory["colour"].clone(), low, step.grid.coarsened(2)
+        coarse = step.canvas[:, ::2, ::2] + 0.1 * step.noise((step.windows.size[0] // 2, step.windows.size[1] // 2))
+        low = step.estimate(coarse, step.windows.scaled(2)).x0
+        return step.codec, memory["colour"].clone(), low, step.windows.coarsened(2)
 
     def strength(self, level: Level) -> float:
         return self.weight * 0.9**level.step
@@ -167,7 +167,7 @@ class ByPosition(Steady):
     """Takes what belongs to window number k for the k-th that it is given."""
 
     def prepare(self, step: Step, memory: Any) -> Tensor:
-        return step.grid.crop(step.canvas)
+        return step.windows.crop(step.canvas)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Tensor) -> Tensor:
         return (seen.x0 - context[: len(index)]).square().flatten(1).sum(1)
@@ -255,7 +255,7 @@ class EstimatesOnOneRank(Steady):
 
     def prepare(self, step: Step, memory: Any) -> None:
         if next(self.turns):
-            step.estimate(step.canvas, Grid(step.grid.size, step.grid.window, step.grid.window, step.grid.wrap))
+            step.estimate(step.canvas, Grid(step.windows.size, step.windows.window, step.windows.window, step.windows.wrap))
 
 
 @dataclass(frozen=True)
@@ -313,6 +313,20 @@ class MemoryBeside(Steady):
 
     def energy(self, seen: Estimate, index: Sequence[int], context: int) -> Tensor:
         return (seen.x0 - context).square().flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class RemembersWindows(Steady):
+    """Has a number for each window that there is when the run begins."""
+
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> Tensor:
+        return torch.zeros(len(windows), dtype=torch.float64)
+
+    def prepare(self, step: Step, memory: Tensor) -> Tensor:
+        return memory
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Tensor) -> Tensor:
+        return super().energy(seen, index, None) + context[list(index)].to(seen.x0)
 
 
 @dataclass(frozen=True)
@@ -443,6 +457,7 @@ class HidesASetting(Steady):
             guidances.memory_can_be_saved,
             "restored half way.*must keep all that it remembers in the memory that `begin`",
         ),
+        (RemembersWindows, guidances.follows_moving_windows, "IndexError: .* is out of bounds"),
         (WeighsTheEnergy, guidances.zero_weight_is_absent, "with weight 0 has strength 0.05.*multiply the strength by"),
         (
             ChangesTheLevels,

@@ -19,9 +19,9 @@ from panokit import registry
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.denoiser import Codec, Denoiser, Model, Prompt
 from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
-from panokit.grid import Grid
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
+from panokit.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class UNetDenoiser(Denoiser):
             message = f"the prompt has {len(tokens)} tokens and this model reads {limit}: {cut!r} at its end is cut off"
             warnings.warn(message, PromptWarning, stacklevel=6)
 
-    def condition(self, embeddings: Embeddings, grid: Grid, index: Sequence[int]) -> Condition:
+    def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         prompt, n = embeddings.prompt, len(index)
-        rows = [0] * n if isinstance(prompt, str) else prompt.assign(grid, index)
+        rows = [0] * n if isinstance(prompt, str) else prompt.assign(windows, index)
         text = embeddings.texts.expand(n, -1, -1) if isinstance(prompt, str) else embeddings.texts[rows]
         negative = None if embeddings.negative is None else embeddings.negative.expand(n, -1, -1)
         return Condition(text, negative, embeddings.scale)

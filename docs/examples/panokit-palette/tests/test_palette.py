@@ -27,7 +27,7 @@ def off(*guidances: Palette) -> float:
     run = toy_run((8, 24), denoiser=Gaussian(variance=0.3), codec=ToyCodec(), guidances=guidances, stride=4, steps=10)
     while not run.done:
         run.step()
-    return float((mean_colour(ToyCodec(), run.grid.crop(run.canvas)) - torch.tensor(SUNSET)).abs().mean())
+    return float((mean_colour(ToyCodec(), run.windows.crop(run.canvas)) - torch.tensor(SUNSET)).abs().mean())
 
 
 @pytest.mark.parametrize("jacobian", ["identity", "full"])

@@ -6,7 +6,7 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from panokit import Codec, Estimate, Grid, Guidance, Level, SettingError, Step
+from panokit import Codec, Estimate, Guidance, Level, SettingError, Step, Windows
 
 
 @final
@@ -48,7 +48,7 @@ class Palette(Guidance):
         # Through the denoiser the gradient grows by 1 / alpha. The change of x0 per change of x grows by 1 / alpha too.
         return self.weight * (level.alpha**2 if self.jacobian == "full" else 1.0)
 
-    def begin(self, grid: Grid, levels: Sequence[Level]) -> dict[str, Any]:
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> dict[str, Any]:
         return {"steps": 0, "colour": 0.0}
 
     def prepare(self, step: Step, memory: dict[str, Any]) -> tuple[Codec, Tensor]:
@@ -56,7 +56,7 @@ class Palette(Guidance):
             raise SettingError("Palette looks at pictures, and this model has no codec to decode them with: leave it out")
         if self.colour is not None:
             return step.codec, step.canvas.new_tensor(self.colour)
-        (colour,) = mean_colour(step.codec, step.look([len(step.grid) // 2]).x0)
+        (colour,) = mean_colour(step.codec, step.look([step.windows.nearest(0.5, 0.5)]).x0)
         memory["steps"] += 1
         memory["colour"] = memory["colour"] + (colour - memory["colour"]) / memory["steps"]
         return step.codec, memory["colour"]

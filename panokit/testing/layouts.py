@@ -1,0 +1,226 @@
+"""Checks for layouts: the windows cover the canvas, cut it and put it together again, and are the same on every rank.
+
+They run on canvases of one and of two axes, flat and as rings, at several levels of a run.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from panokit.errors import SettingError
+from panokit.layout import Layout
+from panokit.runtime import Runtime
+from panokit.scheduler import Level
+from panokit.testing.demands import demand, distance
+from panokit.testing.ranks import VirtualRanks
+from panokit.testing.settings import pickles_and_reprs
+from panokit.testing.toys import toy_run
+from panokit.windows import Windows
+
+Make = Callable[[], Layout]
+
+WINDOW = (8, 8)
+CANVASES = (((16, 24), (False, False)), ((8, 32), (False, True)), ((16, 16), (True, True)))
+"""Sizes, each with the axes that are rings."""
+SEEDS = (0, 3)
+LEVELS = tuple(Level(k, 1000 - 250 * k, 0.1 + 0.2 * k, 0.9 - 0.2 * k, k, 4) for k in range(4))
+
+
+def checks(layout: Layout) -> tuple[Callable[[Make], None], ...]:
+    """The checks for a layout. The ones whose failures explain others come first."""
+    return (
+        makes_windows,
+        at_is_pure,
+        covers,
+        crop_selects,
+        put_is_the_adjoint_of_crop,
+        cells_say_where,
+        index_chooses,
+        on_keeps_the_window,
+        refined_is_in_step,
+        same_for_any_number_of_ranks,
+        pickles_and_reprs,
+    )
+
+
+def makes_windows(make: Make) -> None:
+    """The windows have the size and the rings that were asked for, and the model's window, with a stride and without."""
+    for (size, wrap), stride in product(CANVASES, ((4, 4), None)):
+        windows, name = make().begin(size, WINDOW, stride, wrap, 0), f"{type(make()).__name__}.begin"
+        demand(
+            isinstance(windows, Windows),
+            f"{name} returned a {type(windows).__name__}; it must return Windows, such as a Grid",
+        )
+        came, asked = (windows.size, windows.window, windows.wrap), (size, WINDOW, wrap)
+        demand(came == asked, f"{name} made (size, window, wrap) {came} of {asked}: pass on what came")
+
+
+def covers(make: Make) -> None:
+    """The windows cover every cell, at every level."""
+    for windows, name in _laid(make):
+        count = torch.zeros(windows.size)
+        for i in range(len(windows)):
+            windows.put(count, i, torch.ones(windows.window))
+        gaps = (count == 0).nonzero()
+        demand(
+            not len(gaps),
+            f"the windows of {name} leave {len(gaps)} of {count.numel()} cells of a canvas {windows.size} uncovered, the first "
+            f"at {tuple(gaps[0].tolist()) if len(gaps) else ()}: lay windows up to the borders, and close to each other",
+        )
+
+
+def crop_selects(make: Make) -> None:
+    """A crop holds cells of the canvas, unchanged, each of them at most once a window. So noise stays noise."""
+    for windows, name in _laid(make):
+        crops = windows.crop(_numbered(windows.size))[:, 0]
+        demand(
+            crops.shape == (len(windows), *windows.window),
+            f"{name}.crop returned {tuple(crops.shape)} for a canvas of one channel; it must return (n, 1, *window)",
+        )
+        for i, crop in enumerate(crops):
+            whole = torch.equal(crop, crop.round()) and len(crop.unique()) == crop.numel()
+            demand(whole, f"window {i} of {name} mixes cells, or holds one twice: a crop selects cells, and never interpolates")
+
+
+def put_is_the_adjoint_of_crop(make: Make) -> None:
+    """For any canvas and any windows, the sum of crop times windows is the sum of canvas times put."""
+    for windows, name in _laid(make):
+        canvas, rows = _noise(2, *windows.size), _noise(len(windows), 2, *windows.window, seed=1)
+        weight, added = _noise(*windows.window, seed=2), torch.zeros_like(canvas)
+        for i, row in enumerate(rows):
+            windows.put(added, i, row, weight)
+        ahead, back = (windows.crop(canvas) * weight * rows).sum(), (canvas * added).sum()
+        demand(
+            distance(ahead, back) < 1e-9,
+            f"{name}.put is not the adjoint of crop: it must add window i, times its weight, to the cells that crop reads",
+        )
+
+
+def cells_say_where(make: Make) -> None:
+    """`cells` gives the place of each cell of a window, and `centre` lies among them."""
+    for windows, name in _laid(make):
+        places, numbered = windows.cells(), windows.crop(_numbered(windows.size))[:, 0]
+        demand(
+            places.shape == (len(windows), len(windows.size), *windows.window),
+            f"{name}.cells returned {tuple(places.shape)}; it must return (n, axes, *window)",
+        )
+        flat = torch.zeros_like(numbered)
+        for axis, size in enumerate(windows.size):
+            flat = flat * size + places[:, axis] % size
+        demand(
+            torch.equal(flat, numbered),
+            f"{name}.cells and crop disagree about where a window lies: a cell is the remainder of its place by the size",
+        )
+        for i in range(len(windows)):
+            middle = [at * size for at, size in zip(windows.centre(i), windows.size, strict=True)]
+            off = [
+                min((at - mean) % size, (mean - at) % size)
+                for at, mean, size in zip(
+                    middle, (places[i].flatten(1).double().mean(1) + 0.5).tolist(), windows.size, strict=True
+                )
+            ]
+            demand(max(off) < 0.51, f"the centre of window {i} of {name} is {windows.centre(i)}, away from its cells")
+
+
+def index_chooses(make: Make) -> None:
+    """`crop` and `cells` of some windows are those of all windows, in the order that was asked for."""
+    for windows, name in _laid(make):
+        some, canvas = [len(windows) - 1, 0], _noise(2, *windows.size)
+        same = torch.equal(windows.crop(canvas, some), windows.crop(canvas)[some])
+        same = same and torch.equal(windows.cells(some), windows.cells()[some])
+        demand(same, f"{name} returns other windows for index {some} than among all: follow the order of `index`")
+
+
+def on_keeps_the_window(make: Make) -> None:
+    """`on` lays the same layout on another canvas, with the same window and rings, and `at` goes on working there."""
+    for (size, wrap), level in product(CANVASES, LEVELS):
+        windows = make().begin(size, WINDOW, None, wrap, 0).at(level)
+        larger = tuple(2 * cells for cells in size)
+        there = windows.on(larger)
+        came, asked = (there.size, there.window, there.wrap), (larger, WINDOW, wrap)
+        demand(came == asked, f"windows on another canvas have (size, window, wrap) {came}; it must be {asked}")
+        demand(
+            there.at(level) == windows.on(larger).at(level) and windows.on(size) == windows,
+            f"{windows}.on of its own size is not the same: `on` changes nothing but the size",
+        )
+
+
+def refined_is_in_step(make: Make) -> None:
+    """`refined` covers the same places with more cells, and `coarsened` undoes it. Windows may refuse both."""
+    for windows, name in _laid(make):
+        try:
+            fine = windows.refined(2)
+        except SettingError:
+            continue
+        canvas = _noise(1, *windows.size)
+        doubled = canvas.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        expected = windows.crop(canvas).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        demand(
+            len(fine) == len(windows) and torch.equal(fine.crop(doubled), expected) and fine.coarsened(2) == windows,
+            f"window i of {name}.refined(2) does not cover the part of the scene that window i covers, or coarsened(2) does "
+            "not undo it: multiply size, window, stride and shift",
+        )
+        for level in LEVELS:
+            demand(
+                fine.at(level) == windows.at(level).refined(2),
+                f"{name}.refined(2) moves otherwise than {name} at level {level.index}: multiply what `at` draws, too",
+            )
+
+
+def at_is_pure(make: Make) -> None:
+    """`at` gives equal windows twice, after other levels, and in another process."""
+    for size, wrap in CANVASES:
+        for seed in SEEDS:
+            windows = make().begin(size, WINDOW, None, wrap, seed)
+            copy = pickle.loads(pickle.dumps(windows))
+            for level in LEVELS:
+                here = windows.at(level)
+                same = here == windows.at(level) == copy.at(level) == windows.at(LEVELS[-1]).at(level)
+                demand(
+                    same and hash(here) == hash(copy.at(level)),
+                    f"{type(windows).__name__}.at(level) differs between two calls, after another level, or in a copy: key "
+                    "what it draws with the seed and level.index alone, and make it a @dataclass(frozen=True)",
+                )
+
+
+def same_for_any_number_of_ranks(make: Make) -> None:
+    """A run has the same bits on one, two and three ranks, and on every rank."""
+
+    def canvas(runtime: Runtime) -> Tensor:
+        run = toy_run(layout=make(), runtime=runtime)
+        while not run.done:
+            run.step()
+        return run.canvas
+
+    (expected,) = VirtualRanks(1, 2).run(canvas)
+    for size in (2, 3):
+        for rank, actual in enumerate(VirtualRanks(size, 2).run(canvas)):
+            demand(
+                torch.equal(actual, expected),
+                f"rank {rank} of {size} has another canvas than a single rank: `begin` and `at` must give the same windows on "
+                "every rank",
+            )
+
+
+def _laid(make: Make) -> Iterator[tuple[Windows, str]]:
+    """Windows on all canvases at all levels, with their name."""
+    for (size, wrap), seed in product(CANVASES, SEEDS):
+        windows = make().begin(size, WINDOW, None, wrap, seed)
+        seen: list[Windows] = []
+        for level in LEVELS:
+            here = windows.at(level)
+            if here not in seen:
+                seen.append(here)
+                yield here, type(here).__name__
+
+
+def _numbered(size: tuple[int, ...]) -> Tensor:
+    """A canvas of one channel whose cells have numbers of their own."""
+    return torch.arange(torch.Size(size).numel()).view(1, *size)
+
+
+def _noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
