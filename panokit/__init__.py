@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from panokit.denoiser import Codec as Codec
     from panokit.denoiser import Denoiser as Denoiser
     from panokit.denoiser import Model as Model
-    from panokit.denoiser import Regions as Regions
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
     from panokit.errors import SettingError as SettingError
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from panokit.grid import Lattice as Lattice
     from panokit.guidance import Estimate as Estimate
     from panokit.guidance import Guidance as Guidance
+    from panokit.guidance import Known as Known
     from panokit.guidance import Step as Step
     from panokit.layout import Layout as Layout
     from panokit.moved import former_settings as former_settings
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from panokit.run import Run as Run
     from panokit.runtime import Runtime as Runtime
     from panokit.sampler import Sampler as Sampler
+    from panokit.scene import Region as Region
+    from panokit.scene import Regions as Regions
+    from panokit.scene import Scene as Scene
     from panokit.scheduler import Level as Level
     from panokit.scheduler import Scheduler as Scheduler
     from panokit.scheduler import Solver as Solver
@@ -47,17 +50,18 @@ if TYPE_CHECKING:
 
 _HOME = {
     "checkpoint": ("Checkpoint",),
-    "denoiser": ("Codec", "Denoiser", "Model", "Regions"),
+    "denoiser": ("Codec", "Denoiser", "Model"),
     "errors": ("ContractError", "PanokitError", "SettingError"),
     "fuser": ("Fuser", "WeightedFuser"),
     "grid": ("Grid", "Lattice"),
-    "guidance": ("Estimate", "Guidance", "Step"),
+    "guidance": ("Estimate", "Guidance", "Known", "Step"),
     "layout": ("Layout",),
     "moved": ("former_settings",),
     "panorama": ("Panorama",),
     "run": ("Run",),
     "runtime": ("Runtime",),
     "sampler": ("Sampler",),
+    "scene": ("Region", "Regions", "Scene"),
     "scheduler": ("Level", "Scheduler", "Solver", "Training"),
     "union": ("Union",),
     "windows": ("Placed", "Windows"),

@@ -6,7 +6,7 @@ A part is a name, `msd`, or a mapping of a name and settings, `{plugin: msd, wei
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 from docstring_parser import parse
 
 from panokit import registry
-from panokit.denoiser import Prompt, Regions
 from panokit.errors import SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
@@ -25,6 +24,7 @@ from panokit.moved import means_the_same, no_setting
 from panokit.plain import map_leaves
 from panokit.recipe import check_plain
 from panokit.registry import Kind
+from panokit.scene import Prompt, Region, Regions
 from panokit.scheduler import Scheduler
 
 Plugin = TypeVar("Plugin", Layout, Fuser, Guidance, Scheduler)
@@ -88,30 +88,52 @@ def prompt_from(data: object) -> Prompt:
     """Make a prompt from plain data.
 
     Args:
-        data: a text, or `{boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}`.
+        data: a text, or `{regions: [...], elsewhere: TEXT}`. A region is `{box: [LEFT, TOP, RIGHT, BOTTOM], text: TEXT}`. It
+            may have `mask: FILE` in the place of the box, a `negative_prompt` and a `weight`. `boxes: [[BOX, TEXT], ...]` is
+            short for regions with boxes alone.
 
     Returns:
-        The text, or the boxes as `Regions`.
+        The text, or the regions.
 
     Raises:
         SettingError: the data are neither, or a box is empty or leaves the canvas.
     """
     if isinstance(data, str):
         return data
-    entries: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "elsewhere"} else {}
-    elsewhere = entries.get("elsewhere", "")
-    pairs: Any = entries.get("boxes")
-    try:
-        boxes = tuple(((left, top, right, bottom), text) for (left, top, right, bottom), text in pairs)
-        valid = all(isinstance(text, str) and all(type(n) in (int, float) for n in box) for box, text in boxes)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid or not isinstance(elsewhere, str):
+    entries: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "regions", "elsewhere"} else {}
+    elsewhere, given = entries.get("elsewhere", ""), [*_listed(entries.get("boxes")), *_listed(entries.get("regions"))]
+    regions = [_region(region) for region in given]
+    if not regions or None in regions or not isinstance(elsewhere, str):
         raise SettingError(
-            f"a prompt came as {data!r:.200}: "
-            "give a text, or {boxes: [[[LEFT, TOP, RIGHT, BOTTOM], TEXT], ...], elsewhere: TEXT}"
+            f"a prompt came as {data!r:.200}: give a text, or {{regions: [{{box: [LEFT, TOP, RIGHT, BOTTOM], text: TEXT}}, "
+            "{mask: FILE, text: TEXT}, ...], elsewhere: TEXT}"
         )
-    return Regions(boxes, elsewhere)
+    return Regions(tuple(region for region in regions if region), elsewhere)
+
+
+def _listed(data: Any) -> Sequence[Any]:
+    return [] if data is None else data if isinstance(data, list | tuple) else [None]
+
+
+def _region(data: Any) -> Region | None:
+    """A region from plain data: a mapping, or a pair of a box and a text; None if it is neither."""
+    if isinstance(data, list | tuple) and len(data) == 2:
+        data = dict(zip(("box", "text"), data, strict=True))
+    kinds: dict[str, Any] = {"box": tuple, "mask": str, "text": str, "negative_prompt": str, "weight": float | None}
+    if not isinstance(data, Mapping) or not data.keys() <= kinds.keys() or ("box" in data) == ("mask" in data):
+        return None
+    try:
+        fitted = {name: fit(value, kinds[name]) for name, value in data.items()}
+        if "box" in fitted:
+            left, top, right, bottom = fitted["box"]
+            if not all(type(number) in (int, float) for number in (left, top, right, bottom)):
+                return None
+        area = fitted.pop("box") if "box" in fitted else fitted.pop("mask")
+        return Region(area, **fitted)
+    except SettingError:
+        raise
+    except (TypeError, ValueError):
+        return None
 
 
 def parameters(base: type[Layout | Fuser | Guidance | Scheduler], name: str) -> tuple[str, list[Parameter]]:

@@ -1,4 +1,4 @@
-"""Decoding: from a whole canvas to its picture, in one piece or in tiles that the ranks share."""
+"""Between a whole canvas and its picture: in one piece or in tiles, which the ranks share when they decode."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -48,6 +48,30 @@ def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...],
         lambda index: (codec.decode(tiles.crop(canvas, index)),), len(tiles), [(3, *pixels.window)], micro_batch=1
     )
     return _Fade(OVERLAP * codec.factor).fuse(rows, pixels, CLEAN)
+
+
+def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]) -> Float[Tensor, "c h w"]:
+    """Encode a picture, without noise. Every rank encodes it, in one piece or in tiles as in `decode`.
+
+    Args:
+        codec: encodes pictures.
+        picture: `3 H W`, in [0, 1]; height and width are multiples of the codec's factor.
+        wrap: for each axis, whether the canvas is a ring along it.
+
+    Returns:
+        The latents, `c h w`.
+    """
+    size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
+    if size[0] * size[1] <= WHOLE:
+        pads = [min(PAD, cells) if ring else 0 for cells, ring in zip(size, wrap, strict=True)]
+        vertical, horizontal = (pad * codec.factor for pad in pads)
+        ring = nn.functional.pad(picture[None], (horizontal, horizontal, vertical, vertical), mode="circular")
+        latents = codec.encode(ring)[0]
+        return latents[:, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]]
+    tiles = _tiles(size, wrap)
+    pixels = tiles.refined(codec.factor)
+    rows = torch.cat([codec.encode(pixels.crop(picture, [i])) for i in range(len(tiles))])
+    return _Fade(OVERLAP).fuse(rows, tiles, CLEAN)
 
 
 def _tiles(size: tuple[int, ...], wrap: tuple[bool, ...]) -> Grid:

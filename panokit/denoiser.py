@@ -1,4 +1,4 @@
-"""The model: a denoiser for windows, a codec between latents and images, and the types of a prompt."""
+"""The model: a denoiser for windows, and a codec between latents and images."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -9,70 +9,12 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit.errors import FallbackWarning, SettingError
+from panokit.errors import FallbackWarning
+from panokit.moved import require_arguments
+from panokit.scene import Scene
 from panokit.scheduler import Level, Training
 from panokit.settings import Execution
 from panokit.windows import Windows
-
-Number = int | float
-Box = tuple[Number, Number, Number, Number]
-
-
-@dataclass(frozen=True)
-class Regions:
-    """A prompt with a text for each region. A window takes the text of the box that contains its centre.
-
-    Attributes:
-        boxes: pairs of a box and its text. A box is `(left, top, right, bottom)`, relative to the canvas, from 0 to 1. Later
-            boxes lie on top of earlier ones.
-        elsewhere: the text of windows whose centre is in no box.
-
-    Raises:
-        SettingError: there is no box, or a box is empty or leaves the canvas.
-    """
-
-    boxes: tuple[tuple[Box, str], ...]
-    elsewhere: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.boxes:
-            raise SettingError("Regions came without a box: give at least one ((left, top, right, bottom), text)")
-        for box, text in self.boxes:
-            left, top, right, bottom = box
-            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-                raise SettingError(
-                    f"the box {box} of the region {text!r} is empty or leaves the canvas: "
-                    "(left, top, right, bottom) are relative, 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
-                )
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """All texts: `elsewhere`, then the texts of the boxes in order."""
-        return (self.elsewhere, *(text for _, text in self.boxes))
-
-    def assign(self, windows: Windows, index: Sequence[int]) -> list[int]:
-        """Choose the text of each window.
-
-        Args:
-            windows: where they lie, on a canvas of two axes. Boxes are relative, so it may be coarser than the run's.
-            index: the numbers of the windows.
-
-        Returns:
-            For each window, a position in `texts`.
-        """
-        return [self._text_at(*windows.centre(i)) for i in index]
-
-    def _text_at(self, y: float, x: float) -> int:
-        inside = [
-            k
-            for k, ((left, top, right, bottom), _) in enumerate(self.boxes, start=1)
-            if left <= x < right and top <= y < bottom
-        ]
-        return inside[-1] if inside else 0
-
-
-Prompt = str | Regions
-"""What to paint: one text for the whole canvas, or a text for each region."""
 
 
 class Denoiser(ABC):
@@ -88,8 +30,14 @@ class Denoiser(ABC):
     """Cells of the picture that the model was trained on, one number for each axis."""
     training: Training
     """The noise that the model was trained with. A scheduler builds its levels from it."""
+    fields: ClassVar[frozenset[str]] = frozenset()
+    """The names of the pictures on the canvas that it reads, such as a control picture: see `Scene.fields`."""
     choices: ClassVar[frozenset[str]] = frozenset()
     """The fields of `Execution` that `configure` obeys. `Model.configure` warns about the others if the user sets them."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        require_arguments(cls, "encode", "scene")
 
     @abstractmethod
     def modules(self) -> Iterable[nn.Module]:
@@ -104,13 +52,11 @@ class Denoiser(ABC):
         return
 
     @abstractmethod
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
-        """Turn the texts into what `condition` needs. Called once a run, without gradients.
+    def encode(self, scene: Scene) -> Any:
+        """Turn a scene into what `condition` needs. Called once a run, without gradients.
 
         Args:
-            prompt: what to paint: a text, or `Regions` with a text for each part of the canvas.
-            negative_prompt: what to avoid; an empty text for nothing.
-            guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
+            scene: what to paint: texts, the strength of classifier-free guidance, and pictures that lie on the canvas.
 
         Returns:
             The embeddings, or anything else that `condition` can use, on the device of the networks.

@@ -7,9 +7,9 @@ what they share, the same on every rank. A guidance object never changes; the ob
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, final, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from panokit.denoiser import Codec
@@ -53,6 +53,21 @@ class Estimate:
             Noisy windows or a noisy canvas, of the shape of `x`.
         """
         return level.alpha * self.x0 + level.sigma * self.eps
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the clean canvas without the model.
+
+    Attributes:
+        x0: the clean canvas, `c *size`. It counts where it is known, and should be the same at each step: any change would be
+            treated as noise.
+        where: the cells that are known, `*size`; None for all.
+    """
+
+    x0: Float[Tensor, "*c_size"]
+    where: Bool[Tensor, "*size"] | None = None
 
 
 @runtime_checkable
@@ -142,7 +157,7 @@ class Guidance(ABC):
     $$ x_i \leftarrow x_i - s\, \nabla_{x_i} E(x_i, \hat x_0(x_i)) $$
 
     for each window $i$, with `strength` $s$ and `energy` $E$. With several guidances, the gradients add up. At each level the
-    run calls `known`. Then, if no guidance knows the canvas, it calls `strength`, and where that is not 0, `prepare` and
+    run calls `known`. Then, unless all of the canvas is known, it calls `strength`, and where that is not 0, `prepare` and
     `energy`. It does not guide inner stages of a solver (`Level.main`).
     """
 
@@ -173,19 +188,19 @@ class Guidance(ABC):
         """
         return None
 
-    def known(self, step: Step, memory: Any) -> Float[Tensor, "*c_size"] | None:
-        """The clean canvas, if the guidance knows it without the model.
+    def known(self, step: Step, memory: Any) -> Known | None:
+        """The clean canvas or a part of it, if the guidance knows it without the model.
 
-        Called before each pass over the run's own canvas, without gradients. The first guidance that returns a canvas wins;
-        the run then calls neither the model nor a guidance. Start at the first level, where the run adds the canvas to its
-        noise. Return the same canvas at each step: any change would be treated as noise.
+        Called before each pass over the run's own canvas, without gradients. Where several guidances know a cell, the first
+        one counts. Windows that are known all over are not computed. Where all is known, the run calls neither the model nor a
+        guidance. Start at the first level, where the run adds what is known to its noise.
 
         Args:
             step: the noisy canvas at its level.
             memory: what `begin` returned. The method may change it.
 
         Returns:
-            The clean canvas, `c *size`, the same on every rank; None to have the model denoise as usual.
+            What is known, the same on every rank; None to have the model denoise as usual.
         """
         return None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from panokit import registry
 from panokit.composition import Plugin, build, prompt_from
-from panokit.denoiser import Model, Prompt
+from panokit.denoiser import Model
 from panokit.errors import PanokitError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
@@ -24,6 +24,7 @@ from panokit.panorama import Panorama
 from panokit.recipe import embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
+from panokit.scene import Prompt
 from panokit.scheduler import Scheduler
 from panokit.settings import SETTINGS, Composition, Settings, unknown_option
 

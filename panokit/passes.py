@@ -12,6 +12,7 @@ from panokit.denoiser import Codec, Denoiser
 from panokit.errors import ContractError, NotFiniteError
 from panokit.fuser import Fuser
 from panokit.guidance import Estimate, Guidance
+from panokit.picture import Start
 from panokit.runtime import Runtime
 from panokit.scheduler import Level, Solver
 from panokit.signals import Stop
@@ -34,6 +35,7 @@ class Parts:
         runtime: computes windows on the devices.
         embeddings: the result of `Denoiser.encode` for this run.
         stop: the request to end the run early.
+        start: the picture that the canvases start from; None for noise alone.
     """
 
     denoiser: Denoiser
@@ -43,6 +45,7 @@ class Parts:
     runtime: Runtime
     embeddings: Any
     stop: Stop = field(default_factory=Stop)
+    start: Start | None = None
 
 
 class Passed(NamedTuple):
@@ -73,7 +76,14 @@ class Pass:
     parts: Parts
     solver: Solver
 
-    def estimate(self, canvas: Float[Tensor, "*c_size"], windows: Windows, prepared: Guided, level: Level) -> Passed:
+    def estimate(
+        self,
+        canvas: Float[Tensor, "*c_size"],
+        windows: Windows,
+        prepared: Guided,
+        level: Level,
+        index: Sequence[int] | None = None,
+    ) -> Passed:
         """Make one pass over a canvas.
 
         Args:
@@ -81,6 +91,7 @@ class Pass:
             windows: where its windows lie at this level.
             prepared: the guidances that are awake, each with the context that its `prepare` returned.
             level: the noise level of the canvas.
+            index: the numbers of the windows to compute, in order; None for all. The result counts where these lie alone.
 
         Returns:
             The guided canvas and the prediction for it. Without a guidance the canvas comes back as it is.
@@ -91,26 +102,31 @@ class Pass:
         """
         runtime, stop = self.parts.runtime, self.parts.stop
         shape = (*canvas.shape[: -len(windows.size)], *windows.window)
+        computed = range(len(windows)) if index is None else index
+
+        def fused(rows: Tensor, otherwise: Tensor | None = None) -> Tensor:
+            return self._fuse(rows if index is None else _spread(rows, index, windows, otherwise), windows, level)
+
         if not prepared:
             # A lambda, because a function defined here would be made anew, with its annotations, at every step.
             (pred,) = runtime.map(
-                lambda index: (self.predict(windows.crop(canvas, index), windows, index, level),),
-                len(windows),
+                lambda chunk: (self.predict(windows.crop(canvas, some := _chosen(computed, chunk)), windows, some, level),),
+                len(computed),
                 [shape],
                 stop=stop,
             )
-            return Passed(canvas, self._fuse(pred, windows, level), None)
+            return Passed(canvas, fused(pred), None)
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
-        *moved, stats = runtime.map(
-            self._guided(canvas, windows, prepared, level),
-            len(windows),
+        guided = self._guided(canvas, windows, prepared, level)
+        x, pred, stats = runtime.map(
+            lambda chunk: guided(_chosen(computed, chunk)),
+            len(computed),
             [shape, shape, (len(prepared), 3)],
             micro_batch=runtime.guided_micro_batch if full else None,
             stop=stop,
         )
-        _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level)
-        x, pred = (self._fuse(rows, windows, level) for rows in moved)
-        return Passed(x, pred, stats)
+        _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level, computed)
+        return Passed(fused(x, canvas), fused(pred), stats)
 
     def predict(self, x: Tensor, windows: Windows, index: Sequence[int], level: Level) -> Tensor:
         """The denoiser's prediction for some windows.
@@ -243,6 +259,19 @@ def _gradients(jacobian: str, prepared: Guided, seen: Estimate, index: Sequence[
     return to_x, to_x0
 
 
+def _chosen(index: Sequence[int], chunk: Sequence[int]) -> list[int]:
+    """The numbers of the windows of a chunk of `index`."""
+    return [index[k] for k in chunk]
+
+
+def _spread(rows: Tensor, index: Sequence[int], windows: Windows, canvas: Tensor | None) -> Tensor:
+    """Rows for all windows: those of `index`, and for the others crops of a canvas, or 0."""
+    shape = (len(windows), *rows.shape[1:])
+    every = rows.new_zeros(shape) if canvas is None else windows.crop(canvas).to(rows)
+    every[list(index)] = rows
+    return every
+
+
 def _finite(rows: Tensor) -> Tensor:
     return torch.isfinite(rows).flatten(1).all(1)
 
@@ -266,12 +295,12 @@ def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
     return torch.ldexp(gradient, scale)
 
 
-def _raise_where_not_finite(finite: Tensor, guidances: Sequence[Guidance], level: Level) -> None:
+def _raise_where_not_finite(finite: Tensor, guidances: Sequence[Guidance], level: Level, index: Sequence[int]) -> None:
     """Raise a NotFiniteError that names the first guidance with a gradient that is not finite, and its windows."""
     if bool(finite.all()):
         return
     for k, guidance in enumerate(guidances):
-        windows = (finite[:, k] == 0).nonzero().flatten().tolist()
+        windows = [index[row] for row in (finite[:, k] == 0).nonzero().flatten().tolist()]
         if windows:
             shown = ", ".join(map(str, windows[:8])) + (f" and {len(windows) - 8} more" if len(windows) > 8 else "")
             raise NotFiniteError(

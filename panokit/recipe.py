@@ -159,6 +159,9 @@ def check(recipe: Mapping[str, Any]) -> None:
         "prompt": str | dict,
         "negative_prompt": str,
         "guidance_scale": int | float,
+        "strength": int | float,
+        "at": list,
+        "hashes": dict,
         "guidances": list,
         "layout": str | dict,
         "fuser": str | dict,
@@ -170,6 +173,15 @@ def check(recipe: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if recipe.get(name) is not None and not isinstance(recipe[name], kind):
             raise SettingError(f"{name} came as {recipe[name]!r:.80}: the recipe is damaged, or is not panokit's")
+    files = [recipe.get("image"), recipe.get("mask")]
+    files += [
+        node.value["mask"] for node in walk(recipe.get("prompt")) if isinstance(node.value, Mapping) and "mask" in node.value
+    ]
+    for file in files:
+        if file is not None:
+            raise SettingError(
+                f"the recipe names the picture {file!r:.80}, a file of this machine: trust it (--trust) to read it"
+            )
     plain = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
     check_plain(plain)
     parts = [node.value for node in walk(plain) if isinstance(node.value, Mapping) and node.depth]

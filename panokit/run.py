@@ -12,7 +12,7 @@ from torch import Tensor
 
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
-from panokit.guidance import Estimate, Guidance
+from panokit.guidance import Estimate, Guidance, Known
 from panokit.moved import no_attribute
 from panokit.passes import Guided, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
@@ -39,6 +39,7 @@ class Run:
         canvas: `c *size`, at noise level `level`.
         level: the level of the next pass; the terminal level when the run is done.
         guided: pairs of a guidance and its memory.
+        start: the picture that the run starts from, encoded for its canvas; None for noise alone.
 
     Raises:
         ContractError: a guidance has a `jacobian` that the contract does not know.
@@ -69,8 +70,12 @@ class Run:
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((parts.denoiser.channels, *windows.size), generator=self.generator)
-        self.canvas: Float[Tensor, "*c_size"] = self.solver.start(noise.to(self.runtime.device, self.runtime.dtype))
+        noise = noise.to(self.runtime.device, self.runtime.dtype)
+        self.canvas: Float[Tensor, "*c_size"] = self.solver.start(noise)
         self.level: Level = self.solver.levels[0]
+        self.start = parts.start.on(windows, parts.codec, self.canvas) if parts.start else None
+        if self.start and (known := self.start.known(self.level)):  # a solver may start with a little more noise than its level
+            self.canvas = _where(known, self.level.sigma * noise, self.canvas)
         self._last: tuple[Passed, Level] | None = None
 
     @torch.no_grad()
@@ -89,35 +94,53 @@ class Run:
             self._stage()
 
     def _stage(self) -> None:
-        """One pass of the model, unless a guidance knows the canvas, and one step of the solver."""
-        passed = self._from_known() or self.pass_over(self.canvas, self.windows, self.guided, self.level)
+        """One pass of the model, over what is not known, and one step of the solver."""
+        known = self.known()
+        passed = self.pass_over(self.canvas, self.windows, self.guided, self.level) if known is None else self._around(known)
         self._require_finite(passed.pred)
         canvas = self.solver.step(passed.pred, passed.x, self.level, self.generator)
         contract = "it must return the canvas one level down"
         self.canvas = expect(canvas, passed.x.shape, f"{type(self.solver).__name__}.step", contract)
         self._last = passed, self.level
         self.level = self.solver.levels[self.level.index + 1]
+        if known is not None and self.done:  # the last level has a little noise still
+            self.canvas = _where(known, known.x0, self.canvas)
 
-    def _from_known(self) -> Passed | None:
-        """The result of a pass, without one: for a guidance that knows the clean canvas. See `Guidance.known`."""
-        x0 = self.known()
-        if x0 is None:
-            return None
-        x = self.canvas if self.level.index else self.canvas + self.level.alpha * x0  # the first canvas is noise alone
-        return Passed(x, self.solver.pred(x0, x, self.level), None)
+    def _around(self, known: Known) -> Passed:
+        """A pass over the windows that hold unknown cells. Where the canvas is known, the prediction leads to it."""
+        x = self.canvas
+        if not self.level.index:  # the first canvas is noise alone
+            x = _where(known, x + self.level.alpha * known.x0, x)
+        there = self.solver.pred(known.x0, x, self.level)
+        if known.where is None:
+            return Passed(x, there, None)
+        windows = self.windows.at(self.level)
+        unknown = (~windows.crop(known.where.cpu()[None])).flatten(1).any(1).nonzero().flatten().tolist()
+        passed = self.pass_over(x, self.windows, self.guided, self.level, index=unknown)
+        return passed._replace(x=_where(known, x, passed.x), pred=_where(known, there, passed.pred))
 
-    def known(self) -> Float[Tensor, "*c_size"] | None:
-        """The clean canvas at this level, from the first guidance that knows it; None if none does."""
+    def known(self) -> Known | None:
+        """What is known of the clean canvas at this level: by the picture that the run starts from, and by the guidances."""
+        known = self.start.known(self.level) if self.start else None
         for place, (guidance, memory) in enumerate(self.guided):
-            x0 = guidance.known(self.view(place, "known"), memory)
-            if x0 is not None:
-                name = f"{type(guidance).__name__}.known"
-                x0 = expect(x0, self.canvas.shape, name, "it must return the clean canvas, or None").to(self.canvas)
-                if not torch.isfinite(x0).all():
-                    step = self.level.step + 1
-                    raise NotFiniteError(f"the canvas that {name} returned at step {step} holds NaN or infinity")
-                return x0
-        return None
+            if known is not None and known.where is None:
+                break
+            more = guidance.known(self.view(place, "known"), memory)
+            if more is not None:
+                known = _joined(known, self._checked(more, f"{type(guidance).__name__}.known"))
+        return known
+
+    def _checked(self, known: Known, name: str) -> Known:
+        """What a guidance knows, in the dtype and on the device of the canvas."""
+        if not isinstance(known, Known):
+            raise ContractError(f"{name} returned a {type(known).__name__}; it must return Known(x0, where=None), or None")
+        x0 = expect(known.x0, self.canvas.shape, name, "x0 must be the clean canvas").to(self.canvas)
+        if not torch.isfinite(x0).all():
+            raise NotFiniteError(f"the canvas that {name} returned at step {self.level.step + 1} holds NaN or infinity")
+        if known.where is None:
+            return Known(x0)
+        where = expect(known.where, self.windows.size, name, "where must be one truth value for each cell").bool()
+        return Known(x0, None if bool(where.all()) else where)
 
     def view(self, place: int, hook: "Hook") -> "CanvasStep":
         """The step that one guidance gets, on the run's own canvas.
@@ -129,7 +152,15 @@ class Run:
         windows = self.windows.at(self.level)
         return CanvasStep(self, self.canvas, windows, self.level, place, _streams(self.guided)[place], hook)
 
-    def pass_over(self, canvas: Tensor, windows: Windows, guided: Guided, level: Level, place: int | None = None) -> Passed:
+    def pass_over(
+        self,
+        canvas: Tensor,
+        windows: Windows,
+        guided: Guided,
+        level: Level,
+        place: int | None = None,
+        index: Sequence[int] | None = None,
+    ) -> Passed:
         """Prepare the guidances that are awake, and make a pass over any canvas.
 
         Args:
@@ -138,6 +169,7 @@ class Run:
             guided: the guidances of this canvas, each with its memory.
             level: the noise level of the canvas.
             place: the position in `Run.guided` of the guidance that this canvas belongs to; None for the run's own canvas.
+            index: the numbers of the windows to compute; None for all.
 
         Returns:
             The guided canvas and the prediction for it.
@@ -149,7 +181,7 @@ class Run:
             if level.main and guidance.strength(level) != 0:
                 step = CanvasStep(self, canvas, windows, level, k if place is None else place, streams[k], "prepare")
                 prepared.append((guidance, guidance.prepare(step, memory)))
-        return self.model_pass.estimate(canvas, windows, prepared, level)
+        return self.model_pass.estimate(canvas, windows, prepared, level, index)
 
     def _require_finite(self, pred: Tensor) -> None:
         # The least and the largest value are NaN if any is. This is several times as fast as a test of every value.
@@ -255,6 +287,19 @@ class Run:
         memories = map_leaves(deepcopy(state["memories"]), lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
         self.guided = [(guidance, memory) for (guidance, _), memory in zip(self.guided, memories, strict=True)]
         self._last = None
+
+
+def _where(known: Known, inside: Tensor, outside: Tensor) -> Tensor:
+    """One tensor where the canvas is known, and another one elsewhere."""
+    return inside if known.where is None else torch.where(known.where.to(inside.device), inside, outside)
+
+
+def _joined(first: Known | None, other: Known) -> Known:
+    """What is known by either; where it is by both, the first counts."""
+    if first is None or first.where is None:
+        return first or other
+    where = None if other.where is None else first.where.cpu() | other.where.cpu()
+    return Known(_where(first, first.x0, other.x0), None if where is not None and bool(where.all()) else where)
 
 
 Hook = Literal["known", "prepare"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar, final, overload
@@ -13,7 +13,7 @@ import torch
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import decode
-from panokit.denoiser import Model, Prompt, Regions
+from panokit.denoiser import Model
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
@@ -21,9 +21,12 @@ from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama, to_image
 from panokit.passes import Parts
+from panokit.picture import Start, own_size, painted_steps, start
+from panokit.pixels import label
 from panokit.progress import steps_bar
 from panokit.run import Run
 from panokit.runtime import Runtime
+from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, takes_settings
 from panokit.windows import Windows, require_cover
@@ -44,6 +47,7 @@ class Plan:
         prompt: what to paint.
         settings: the settings of the call; height and width are filled in.
         windows: where the windows lie.
+        start: the picture that the canvas starts from; None for noise alone.
         recipe: everything that is needed to make the picture again, as plain data.
     """
 
@@ -51,12 +55,18 @@ class Plan:
     prompt: Prompt
     settings: Settings
     windows: Windows
+    start: Start | None
     recipe: Mapping[str, Any]
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name)
+
+    @property
+    def scene(self) -> Scene:
+        """What is painted."""
+        return Scene(self.prompt, self.settings.negative_prompt, self.settings.guidance_scale)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,8 +77,9 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """The number of windows times the number of steps. Guidances may add to the work."""
-        return len(self.windows) * self.settings.steps
+        """The number of windows times the number of steps that paint. Guidances may add to the work."""
+        steps = self.settings.steps
+        return len(self.windows) * (painted_steps(steps, self.start.strength) if self.start else steps)
 
     def check(self) -> "Plan":
         """Check that the scheduler and the guidances can make this panorama.
@@ -279,9 +290,9 @@ class Sampler:
         self.runtime.advise(len(plan.windows))
         denoiser, settings = self.model.denoiser, plan.settings
         with torch.no_grad(), self.runtime.autocast():
-            embeddings = denoiser.encode(plan.prompt, settings.negative_prompt, settings.guidance_scale)
-        parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings)
-        with self._pixels_explained():
+            embeddings = denoiser.encode(plan.scene)
+        parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings, start=plan.start)
+        with torch.no_grad(), self._pixels_explained():
             return Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
 
     def _check(self, plan: Plan) -> None:
@@ -300,11 +311,24 @@ class Sampler:
         """Check each value by itself, and plan the panorama."""
         if not isinstance(prompt, str | Regions):
             raise SettingError(f"prompt is a {type(prompt).__name__}: it must be text, or Regions")
-        chosen = Settings.of(settings)
+        sources = {name: settings[name] for name in ("image", "mask") if settings.get(name) is not None}
+        chosen = self._sized(Settings.of({**settings, **{name: label(source) for name, source in sources.items()}}), sources)
+        windows, recipe = self._windows(chosen), self._recipe(prompt, chosen)
+        begun, hashes = start(chosen, sources, self.model.factor) if sources else (None, {})
+        recipe |= {name: label(source, hashes[name]) for name, source in sources.items()}
+        if isinstance(prompt, Regions):
+            prompt.maps(windows.size)  # it raises if they do not fit
+            hashes |= prompt.hashes()
+        return Plan(self, prompt, chosen, windows, begun, recipe | ({"hashes": hashes} if hashes else {}))
+
+    def _sized(self, settings: Settings, sources: Mapping[str, Any]) -> Settings:
+        """The settings with height and width: those of the picture, if there is one and it is not placed on a larger canvas."""
         high, wide = (cells * self.model.factor for cells in self.model.denoiser.window)
-        height = high if chosen.height is None else chosen.height
-        chosen = replace(chosen, height=height, width=4 * wide if chosen.width is None else chosen.width)
-        return Plan(self, prompt, chosen, self._windows(chosen), self._recipe(prompt, chosen))
+        default = (high, 4 * wide)
+        if sources and settings.place is None and settings.height is None and settings.width is None:
+            default = own_size(sources["image"], (high, wide), self.model.factor)
+        height = default[0] if settings.height is None else settings.height
+        return replace(settings, height=height, width=default[1] if settings.width is None else settings.width)
 
     def _windows(self, settings: Settings) -> Windows:
         """Where the windows lie, after the layout.
@@ -364,6 +388,8 @@ class Sampler:
         """
         canvas = run.canvas.float()
         picture = decode(self.model.codec, canvas, run.windows.wrap, self.runtime) if self.model.codec else canvas
+        if run.parts.start:
+            picture = run.parts.start.join(picture)
         if not torch.isfinite(picture).all():
             raise NotFiniteError(
                 "the decoded picture holds NaN or infinity, so it would be black: try precision 32-true or bf16-mixed"
@@ -376,7 +402,7 @@ class Sampler:
             "panokit": version("panokit"),
             "torch": version("torch"),
             "diffusers": version("diffusers"),
-            "prompt": prompt if isinstance(prompt, str) else asdict(prompt),
+            "prompt": prompt if isinstance(prompt, str) else prompt.as_data(),
             **settings.as_data(),
             "model": self.model.name,
             "scheduler": describe(self.scheduler),

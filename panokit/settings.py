@@ -33,6 +33,12 @@ class Settings:
             it is not set; the default layout takes half a window.
         wrap: Join opposite borders, so that the panorama is a ring: true or x joins left and right, y joins top and bottom,
             xy joins both.
+        image: A picture to start from: its file. It is varied, and enlarged if it is smaller than the canvas. In Python it may
+            also be a picture of Pillow or a tensor.
+        strength: How much of the picture is painted over, from above 0 to 1: the share of the steps that paint. The default is
+            0.8, and 1 with mask or at.
+        mask: A picture as large as image. White is painted anew, and black stays as it is.
+        at: Left and top, in pixels, at which image lies on a larger canvas, such as 240,48. The rest is painted around it.
         seed: Seed of all random numbers, from 0 to 2^64 - 1. The same seed makes the same picture.
 
     Raises:
@@ -46,12 +52,22 @@ class Settings:
     guidance_scale: float = 7.5
     stride: int | None = None
     wrap: Wrap = False
+    image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    at: str | tuple[int, int] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         _fit_fields(self)
         if not math.isfinite(self.guidance_scale):
             raise SettingError(f"guidance_scale is {self.guidance_scale}: it must be a number; 1 or less turns guidance off")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise SettingError(f"strength is {self.strength}: it must be above 0 and up to 1, which paints everything anew")
+        for name in ("strength", "mask", "at"):
+            if getattr(self, name) is not None and self.image is None:
+                raise SettingError(f"{name} needs a picture to start from: give image, too")
+        object.__setattr__(self, "at", self.place)
         if self.steps < 1:
             raise SettingError(f"steps is {self.steps}: at least 1 denoising step is needed")
         if not 0 <= self.seed < 1 << 64:
@@ -77,6 +93,16 @@ class Settings:
         """Whether the canvas is a ring along its height, and along its width."""
         axes = ("x" if self.wrap else "") if isinstance(self.wrap, bool) else self.wrap
         return "y" in axes, "x" in axes
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Left and top of the picture on the canvas; `at` may be a text, as on the command line."""
+        if not isinstance(self.at, str):
+            return self.at
+        numbers = [text.strip() for text in self.at.strip("()[] ").split(",")]
+        if len(numbers) != 2 or not all(text.removeprefix("-").isdecimal() for text in numbers):
+            raise SettingError(f"at is {self.at!r}: it must be left and top in pixels, such as 240,48")
+        return int(numbers[0]), int(numbers[1])
 
     def as_data(self) -> dict[str, Any]:
         """The settings by name."""

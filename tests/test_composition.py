@@ -20,8 +20,8 @@ from panokit import (
     former_settings,
 )
 from panokit.composition import build, describe, parameters, prompt_from
-from panokit.denoiser import Regions
 from panokit.errors import PluginNotFoundError
+from panokit.scene import Regions
 from panokit.testing.toys import Pull
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
 from panokit_multidiffusion import MultiDiffusion

@@ -21,6 +21,7 @@ from panokit import (
     Run,
     Runtime,
     Sampler,
+    Scene,
     Step,
     Training,
     Windows,
@@ -213,7 +214,7 @@ class Same(Denoiser):
     def modules(self) -> list[Any]:
         return []
 
-    def encode(self, prompt: Any, negative_prompt: str, guidance_scale: float) -> None:
+    def encode(self, scene: Scene) -> None:
         return None
 
     def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> None:

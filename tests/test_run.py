@@ -17,16 +17,18 @@ from panokit import (
     Estimate,
     Fuser,
     Guidance,
+    Known,
     Level,
     Model,
     Run,
     Runtime,
     Sampler,
+    Scene,
     Scheduler,
     Step,
     Windows,
 )
-from panokit.denoiser import Denoiser, Prompt
+from panokit.denoiser import Denoiser
 from panokit.errors import NotFiniteError
 from panokit.grid import Grid
 from panokit.scheduler import Prediction
@@ -178,7 +180,7 @@ class Half(Denoiser):
     def modules(self) -> tuple[()]:
         return ()
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> None:
+    def encode(self, scene: Scene) -> None:
         return None
 
     def condition(self, embeddings: None, grid: Grid, index: Sequence[int]) -> None:
@@ -332,8 +334,8 @@ class Knowing(Guidance):
     constant: float = 2.0
     steps: int = 2
 
-    def known(self, step: Step, memory: Any) -> Tensor | None:
-        return torch.full_like(step.canvas, self.constant) if step.level.step < self.steps else None
+    def known(self, step: Step, memory: Any) -> Known | None:
+        return Known(torch.full_like(step.canvas, self.constant)) if step.level.step < self.steps else None
 
     def strength(self, level: Level) -> float:
         return 10.0
@@ -390,8 +392,8 @@ def test_the_first_of_several_that_know_is_believed() -> None:
 
 def test_a_known_canvas_of_another_shape_is_told() -> None:
     class Wrong(Knowing):
-        def known(self, step: Step, memory: Any) -> Tensor | None:
-            return step.canvas[:, 1:]
+        def known(self, step: Step, memory: Any) -> Known | None:
+            return Known(step.canvas[:, 1:])
 
     with pytest.raises(ContractError, match=r"Wrong.known returned shape \(2, 5, 9\), expected \(2, 6, 9\)"):
         toy_run(guidances=[Wrong()]).step()
@@ -399,8 +401,8 @@ def test_a_known_canvas_of_another_shape_is_told() -> None:
 
 def test_a_known_canvas_takes_the_runs_type_and_must_be_finite() -> None:
     class Double(Knowing):
-        def known(self, step: Step, memory: Any) -> Tensor | None:
-            return torch.full(step.canvas.shape, self.constant, dtype=torch.float64)
+        def known(self, step: Step, memory: Any) -> Known | None:
+            return Known(torch.full(step.canvas.shape, self.constant, dtype=torch.float64))
 
     single = Runtime(accelerator="cpu")
     run = toy_run(guidances=[Double(steps=9)], runtime=single)
@@ -408,6 +410,76 @@ def test_a_known_canvas_takes_the_runs_type_and_must_be_finite() -> None:
     assert run.canvas.dtype == torch.float32
     with pytest.raises(NotFiniteError, match=r"the canvas that Double\.known returned at step 1 holds NaN or infinity"):
         toy_run(guidances=[Double(float("nan"))], runtime=single).step()
+
+
+@dataclass(frozen=True)
+class Left(Guidance):
+    """Knows the first columns to the end."""
+
+    columns: int = 5
+    constant: float = 2.0
+
+    def known(self, step: Step, memory: Any) -> Known | None:
+        where = torch.zeros(step.windows.size, dtype=torch.bool)
+        where[:, : self.columns] = True
+        return Known(torch.full_like(step.canvas, self.constant), where)
+
+    def strength(self, level: Level) -> float:
+        return 0.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
+        return seen.x0.new_zeros(len(index))
+
+
+@pytest.mark.parametrize("scheduler", [ToyScheduler(), ToyScheduler(eta=1.0), ToyScheduler(corrector=True)])
+def test_what_is_known_is_known_after_every_stage_and_comes_out_exactly(scheduler: ToyScheduler) -> None:
+    run = toy_run((6, 12), scheduler=scheduler, guidances=[Left(), Pull()], steps=4)
+    while not run.done:
+        run._stage()
+        noise = (run.canvas - 2.0 * run.level.alpha)[:, :, :5] / max(run.level.sigma, 1e-9)
+        assert run.done or 0.5 < float(noise.std()) < 1.5  # noise of its level lies over what is known
+    assert torch.equal(run.canvas[:, :, :5], torch.full_like(run.canvas[:, :, :5], 2.0))
+    assert not torch.isclose(run.canvas[:, :, 5:], torch.tensor(2.0).to(run.canvas)).any()
+
+
+@pytest.mark.parametrize("guidances", [[], [Pull()], [Pull("identity")]], ids=["plain", "full", "identity"])
+def test_windows_that_are_known_all_over_are_not_computed(guidances: list[Guidance]) -> None:
+    """Of windows of 4 columns at 0, 2, 4, 6 and 8, those at 0 and 2 lie in the first 6 columns."""
+    run = toy_run((4, 12), guidances=[Left(6), *guidances], steps=2)
+    denoiser = run.parts.denoiser
+    assert isinstance(denoiser, ToyDenoiser)
+    finished(run)
+    passes = 2 if guidances and guidances[0].jacobian == "full" else 1
+    assert sum(denoiser.forwards) == 2 * 3 * passes
+
+
+def test_what_is_unknown_is_painted_as_if_its_windows_were_alone() -> None:
+    """A literal loop: the known cells are given, the others are the mean of DDIM's windows."""
+    run = toy_run((4, 12), guidances=[Left(6)], steps=3)
+    denoiser, windows = ToyDenoiser(), run.windows
+    noise = run.canvas / run.level.sigma
+    x = run.canvas + run.level.alpha * 2.0 * (torch.arange(12) < 6).double()
+    for level, below in pairwise(run.solver.levels):
+        value, count = torch.zeros_like(x), torch.zeros_like(x)
+        for i in range(len(windows)):
+            windows.put(value, i, denoiser(windows.crop(x, [i]), level, run.parts.embeddings)[0])
+            windows.put(count, i, torch.ones(2, 4, 4, dtype=x.dtype))
+        eps = value / count
+        x = below.alpha * (x - level.sigma * eps) / level.alpha + below.sigma * eps
+        x[:, :, :6] = 2.0 * below.alpha + below.sigma * noise[:, :, :6]
+    x[:, :, :6] = 2.0
+    torch.testing.assert_close(finished(run), x, rtol=1e-9, atol=1e-9)
+
+
+def test_where_several_know_a_cell_the_first_counts() -> None:
+    run = toy_run((6, 12), guidances=[Left(4, 1.0), Left(8, 3.0)], steps=2)
+    canvas = finished(run)
+    assert (canvas[:, :, :4] == 1).all()
+    assert (canvas[:, :, 4:8] == 3).all()
+    assert not (canvas[:, :, 8:] == 3).any()
+    run = toy_run((6, 12), guidances=[Left(4, 1.0), Knowing(3.0, steps=9)], steps=2)
+    canvas = finished(run)
+    assert torch.equal(canvas, torch.where(torch.arange(12) < 4, 1.0, 3.0).expand_as(canvas).to(canvas))
 
 
 def test_painting_ends_when_the_run_is_asked_to_stop() -> None:
@@ -556,8 +628,8 @@ class Spy(Denoiser):
     def modules(self) -> tuple[()]:
         return ()
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
-        return self.denoiser.encode(prompt, negative_prompt, guidance_scale)
+    def encode(self, scene: Scene) -> Any:
+        return self.denoiser.encode(scene)
 
     def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Any:
         return self.denoiser.condition(embeddings, grid, index)

@@ -96,7 +96,7 @@ def rerun(
     kept = recipe.read(image)
     keys = (*NAMES, "prompt", "precision", *NUMERICS)
     check_depth(kept, f"the recipe in {image}")
-    if unknown := kept.keys() - {*keys, *recipe.VERSIONS}:
+    if unknown := kept.keys() - {*keys, *recipe.VERSIONS, "hashes"}:
         problem = unknown_option(min(unknown)[:80], keys)
         raise SettingError(f"the recipe in {image} is damaged, or from another version of panokit: {problem}")
     missing = [key for key in ("prompt", "height", "width", "seed", "model") if kept.get(key) is None]
@@ -126,7 +126,15 @@ def rerun(
     output = Output(out=out or f"{Path(image).stem}-rerun.png", quiet=quiet)
     output.check(1)
     worker = _worker(runtime.as_data(), trusted=trust)
-    paint([prepare(job, worker, output)], worker.runtime)
+    task = prepare(job, worker, output)
+    hashes, changed = kept.get("hashes") or {}, {change.partition("=")[0] for change in changes}
+    for name, digest in (task.plan.recipe.get("hashes") or {}).items():
+        if name not in changed and digest != hashes.get(name):
+            raise SettingError(
+                f"the {name} {wanted[name]} has changed since {image} was made from it: restore it, or write "
+                f"--set {name}={wanted[name]} to start from the file as it is"
+            )
+    paint([task], worker.runtime)
     for package in recipe.VERSIONS:
         if kept.get(package, version(package)) != version(package):
             message = f"{image} was made with {package} {kept[package]}, and {version(package)} is installed: bits may differ"

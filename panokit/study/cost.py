@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit.denoiser import Denoiser, Prompt
+from panokit.denoiser import Denoiser
 from panokit.jobs import Worker
 from panokit.sampler import Sampler
+from panokit.scene import Scene
 from panokit.scheduler import Level
 from panokit.study.plan import Job
 from panokit.windows import Windows
@@ -82,8 +83,8 @@ class _Counted(Denoiser):
     def modules(self) -> Iterable[nn.Module]:
         return self._denoiser.modules()
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
-        return self._denoiser.encode(prompt, negative_prompt, guidance_scale)
+    def encode(self, scene: Scene) -> Any:
+        return self._denoiser.encode(scene)
 
     def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
         return self._denoiser.condition(embeddings, windows, index)

@@ -3,22 +3,25 @@
 They run on the CPU in float32, with classifier-free guidance, on a strip of three windows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from panokit.denoiser import Denoiser, Prompt, Regions
+from panokit.denoiser import Denoiser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
+from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Level
 from panokit.testing.demands import contents, demand, distance, unchanged
 from panokit.windows import Windows
 
 Make = Callable[[], Denoiser]
 
+LAKE, CITY = "a lake at night", "a city at noon"
+HALVES = Regions((((0, 0, 0.5, 1), LAKE),), elsewhere=CITY)
 ROUNDING = 1e-4
 """The largest relative difference that another batch size may make in float32."""
 
@@ -31,6 +34,8 @@ def checks(denoiser: Denoiser) -> tuple[Callable[[Make], None], ...]:
         differentiable,
         batch_split_invariance,
         condition_per_window,
+        *((regions_are_mixed,) if len(denoiser.window) == 2 else ()),
+        *((fields_are_cropped,) if denoiser.fields else ()),
         leaves_x_alone,
     )
 
@@ -92,9 +97,8 @@ def batch_split_invariance(make: Make) -> None:
 
 def condition_per_window(make: Make) -> None:
     """The condition of some windows is their part of the condition of all windows, also with a prompt for each region."""
-    halves = Regions((((0, 0, 0.5, 1), "a lake at night"),), elsewhere="a city at noon")
     denoiser = make()
-    world = _world(denoiser, prompt=halves if len(denoiser.window) == 2 else "a lake at night")
+    world = _world(denoiser, prompt=HALVES if len(denoiser.window) == 2 else LAKE)
     some = [2, 0]
     together = world.predict(world.x)[some]
     prediction = world.predict(world.x[some], some)
@@ -102,7 +106,47 @@ def condition_per_window(make: Make) -> None:
         distance(prediction, together) < ROUNDING,
         f"{world.name} conditions the windows {some} differently alone than among all windows (off by "
         f"{distance(prediction, together):.2g} of the largest magnitude): `condition` must give window index[k] its own text, "
-        "as Regions.assign(windows, index) does",
+        "as Scene.mixture(maps, windows, index) does",
+    )
+
+
+def regions_are_mixed(make: Make) -> None:
+    """In a window that two regions share, each cell has the prediction for the text of its region."""
+    denoiser = make()
+    mixed, lake, city = (_world(denoiser, prompt=prompt) for prompt in (HALVES, LAKE, CITY))
+    left = torch.arange(mixed.windows.size[1]) < mixed.windows.size[1] // 2
+    inside = mixed.windows.crop(left.expand(1, *mixed.windows.size))
+    expected = torch.where(inside, lake.predict(lake.x), city.predict(city.x))
+    off = distance(mixed.predict(mixed.x), expected)
+    demand(
+        off < ROUNDING,
+        f"{mixed.name} predicts a window of two regions otherwise than each of their texts in its own cells (off by {off:.2g} "
+        "of the largest magnitude): take the entries of Scene.mixture through the network, and join them by Mixture.mix",
+    )
+
+
+def fields_are_cropped(make: Make) -> None:
+    """A window reads its own part of each field, wherever it lies, and a batch does not change that."""
+    denoiser = make()
+    high, wide = denoiser.window
+    picture = torch.zeros(3, high, 2 * wide)
+    picture[:, :, wide:] = 1
+    there, elsewhere = (
+        _world(denoiser, fields=dict.fromkeys(denoiser.fields, shown)) for shown in (picture, picture.roll(wide, -1))
+    )
+    some = [2, 0]
+    together = there.predict(there.x)[some]
+    demand(
+        distance(there.predict(there.x[some], some), together) < ROUNDING,
+        f"{there.name} gives the windows {some} other parts of a field alone than among all windows: crop it by "
+        "Scene.crop(name, windows, index)",
+    )
+    # The canvas is two windows wide, so the moved field has under its first window what lay under the last one before.
+    off = distance(elsewhere.predict(there.x[[2]], [0]), there.predict(there.x[[2]], [2]))
+    demand(
+        off < 0.05 < distance(elsewhere.predict(there.x[[2]], [2]), there.predict(there.x[[2]], [2])),
+        f"{there.name} does not follow a field that is moved by a window (off by {off:.2g} of the largest magnitude): crop it "
+        "by Scene.crop(name, windows, index), which knows where the windows lie",
     )
 
 
@@ -140,7 +184,7 @@ class _World:
         return self.denoiser(x.clone(), self.level, self.condition(range(len(self.windows)) if index is None else index))
 
 
-def _world(denoiser: Denoiser, prompt: Prompt = "a lake") -> _World:
+def _world(denoiser: Denoiser, prompt: Prompt = "a lake", fields: Mapping[str, Tensor] | None = None) -> _World:
     runtime = Runtime(accelerator="cpu")
     for module in denoiser.modules():
         runtime.place(module)
@@ -152,4 +196,4 @@ def _world(denoiser: Denoiser, prompt: Prompt = "a lake") -> _World:
     alpha = 0.4 if training.prediction == "flow_prediction" else 0.8
     level = Level(0, training.timesteps // 2, alpha, 0.6, step=0, steps=1)
     x = torch.randn((len(windows), denoiser.channels, *denoiser.window), generator=torch.Generator().manual_seed(0))
-    return _World(denoiser, windows, level, denoiser.encode(prompt, "fog", 7.5), x)
+    return _World(denoiser, windows, level, denoiser.encode(Scene(prompt, "fog", 7.5, fields or {})), x)

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from panokit.guidance import Estimate, Guidance
+from panokit.guidance import Estimate, Guidance, Known
 from panokit.layout import Layout
 from panokit.plain import walk
 from panokit.run import CanvasStep, Run
@@ -116,21 +116,31 @@ def strength_is_finite_at_every_level(make: Make) -> None:
 
 
 def known_is_a_clean_canvas(make: Make) -> None:
-    """At every level `known` returns None, or a finite canvas like the run's own. It does not write to the run's canvas."""
+    """At every level `known` returns None, or what is known, like the run's own canvas. It does not write to that canvas."""
     run = _run(make())
     ((guidance, memory),) = run.guided
     name = f"{type(guidance).__name__}.known"
     while not run.done:
         canvas = contents(run.canvas)
-        x0: Any = guidance.known(run.view(0, "known"), memory)
+        known: Any = guidance.known(run.view(0, "known"), memory)
         demand(unchanged(canvas, run.canvas), f"{name} wrote to step.canvas, which the run still needs: work on a copy")
-        if x0 is not None:
+        if known is not None:
+            demand(
+                isinstance(known, Known),
+                f"{name} returned a {type(known).__name__}; it must return None, Known(x0) or Known(x0, where)",
+            )
+            x0, where = known.x0, known.where
             demand(
                 isinstance(x0, Tensor)
                 and (x0.shape, x0.dtype, x0.device) == (run.canvas.shape, run.canvas.dtype, run.canvas.device)
                 and bool(x0.isfinite().all()),
-                f"{name} returned {_described(x0)} at step {run.level.step} for a canvas that is {_described(run.canvas)}; it "
-                "must return None, or the clean canvas, finite and `.to(step.canvas)`",
+                f"{name} returned an x0 that is {_described(x0)} at step {run.level.step} for a canvas that is "
+                f"{_described(run.canvas)}; it must be the clean canvas, finite and `.to(step.canvas)`",
+            )
+            demand(
+                where is None or (isinstance(where, Tensor) and (where.shape, where.dtype) == (run.windows.size, torch.bool)),
+                f"{name} returned a where that is {_described(where)}; it must be None, or one truth value for each cell of "
+                f"the canvas, torch.bool {run.windows.size}",
             )
         run.step()
 
@@ -369,7 +379,8 @@ def _awake(guidance: Guidance, precision: Precision = "32-true") -> Run:
     """A run at the first level at which the guidance is awake."""
     run = _run(guidance, runtime=Runtime(accelerator="cpu", precision=precision, micro_batch=MICRO_BATCH))
     while not run.done:
-        if guidance.strength(run.level) != 0 and run.known() is None:
+        known = guidance.known(run.view(0, "known"), run.guided[0][1])
+        if guidance.strength(run.level) != 0 and not (isinstance(known, Known) and known.where is None):
             return run
         run.step()
     raise ConformanceError(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit.denoiser import Codec, Denoiser, Prompt
+from panokit.denoiser import Codec, Denoiser
 from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Lattice
 from panokit.guidance import Estimate, Guidance
@@ -21,6 +21,7 @@ from panokit.layout import Layout, Overlap
 from panokit.passes import Parts
 from panokit.run import Run
 from panokit.runtime import Runtime
+from panokit.scene import Prompt, Scene
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
 from panokit.windows import Factor, Windows, divided, per_axis
 
@@ -42,13 +43,24 @@ class ToyDenoiser(Denoiser):
     def modules(self) -> Iterable[nn.Module]:
         return ()
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
-        return sum(map(ord, str(prompt))) % 97 / 97
+    def encode(self, scene: Scene) -> Any:
+        numbers = [sum(map(ord, text)) % 97 / 97 for text in scene.texts]
+        return numbers[0] if len(numbers) == 1 else (numbers, scene)
 
     def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
-        return embeddings
+        if isinstance(embeddings, float):
+            return embeddings
+        numbers, scene = embeddings
+        mixture = scene.mixture(scene.maps(windows.size), windows, index)
+        return mixture, torch.tensor([numbers[k] for k in mixture.texts]).view(-1, 1, *(1,) * len(windows.window))
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
+        if not isinstance(condition, float):
+            mixture, numbers = condition
+            return mixture.mix(self._predict(x[mixture.rows], level, numbers.to(x)))
+        return self._predict(x, level, condition)
+
+    def _predict(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         self.forwards.append(len(x))
         felt = x * torch.linspace(0.5, 1.5, x[0].numel(), dtype=x.dtype).view(x.shape[1:])
         for axis in range(1, x.ndim):
@@ -242,7 +254,7 @@ def toy_run(
     stride: int = 2,
     wrap: bool = False,
     steps: int = 3,
-    prompt: str = "toy",
+    prompt: Prompt = "toy",
     micro_batch: int = 8,
     runtime: Runtime | None = None,
     seed: int = 0,
@@ -252,7 +264,7 @@ def toy_run(
     denoiser = denoiser or ToyDenoiser((4,) * len(size))
     axes = len(size)
     begin = partial((scheduler or ToyScheduler()).begin, steps, runtime.device, denoiser.training)
-    parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(prompt, "", 1.0))
+    parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(Scene(prompt)))
     windows = (layout or Overlap()).begin(size, denoiser.window, (stride,) * axes, (wrap,) * axes, seed)
     return Run(parts, guidances=guidances, windows=windows, seed=seed)
 

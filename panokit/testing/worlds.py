@@ -7,7 +7,8 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit.denoiser import Denoiser, Prompt
+from panokit.denoiser import Denoiser
+from panokit.scene import Scene
 from panokit.scheduler import Level, Solver, Training, pred_from
 from panokit.windows import Windows
 
@@ -58,7 +59,7 @@ class Gaussian(Denoiser):
     def modules(self) -> Iterable[nn.Module]:
         return ()
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
+    def encode(self, scene: Scene) -> Any:
         return None
 
     def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:

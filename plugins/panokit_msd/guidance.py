@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn, final
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Level, SettingError, Step, Windows, former_settings
+from panokit import Estimate, Known, Level, SettingError, Step, Windows, former_settings
 from panokit_msd.head_start import enlarged_from_below
 from panokit_msd.paper import faded
 from panokit_msd.pyramid import CrossScale, Memory, Target
@@ -45,7 +45,7 @@ class Projection(CrossScale):
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
         return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
-    def known(self, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
+    def known(self, step: Step, memory: Memory) -> Known | None:
         return None if self.weight == 0 else enlarged_from_below(self, self.head_start, step, memory)
 
     def prepare(self, step: Step, memory: Memory) -> Target:

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Guidance, Level, Step, Windows
+from panokit import Estimate, Guidance, Known, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory
 from panokit_msd.scale import enlarged
 from panokit_msd.settings import require_shares
@@ -51,7 +51,7 @@ class HeadStart(CrossScale):
     def with_levels(self, levels: int) -> "HeadStart":
         return replace(self, levels=levels)
 
-    def known(self, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
+    def known(self, step: Step, memory: Memory) -> Known | None:
         return enlarged_from_below(self, self.until, step, memory)
 
     def strength(self, level: Level) -> float:
@@ -61,7 +61,7 @@ class HeadStart(CrossScale):
         return seen.x0.new_zeros(len(index))
 
 
-def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: Memory) -> Float[Tensor, "*c_size"] | None:
+def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: Memory) -> Known | None:
     """The finished and enlarged smaller canvas, for the first share of the steps; None for later steps.
 
     Args:
@@ -78,7 +78,7 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
     if "painted" not in memory:
         below = guidance.below(step.windows)
         memory["painted"] = step.paint(below, _guides([guidance, *step.others], step.windows, below))
-    return enlarged(memory["painted"], guidance.factor, step.windows.wrap)
+    return Known(enlarged(memory["painted"], guidance.factor, step.windows.wrap))
 
 
 def _guides(guidances: Sequence[Guidance], windows: Windows, below: Windows) -> list[Guidance]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from panokit import Model, Runtime, Sampler, load_model
+from panokit import Model, Runtime, Sampler, Scene, load_model
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec, _unfit
 from panokit.errors import ModelError, PluginNotFoundError
 from panokit.testing.tiny import tiny_model
@@ -90,7 +90,7 @@ def test_windows_are_denoised_alike_in_any_company(tiny: Model) -> None:
     level = Level(0, 500, 0.6, 0.8, 0, 1)
     x = torch.randn(len(grid), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        embeddings = denoiser.encode("a lake", "fog", 7.5)
+        embeddings = denoiser.encode(Scene("a lake", "fog", 7.5))
         together = denoiser(x, level, denoiser.condition(embeddings, grid, range(len(grid))))
         apart = [denoiser(x[i : i + 1], level, denoiser.condition(embeddings, grid, [i])) for i in range(len(grid))]
     assert torch.allclose(together, torch.cat(apart), atol=1e-5)
@@ -102,10 +102,10 @@ def test_an_unknown_prompt_is_warned_of_once_and_names_known_words(tiny: Model) 
     words = frozenset({"lake", "dusk"})
     denoiser = UNetDenoiser(old.unet, old.text_encoder, old.tokenizer, old.training, words)
     with pytest.warns(UserWarning, match="knows no word of the prompt 'xyzzy'; it knows, for instance: .*lake"):
-        denoiser.encode("xyzzy", "", 1.0)
+        denoiser.encode(Scene("xyzzy"))
     with torch.no_grad():
-        denoiser.encode("a Lake, calm", "", 1.0)
-        denoiser.encode("", "", 1.0)
+        denoiser.encode(Scene("a Lake, calm"))
+        denoiser.encode(Scene(""))
 
 
 def test_unknown_words_are_found_between_any_signs(tiny: Model) -> None:
@@ -114,15 +114,15 @@ def test_unknown_words_are_found_between_any_signs(tiny: Model) -> None:
     denoiser = UNetDenoiser(old.unet, old.text_encoder, old.tokenizer, old.training, frozenset({"lake"}))
     with torch.no_grad():
         for known in ("Lake.", "lake!", "a lake-side"):
-            denoiser.encode(known, "", 1.0)
+            denoiser.encode(Scene(known))
         with pytest.warns(UserWarning, match="knows no word"):
-            denoiser.encode("lakes", "", 1.0)
+            denoiser.encode(Scene("lakes"))
 
 
 def test_what_is_cut_off_a_long_prompt_is_told(tiny: Model) -> None:
     """The tiny tokenizer reads a letter at a time, 16 with start and end."""
     with pytest.warns(UserWarning, match="the prompt has 22 tokens and this model reads 16: 'wxyzab' at its end is cut off"):
-        tiny.denoiser.encode("abcdefghijklmnwxyzab", "", 1.0)
+        tiny.denoiser.encode(Scene("abcdefghijklmnwxyzab"))
 
 
 def configure(part: str, **settings: Any) -> Callable[[Path], None]:

@@ -422,7 +422,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["panokit.testing.toys:Pull"], 14),
         (["head_start"], 9),
         (["spotdiffusion"], 11),
-        (["panokit.testing.worlds:Gaussian"], 6),
+        (["panokit.testing.worlds:Gaussian"], 7),
     ],
 )
 def test_check_prints_a_line_for_each_check(

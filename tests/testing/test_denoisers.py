@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panokit import Denoiser, Grid, Level, Regions, Training
-from panokit.denoiser import Prompt
+from panokit import Denoiser, Level, Scene, Training, Windows
+from panokit.scene import Mixture
 from panokit.scheduler import Prediction
 from panokit.testing import Check, checks, conforms, denoisers, run_checks
 from panokit.testing.tiny import tiny_model
@@ -53,18 +53,43 @@ class Network(Denoiser):
     def modules(self) -> Iterable[nn.Module]:
         return (self.net,)
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Any:
-        return prompt
+    def encode(self, scene: Scene) -> Scene:
+        return scene
 
-    def condition(self, embeddings: Any, grid: Grid, index: Sequence[int]) -> Tensor:
-        texts = [embeddings] * len(index) if isinstance(embeddings, str) else self.texts(embeddings, grid, index)
-        return torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1, 1)
+    def condition(self, embeddings: Scene, windows: Windows, index: Sequence[int]) -> tuple[Mixture, Tensor]:
+        mixture = self.mixture(embeddings, windows, index)
+        return mixture, torch.tensor([float(len(embeddings.texts[k])) for k in mixture.texts]).view(-1, 1, 1, 1)
 
-    def texts(self, prompt: Regions, grid: Grid, index: Sequence[int]) -> list[str]:
-        return [prompt.texts[k] for k in prompt.assign(grid, index)]
+    def mixture(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Mixture:
+        return scene.mixture(scene.maps(windows.size), windows, index)
 
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
-        return self.net(x) + condition / 100
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
+        mixture, numbers = condition
+        return mixture.mix(self.net(x[mixture.rows]) + numbers / 100)
+
+
+class Controlled(Network):
+    """Adds the mean brightness of a control picture to each cell: sound."""
+
+    fields = frozenset({"control"})
+
+    def condition(self, embeddings: Scene, windows: Windows, index: Sequence[int]) -> Any:
+        control = torch.zeros(len(index), 1, *windows.window)
+        if "control" in embeddings.fields:
+            control = self.control(embeddings, windows, index)
+        return super().condition(embeddings, windows, index), control
+
+    def control(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Tensor:
+        return scene.crop("control", windows, index).mean(1, keepdim=True)
+
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
+        texts, control = condition
+        return super().__call__(x, level, texts) + control
+
+
+@conforms(Controlled)
+def test_a_network_with_a_control_picture(check: Check) -> None:
+    check()
 
 
 @conforms(Network)
@@ -76,12 +101,12 @@ def test_a_network(check: Check) -> None:
 
 
 class OneMoreChannel(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         return torch.cat([super().__call__(x, level, condition), x[:, :1]], dim=1)
 
 
 class InHalf(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         return super().__call__(x, level, condition).bfloat16()
 
 
@@ -102,34 +127,51 @@ class InTraining(Network):
 
 
 class Cut(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         return super().__call__(x.detach(), level, condition)
 
 
 class Flat(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         return super().__call__(x.round(), level, condition)
 
 
 class Explosive(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         return super().__call__(x, level, condition) + (x - x).abs().sqrt()
 
 
 class BatchNorm(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         return super().__call__(x - x.mean(0), level, condition)
 
 
 class ByPosition(Network):
     """Takes the texts of the first windows for those that it is asked for."""
 
-    def texts(self, prompt: Regions, grid: Grid, index: Sequence[int]) -> list[str]:
-        return super().texts(prompt, grid, range(len(index)))
+    def mixture(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Mixture:
+        return super().mixture(scene, windows, range(len(index)))
+
+
+class OneText(Network):
+    """Takes the text of most cells for the whole window."""
+
+    def mixture(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Mixture:
+        maps = scene.maps(windows.size)
+        texts = [0] * len(index) if maps is None else windows.crop(maps, index).mean((2, 3)).argmax(1).tolist()
+        return Mixture([*range(len(index))], texts, None)
+
+
+class WholeControl(Controlled):
+    """Shrinks the whole control picture into each window."""
+
+    def control(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Tensor:
+        shown = nn.functional.interpolate(scene.fields["control"][None], size=windows.window, mode="area")
+        return shown.mean(1, keepdim=True).expand(len(index), -1, -1, -1)
 
 
 class ScalesInPlace(Network):
-    def __call__(self, x: Tensor, level: Level, condition: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         prediction = super().__call__(x, level, condition)
         x.data.mul_(level.alpha)
         return prediction
@@ -155,6 +197,8 @@ class ScalesInPlace(Network):
             denoisers.condition_per_window,
             r"conditions the windows \[2, 0\] differently alone.*must give window index",
         ),
+        (OneText, denoisers.regions_are_mixed, "otherwise than each of their texts in its own cells .*Mixture.mix"),
+        (WholeControl, denoisers.fields_are_cropped, "does not follow a field that is moved by a window .*Scene.crop"),
         (ScalesInPlace, denoisers.leaves_x_alone, "wrote to its windows.*without a trailing underscore"),
     ],
     ids=lambda value: getattr(value, "__name__", "says"),
@@ -171,4 +215,4 @@ def test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken(
 def test_every_check_is_tried_by_a_broken_denoiser() -> None:
     (mark,) = test_the_check_of_a_rule_is_the_first_to_fail_where_the_rule_is_broken.pytestmark
     tried = {check.__name__ for _, check, _ in mark.args[1]}
-    assert tried == {check.name for check in checks(Network)}
+    assert tried == {check.name for check in checks(Controlled)}

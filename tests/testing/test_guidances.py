@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import Codec, Estimate, Grid, Guidance, Level, Step, Windows
+from panokit import Codec, Estimate, Grid, Guidance, Known, Level, Step, Windows
 from panokit.testing import Check, checks, conforms, guidances, run_checks
 from panokit.testing.toys import Pull
 
@@ -85,31 +85,58 @@ class Sleeping(Steady):
 class KnowsAnything(Sleeping):
     """Sound: it moves no window, and knows the canvas for some steps."""
 
-    def known(self, step: Step, memory: Any) -> Tensor | None:
-        return 0.5 * step.canvas if step.level.step in (2, 3) else None
+    def known(self, step: Step, memory: Any) -> Known | None:
+        return Known(0.5 * step.canvas) if step.level.step in (2, 3) else None
 
 
 @dataclass(frozen=True)
 class KnowsTooLate(Sleeping):
-    def known(self, step: Step, memory: Any) -> Tensor | None:
-        return 0.5 * step.canvas if step.level.step == guidances.STEPS else None
+    def known(self, step: Step, memory: Any) -> Known | None:
+        return Known(0.5 * step.canvas) if step.level.step == guidances.STEPS else None
 
 
 @dataclass(frozen=True)
 class KnowsInDouble(Steady):
-    def known(self, step: Step, memory: Any) -> Tensor | None:
-        return step.canvas.double() if step.level.step < 2 else None
+    def known(self, step: Step, memory: Any) -> Known | None:
+        return Known(step.canvas.double()) if step.level.step < 2 else None
 
 
 @dataclass(frozen=True)
 class KnowsNothing(Steady):
-    def known(self, step: Step, memory: Any) -> Tensor | None:
-        return step.canvas / 0 if step.level.step == 2 else None
+    def known(self, step: Step, memory: Any) -> Known | None:
+        return Known(step.canvas / 0) if step.level.step == 2 else None
+
+
+@dataclass(frozen=True)
+class KnowsBare(Steady):
+    def known(self, step: Step, memory: Any) -> Any:
+        return step.canvas
+
+
+@dataclass(frozen=True)
+class KnowsInNumbers(Steady):
+    def known(self, step: Step, memory: Any) -> Known | None:
+        return Known(step.canvas, torch.ones(step.windows.size))
+
+
+@dataclass(frozen=True)
+class KnowsAPart(Steady):
+    """Sound: it knows the left half, and moves windows all the same."""
+
+    def known(self, step: Step, memory: Any) -> Known | None:
+        where = torch.zeros(step.windows.size, dtype=torch.bool)
+        where[:, : step.windows.size[1] // 2] = True
+        return Known(0 * step.canvas, where)
+
+
+@conforms(KnowsAPart)
+def test_a_guidance_that_knows_a_part(check: Check) -> None:
+    check()
 
 
 @dataclass(frozen=True)
 class KnowsByWriting(Steady):
-    def known(self, step: Step, memory: Any) -> Tensor | None:
+    def known(self, step: Step, memory: Any) -> Known | None:
         step.canvas[:, 0] = 0.0
         return None
 
@@ -417,9 +444,11 @@ class HidesASetting(Steady):
         (
             KnowsInDouble,
             guidances.known_is_a_clean_canvas,
-            r"returned a torch.float64 \(4, 16, 24\) on cpu at step 0 .*float32",
+            r"returned an x0 that is a torch.float64 \(4, 16, 24\) on cpu at step 0 .*float32",
         ),
         (KnowsNothing, guidances.known_is_a_clean_canvas, "on cpu with NaN or infinity at step 2 .*the clean canvas, finite"),
+        (KnowsBare, guidances.known_is_a_clean_canvas, "returned a Tensor; it must return None, Known"),
+        (KnowsInNumbers, guidances.known_is_a_clean_canvas, "returned a where that is a torch.float32 .*one truth value"),
         (KnowsByWriting, guidances.known_is_a_clean_canvas, "known wrote to step.canvas.*: work on a copy"),
         (BatchMean, guidances.windows_do_not_see_each_other, "the energy of BatchMean differs.*reduce over all axes but"),
         (ByPosition, guidances.windows_do_not_see_each_other, "the energy of ByPosition.*part of the context by `index`"),

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -17,8 +17,9 @@ from transformers import CLIPTextModel, CLIPTokenizer, logging
 
 from panokit import registry
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
-from panokit.denoiser import Codec, Denoiser, Model, Prompt
+from panokit.denoiser import Codec, Denoiser, Model
 from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
+from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
 from panokit.windows import Windows
@@ -29,16 +30,16 @@ class Embeddings:
     """The embedded texts of a run.
 
     Attributes:
-        texts: one row for each text of the prompt.
-        negative: the negative prompt; None without classifier-free guidance.
-        prompt: the prompt itself, which decides the text of each window.
-        scale: strength of classifier-free guidance.
+        texts: one row for each text of the scene.
+        negatives: what to avoid, for each text; None without classifier-free guidance.
+        scene: the scene itself, which decides the texts of each window.
+        maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
     """
 
     texts: Float[Tensor, "k length width"]
-    negative: Float[Tensor, "1 length width"] | None
-    prompt: Prompt
-    scale: float
+    negatives: Float[Tensor, "k length width"] | None
+    scene: Scene
+    maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ class Condition:
     """The conditioning of some windows.
 
     Attributes:
-        text: the embedded text of each window.
-        negative: the negative prompt, once for each window; None without classifier-free guidance.
+        text: the embedded texts of the windows, one for each entry of the mixture.
+        negative: what to avoid, for each entry; None without classifier-free guidance.
         scale: strength of classifier-free guidance.
+        mixture: which entries belong to a window, and their shares.
     """
 
-    text: Float[Tensor, "n length width"]
-    negative: Float[Tensor, "n length width"] | None
+    text: Float[Tensor, "m length width"]
+    negative: Float[Tensor, "m length width"] | None
     scale: float
+    mixture: Mixture
 
 
 @final
@@ -98,13 +101,16 @@ class UNetDenoiser(Denoiser):
         set_checkpointing(self.unet, execution.checkpointing)
         set_compiled(self.unet, execution.compile)
 
-    def encode(self, prompt: Prompt, negative_prompt: str, guidance_scale: float) -> Embeddings:
-        texts = (prompt,) if isinstance(prompt, str) else prompt.texts
-        for text in texts:
+    def encode(self, scene: Scene) -> Embeddings:
+        for text in scene.texts:
             self._warn_of_unknown_words(text)
             self._warn_of_truncation(text)
-        negative = self._embed([negative_prompt]) if guidance_scale > 1 else None
-        return Embeddings(self._embed(texts), negative, prompt, guidance_scale)
+        if scene.guidance_scale <= 1:
+            return Embeddings(self._embed(scene.texts), None, scene)
+        negatives = list(dict.fromkeys(scene.negatives))
+        rows = self._embed(negatives)
+        which = [negatives.index(text) for text in scene.negatives]
+        return Embeddings(self._embed(scene.texts), rows[which] if len(rows) > 1 else rows.expand(len(which), -1, -1), scene)
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
@@ -130,18 +136,25 @@ class UNetDenoiser(Denoiser):
             warnings.warn(message, PromptWarning, stacklevel=6)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
-        prompt, n = embeddings.prompt, len(index)
-        rows = [0] * n if isinstance(prompt, str) else prompt.assign(windows, index)
-        text = embeddings.texts.expand(n, -1, -1) if isinstance(prompt, str) else embeddings.texts[rows]
-        negative = None if embeddings.negative is None else embeddings.negative.expand(n, -1, -1)
-        return Condition(text, negative, embeddings.scale)
+        scene, size = embeddings.scene, windows.size
+        if size not in embeddings.maps:
+            embeddings.maps[size] = scene.maps(size)
+        mixture = scene.mixture(embeddings.maps[size], windows, index)
+
+        def entries(rows: Tensor) -> Tensor:
+            return rows.expand(len(index), -1, -1) if len(rows) == 1 else rows[mixture.texts]
+
+        negative = None if embeddings.negatives is None else entries(embeddings.negatives)
+        return Condition(entries(embeddings.texts), negative, scene.guidance_scale, mixture)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
+        mixture = condition.mixture
+        x = x if mixture.shares is None else x[mixture.rows]
         if condition.negative is None:
-            return self._predict(x, level, condition.text)
+            return mixture.mix(self._predict(x, level, condition.text))
         both = self._predict(torch.cat([x, x]), level, torch.cat([condition.negative, condition.text]))
         negative, positive = both.chunk(2)
-        return torch.lerp(negative, positive, condition.scale)
+        return mixture.mix(torch.lerp(negative, positive, condition.scale))
 
     def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
         t = torch.full((len(x),), level.t, device=x.device)

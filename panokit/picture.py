@@ -1,0 +1,231 @@
+"""Pictures that a run starts from: to vary, to enlarge, to paint a part of anew, or to continue beyond their borders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from panokit.decoding import encode
+from panokit.denoiser import Codec
+from panokit.errors import SettingError
+from panokit.guidance import Known
+from panokit.pixels import read
+from panokit.scheduler import Level
+from panokit.settings import Settings
+from panokit.windows import Windows
+
+SIZE = tuple[int, int]
+"""Height and width, in pixels."""
+JOIN = 4
+"""Pixels at the edge of a mask over which the picture fades into what is painted."""
+STRENGTH = 0.8
+"""The strength with neither a mask nor a place, as in diffusers' pipelines."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a run starts from: a picture as large as the canvas, and which of its pixels stay.
+
+    Attributes:
+        picture: `3 H W`, in [0, 1]. Beyond the borders of a smaller picture, its border pixels go on.
+        covered: where the picture lies on the canvas, `H W`.
+        stays: the pixels that stay as they are, `H W`: covered ones that are not painted anew.
+        strength: the share of the steps that paint, in (0, 1]. In the steps before, all that is covered is known.
+        wrap: whether the canvas is a ring along its height, and along its width.
+    """
+
+    picture: Float[Tensor, "3 H W"]
+    covered: Bool[Tensor, "H W"]
+    stays: Bool[Tensor, "H W"]
+    strength: float
+    wrap: tuple[bool, ...]
+
+    def on(self, windows: Windows, codec: Codec | None, like: Tensor) -> "Latents":
+        """Encode the picture for one canvas of the run: its own, or a smaller one, for which the picture is shrunk.
+
+        Args:
+            windows: the windows of the canvas, of two axes.
+            codec: encodes the picture; None where the canvas is the picture.
+            like: a tensor of the dtype and device of the canvas.
+        """
+        factor = codec.factor if codec else 1
+        high, wide = (cells * factor for cells in windows.size)
+        picture = self.picture.to(like.device, torch.float32)
+        if picture.shape[-2:] != (high, wide):
+            picture = nn.functional.interpolate(picture[None], size=(high, wide), mode="area")[0]
+        x0 = encode(codec, picture, windows.wrap) if codec else picture
+        covered, stays = (_whole_cells(pixels, windows.size) for pixels in (self.covered, self.stays))
+        return Latents(x0.to(like), covered, stays, self.strength)
+
+    def join(self, painted: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
+        """Put the pixels that stay into a painted picture, with a soft edge of `JOIN` pixels around them.
+
+        Args:
+            painted: the decoded canvas.
+
+        Returns:
+            The picture. Where pixels stay it has their values exactly.
+        """
+        if not self.stays.any():
+            return painted
+        share = sum((self._grown(reach) for reach in range(1, JOIN + 1)), torch.zeros(self.stays.shape)) / (JOIN + 1)
+        share = share.masked_fill(self.stays, 1).to(painted)
+        picture = self.picture.to(painted)
+        return torch.where(share == 1, picture, torch.lerp(painted, picture, share))
+
+    def _grown(self, reach: int) -> Tensor:
+        """The pixels that stay, and those up to `reach` pixels beside them, as 1 and 0."""
+        grown = self.stays.float()[None, None]
+        for axis, ring in zip((-2, -1), self.wrap, strict=True):
+            pad = (0, 0, reach, reach) if axis == -2 else (reach, reach, 0, 0)
+            grown = nn.functional.pad(grown, pad, mode="circular" if ring else "constant")
+        return nn.functional.max_pool2d(grown, 2 * reach + 1, stride=1)[0, 0]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """A start on one canvas.
+
+    Attributes:
+        x0: the encoded picture, `c *size`.
+        covered: the cells that the picture covers, `*size`.
+        stays: the cells that stay, `*size`.
+        strength: see `Start`.
+    """
+
+    x0: Float[Tensor, "*c_size"]
+    covered: Bool[Tensor, "*size"]
+    stays: Bool[Tensor, "*size"]
+    strength: float
+
+    def known(self, level: Level) -> Known | None:
+        """What is known of the clean canvas at a noise level; None if it is nothing."""
+        early = level.step < level.steps - painted_steps(level.steps, self.strength)
+        where = self.covered if early else self.stays
+        return Known(self.x0, None if where.all() else where) if where.any() else None
+
+
+def painted_steps(steps: int, strength: float) -> int:
+    """The number of steps that paint; the others only add noise to the picture."""
+    return min(int(steps * strength), steps)
+
+
+def start(settings: Settings, sources: Mapping[str, Any], factor: int) -> tuple[Start, dict[str, str]]:
+    """Make the start of a run from its picture, and its mask if there is one.
+
+    Args:
+        settings: height, width, steps, strength, at and wrap, of which height and width are filled in.
+        sources: `image`, and perhaps `mask`: each a file, a picture of Pillow, or a tensor.
+        factor: pixels along a side of a cell.
+
+    Returns:
+        The start, and the SHA-256 of each source by its name.
+
+    Raises:
+        SettingError: a source is no picture, or does not fit the canvas.
+    """
+    pixels, digest = read(sources["image"], "image")
+    digests, size = {"image": digest}, (settings.height or 0, settings.width or 0)
+    anew: Tensor | None = None
+    if sources.get("mask") is not None:
+        mask, digests["mask"] = read(sources["mask"], "mask")
+        anew = _fitted_mask(mask.mean(0) >= 0.5, (pixels.shape[1], pixels.shape[2]))
+    if settings.place is None:
+        _require_shape((pixels.shape[1], pixels.shape[2]), size, factor)
+        pixels = _resized(pixels, size)
+        anew = None if anew is None else nn.functional.interpolate(anew[None, None].float(), size=size)[0, 0].bool()
+        top, left = 0, 0
+    else:
+        left, top = settings.place
+        _require_place((left, top), (pixels.shape[1], pixels.shape[2]), size, factor)
+    high, wide = pixels.shape[1:]
+    around = (left, size[1] - left - wide, top, size[0] - top - high)
+    covered = nn.functional.pad(torch.ones(high, wide, dtype=torch.bool), around)
+    stays = covered if settings.place else torch.zeros_like(covered)
+    if anew is not None:
+        stays = covered & ~nn.functional.pad(anew, around)
+    if bool(stays.all()):
+        raise SettingError(
+            "the picture covers the whole canvas, and nothing is left to paint: make the canvas larger, or give a mask that is "
+            "white where it should be painted anew"
+        )
+    strength = (
+        (STRENGTH if settings.place is None and anew is None else 1.0) if settings.strength is None else settings.strength
+    )
+    if painted_steps(settings.steps, strength) < 1:
+        raise SettingError(
+            f"strength is {strength} with {settings.steps} steps, which leaves none to paint: "
+            f"it must be {-(-100 // settings.steps) / 100:g} or more, or there must be more steps"
+        )
+    filled = nn.functional.pad(pixels[None], around, mode="replicate")[0]
+    return Start(filled, covered, stays, strength, settings.wraps), digests
+
+
+def own_size(source: Any, window: SIZE, factor: int) -> SIZE:
+    """The size of a canvas for a picture if none is given: that of the picture, in whole cells, and at least one window."""
+    pixels, _ = read(source, "image")
+    high, wide = pixels.shape[1], pixels.shape[2]
+    least = max(1.0, window[0] / high, window[1] / wide)  # a smaller picture is enlarged as a whole
+    return round(high * least / factor) * factor, round(wide * least / factor) * factor
+
+
+def _resized(pixels: Tensor, size: SIZE) -> Tensor:
+    if pixels.shape[1:] == size:
+        return pixels
+    resized = nn.functional.interpolate(pixels[None], size=size, mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].clamp(0, 1)
+
+
+def _fitted_mask(anew: Tensor, size: SIZE) -> Tensor:
+    """The mask in the size of its picture.
+
+    Raises:
+        SettingError: it has another shape, or is black everywhere.
+    """
+    high, wide = anew.shape
+    if abs(high * size[1] - wide * size[0]) > max(size):
+        raise SettingError(
+            f"the mask of {wide} x {high} pixels has another shape than the picture of {size[1]} x {size[0]}: "
+            "make it as large as the picture"
+        )
+    if not anew.any():
+        raise SettingError("the mask is black everywhere, so nothing would be painted: white is painted anew")
+    return anew if anew.shape == size else nn.functional.interpolate(anew[None, None].float(), size=size)[0, 0].bool()
+
+
+def _require_shape(picture: SIZE, canvas: SIZE, factor: int) -> None:
+    """Check that a picture can be resized to the canvas without being stretched by more than a cell."""
+    (high, wide), (height, width) = picture, canvas
+    scale = max(height / high, width / wide)
+    if max(abs(high * scale - height), abs(wide * scale - width)) > factor * max(1.0, scale):
+        fit = round(height / high * wide / factor) * factor
+        raise SettingError(
+            f"the picture of {wide} x {high} pixels has another shape than the canvas of {width} x {height}: make the width "
+            f"{fit}, or place the picture on a larger canvas with at, such as 0,0"
+        )
+
+
+def _require_place(at: SIZE, picture: SIZE, canvas: SIZE, factor: int) -> None:
+    """Check that a picture lies on the canvas, at whole cells."""
+    (left, top), (high, wide), (height, width) = at, picture, canvas
+    if left % factor or top % factor:
+        near = tuple(round(n / factor) * factor for n in at)
+        raise SettingError(
+            f"at is {left},{top}: both must be multiples of {factor}, the pixels of a cell; the nearest is {near[0]},{near[1]}"
+        )
+    if left < 0 or top < 0 or left + wide > width or top + high > height:
+        raise SettingError(
+            f"the picture of {wide} x {high} pixels at {left},{top} leaves the canvas of {width} x {height}: "
+            f"at goes up to {max(width - wide, 0) // factor * factor},{max(height - high, 0) // factor * factor}"
+            + ("; the canvas must be at least as large as the picture" if wide > width or high > height else "")
+        )
+
+
+def _whole_cells(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The cells all of whose pixels are true."""
+    return -nn.functional.adaptive_max_pool2d(-pixels[None, None].float(), size)[0, 0] > 0.5

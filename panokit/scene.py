@@ -1,0 +1,257 @@
+"""A scene: what is painted. Texts for the whole canvas or for its regions, and pictures that are laid on it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from panokit.errors import SettingError
+from panokit.pixels import label, read
+from panokit.windows import Windows
+
+Number = int | float
+Box = tuple[Number, Number, Number, Number]
+"""Left, top, right and bottom, relative to the canvas, from 0 to 1."""
+LEAST = 1 / 256
+"""A smaller share of a text in a cell counts as none."""
+
+
+@final
+@dataclass(frozen=True)
+class Region:
+    """A part of the canvas with a text of its own.
+
+    Attributes:
+        area: a box `(left, top, right, bottom)`, relative to the canvas, from 0 to 1; or a mask, which is white in the region:
+            a file, a picture of Pillow, or a tensor. A mask is stretched over the canvas.
+        text: what to paint there.
+        negative_prompt: what to avoid there; None for the negative prompt of the scene.
+        weight: None if the region lies on top of earlier ones. Where regions with weights overlap, their predictions are mixed
+            in these proportions.
+
+    Raises:
+        SettingError: a box is empty or leaves the canvas, or the weight is not above 0.
+    """
+
+    area: Any
+    text: str
+    negative_prompt: str | None = None
+    weight: Number | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not self.weight > 0:
+            raise SettingError(f"the weight of the region {self.text!r} is {self.weight}: it must be above 0")
+        if self.is_mask:
+            return
+        left, top, right, bottom = self.area
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise SettingError(
+                f"the box {self.area} of the region {self.text!r} is empty or leaves the canvas: "
+                "(left, top, right, bottom) are relative, 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
+            )
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether the area is a mask, and no box."""
+        return not isinstance(self.area, tuple)
+
+    def over(self, size: tuple[int, ...]) -> Float[Tensor, "*size"]:
+        """How much of each cell of a canvas the region covers, from 0 to 1. A box covers the cells whose centre it contains."""
+        if self.is_mask:
+            pixels, _ = read(self.area, f"the mask of the region {self.text!r}")
+            covered = nn.functional.interpolate(pixels.mean(0)[None, None], size=size, mode="area")[0, 0]
+            if not (covered > LEAST).any():
+                raise SettingError(f"the mask of the region {self.text!r} is black everywhere: it must be white in the region")
+            return covered
+        left, top, right, bottom = self.area
+        (high, wide) = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in size)
+        inside = ((high >= top) & (high < bottom))[:, None] & ((wide >= left) & (wide < right))
+        return inside.float()
+
+
+@final
+@dataclass(frozen=True)
+class Regions:
+    """A prompt with a text for each region. In a window, the predictions for the texts are mixed by their share of each cell.
+
+    A window costs a pass for each text that has a share in it. Regions without a weight lie on top of earlier ones.
+
+    Attributes:
+        regions: the regions: `Region`, or pairs of a box and a text.
+        elsewhere: the text of cells in no region.
+
+    Raises:
+        SettingError: there is no region.
+    """
+
+    regions: tuple[Region | tuple[Box, str], ...]
+    elsewhere: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.regions:
+            raise SettingError("Regions came without a region: give at least one ((left, top, right, bottom), text)")
+        made = tuple(region if isinstance(region, Region) else Region(*region) for region in self.regions)
+        object.__setattr__(self, "regions", made)
+
+    @property
+    def parts(self) -> tuple[Region, ...]:
+        """The regions."""
+        return tuple(region for region in self.regions if isinstance(region, Region))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts: `elsewhere`, then the texts of the regions in order."""
+        return (self.elsewhere, *(region.text for region in self.parts))
+
+    def maps(self, size: tuple[int, ...]) -> Float[Tensor, "k *size"]:
+        """The share of each text in each cell of a canvas. The shares of a cell sum to 1.
+
+        Args:
+            size: cells of a canvas of two axes.
+
+        Raises:
+            SettingError: a mask cannot be read, or a region with a weight overlaps one without.
+        """
+        opaque, weighted = torch.zeros(2, len(self.texts), *size)
+        for k, region in enumerate(self.parts, start=1):
+            area = region.over(size)
+            if region.weight is None:
+                opaque *= 1 - area
+                opaque[k] = area
+            else:
+                weighted[k] = region.weight * area
+        cover = torch.stack([region.over(size) for region in self.parts if region.weight is not None] or [opaque[0]]).amax(0)
+        if ((opaque.sum(0) > 0.5) & (cover > 0.5)).any():
+            raise SettingError(
+                "a region with a weight overlaps one without, which would lie on top of it: give both a weight, or neither"
+            )
+        maps = opaque + (1 - opaque.sum(0)) * cover * weighted / weighted.sum(0).clamp(min=1e-12)
+        maps[0] = (1 - maps[1:].sum(0)).clamp(min=0)
+        return maps
+
+    def as_data(self) -> dict[str, Any]:
+        """The regions as plain data, for recipes. A mask is its file, or the SHA-256 of its pixels."""
+        if not any(region.is_mask or region.negative_prompt is not None or region.weight for region in self.parts):
+            return {"boxes": [[list(region.area), region.text] for region in self.parts], "elsewhere": self.elsewhere}
+        regions = []
+        for region in self.parts:
+            area = {"mask": label(region.area, read(region.area, "mask")[1])} if region.is_mask else {"box": list(region.area)}
+            rest = {name: value for name, value in asdict(region).items() if name != "area" and value is not None}
+            regions.append({**area, **rest})
+        return {"regions": regions, "elsewhere": self.elsewhere}
+
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each mask, by the place of its region."""
+        return {
+            f"prompt.regions.{k}.mask": read(region.area, "mask")[1] for k, region in enumerate(self.parts) if region.is_mask
+        }
+
+
+Prompt = str | Regions
+"""What to paint: one text for the whole canvas, or a text for each region."""
+
+
+class Mixture(NamedTuple):
+    """Which texts some windows need. A window has an entry for each of its texts, one after another.
+
+    Attributes:
+        rows: for each entry, the position of its window.
+        texts: for each entry, the position of its text in `Scene.texts`.
+        shares: for each entry, the share of the text in each cell, `m 1 *window`; None if every window has one text.
+    """
+
+    rows: list[int]
+    texts: list[int]
+    shares: Float[Tensor, "m 1 *window"] | None
+
+    def mix(self, preds: Float[Tensor, "m *c_window"]) -> Float[Tensor, "n *c_window"]:
+        """Mix the predictions of the entries into one for each window.
+
+        Args:
+            preds: the prediction for each entry, `m c *window`.
+
+        Returns:
+            The predictions of the windows, `n c *window`.
+        """
+        if self.shares is None:
+            return preds
+        counts = [self.rows.count(row) for row in range(self.rows[-1] + 1)]
+        parts = (self.shares.to(preds) * preds).split(counts)
+        return torch.stack([part.sum(0) for part in parts])
+
+
+@final
+@dataclass(frozen=True)
+class Scene:
+    """What is painted. `Denoiser.encode` turns it into embeddings.
+
+    Attributes:
+        prompt: a text for the whole canvas, or `Regions`.
+        negative_prompt: what to avoid; an empty text for nothing.
+        guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
+        fields: pictures that lie on the canvas, by name, such as a control picture: `c H W`, each stretched over the canvas.
+    """
+
+    prompt: Prompt
+    negative_prompt: str = ""
+    guidance_scale: float = 1.0
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts: one, or those of the regions."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt.texts
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """What to avoid, for each of `texts`."""
+        if isinstance(self.prompt, str):
+            return (self.negative_prompt,)
+        own = (region.negative_prompt for region in self.prompt.parts)
+        return (self.negative_prompt, *(self.negative_prompt if text is None else text for text in own))
+
+    def maps(self, size: tuple[int, ...]) -> Float[Tensor, "k *size"] | None:
+        """The share of each text in each cell of a canvas; None if there is one text. A denoiser keeps them for each size."""
+        return None if isinstance(self.prompt, str) else self.prompt.maps(size)
+
+    @staticmethod
+    def mixture(maps: Float[Tensor, "k *size"] | None, windows: Windows, index: Sequence[int]) -> Mixture:
+        """Which texts some windows need, with their shares.
+
+        Args:
+            maps: what `maps` returned for the size of the canvas.
+            windows: where the windows lie.
+            index: their numbers.
+        """
+        if maps is None:
+            return Mixture([*range(len(index))], [0] * len(index), None)
+        shares = windows.crop(maps, index)
+        present = (shares >= LEAST).flatten(2).any(2).tolist()
+        pairs = [(row, k) for row, texts in enumerate(present) for k, there in enumerate(texts) if there]
+        rows, texts = [row for row, _ in pairs], [k for _, k in pairs]
+        if len(rows) == len(index):
+            return Mixture(rows, texts, None)
+        chosen = shares[rows, texts]
+        total = torch.stack([part.sum(0) for part in chosen.split([rows.count(row) for row in range(len(index))])])
+        return Mixture(rows, texts, (chosen / total[rows])[:, None])
+
+    def crop(self, name: str, windows: Windows, index: Sequence[int], factor: int = 1) -> Tensor:
+        """The part of a field that some windows cover, by the same crop as the canvas.
+
+        Args:
+            name: of the field.
+            windows: where the windows lie, perhaps on a smaller canvas.
+            index: their numbers.
+            factor: how many times finer than a cell the result is: 8 for the pixels of Stable Diffusion.
+
+        Returns:
+            The crops, `n c *window`, with `factor` times the cells of a window along each axis.
+        """
+        fine = windows.refined(factor) if factor > 1 else windows
+        picture = self.fields[name]
+        if tuple(picture.shape[-2:]) != fine.size:
+            picture = nn.functional.interpolate(picture[None], size=fine.size, mode="bilinear", antialias=True)[0]
+        return fine.crop(picture, index)
