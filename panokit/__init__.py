@@ -14,7 +14,6 @@ from panokit.moved import answer_old_imports
 answer_old_imports()
 
 if TYPE_CHECKING:
-    from panokit.backbones.diffusers.model import load_model as load_model
     from panokit.backbones.diffusers.scheduler import DiffusersScheduler as DiffusersScheduler
     from panokit.checkpoint import Checkpoint as Checkpoint
     from panokit.denoiser import Codec as Codec
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
     from panokit.errors import SettingError as SettingError
+    from panokit.family import Family as Family
     from panokit.fuser import Fuser as Fuser
     from panokit.fuser import WeightedFuser as WeightedFuser
     from panokit.grid import Grid as Grid
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from panokit.guidance import Known as Known
     from panokit.guidance import Step as Step
     from panokit.layout import Layout as Layout
+    from panokit.models import load_model as load_model
     from panokit.moved import former_settings as former_settings
     from panokit.panorama import Panorama as Panorama
     from panokit.run import Run as Run
@@ -65,7 +66,8 @@ _HOME = {
     "scheduler": ("Level", "Scheduler", "Solver", "Training"),
     "union": ("Union",),
     "windows": ("Placed", "Windows"),
-    "backbones.diffusers.model": ("load_model",),
+    "family": ("Family",),
+    "models": ("load_model",),
     "backbones.diffusers.scheduler": ("DiffusersScheduler",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -16,6 +16,7 @@ from docstring_parser import parse
 
 from panokit import registry
 from panokit.errors import SettingError
+from panokit.family import Family
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import fit, hints_of, words
@@ -27,9 +28,15 @@ from panokit.registry import Kind
 from panokit.scene import Prompt, Region, Regions
 from panokit.scheduler import Scheduler
 
-Plugin = TypeVar("Plugin", Layout, Fuser, Guidance, Scheduler)
+Plugin = TypeVar("Plugin", Layout, Fuser, Guidance, Scheduler, Family)
 
-BASES: Mapping[Kind, Any] = {"layouts": Layout, "fusers": Fuser, "guidances": Guidance, "schedulers": Scheduler}
+BASES: Mapping[Kind, Any] = {
+    "layouts": Layout,
+    "fusers": Fuser,
+    "guidances": Guidance,
+    "schedulers": Scheduler,
+    "families": Family,
+}
 """The contract of each kind of plugin that has settings."""
 
 
@@ -53,7 +60,7 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
     """Make the plugin that a part describes.
 
     Args:
-        base: the contract that the plugin must fulfil: `Layout`, `Fuser`, `Guidance` or `Scheduler`.
+        base: the contract that the plugin must fulfil: `Layout`, `Fuser`, `Guidance`, `Scheduler` or `Family`.
         part: a name, or a mapping of `plugin`, the name, and settings.
         trusted: False for data from a file that somebody else may have written. Then only installed plugins are imported.
 
@@ -136,7 +143,7 @@ def _region(data: Any) -> Region | None:
         return None
 
 
-def parameters(base: type[Layout | Fuser | Guidance | Scheduler], name: str) -> tuple[str, list[Parameter]]:
+def parameters(base: type[Layout | Fuser | Guidance | Scheduler | Family], name: str) -> tuple[str, list[Parameter]]:
     """The first line of a plugin's docstring, and its settings.
 
     Args:

@@ -2,8 +2,8 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -142,11 +142,18 @@ class Model:
         denoiser: makes predictions for noisy windows.
         codec: converts images to latents and back; None where the canvas is the picture.
         name: the name, folder or hub id that loads the model; recipes keep it.
+        settings: the settings that it was loaded with, which recipes keep, too.
     """
 
     denoiser: Denoiser
     codec: Codec | None
     name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def part(self) -> str | dict[str, Any]:
+        """The model as plain data: its name, or a mapping of its name and settings."""
+        return {"plugin": self.name, **self.settings} if self.settings else self.name
 
     @property
     def factor(self) -> int:

@@ -26,7 +26,7 @@ from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
 from panokit.scheduler import Scheduler
-from panokit.settings import SETTINGS, Composition, Settings, unknown_option
+from panokit.settings import SETTINGS, Composition, Part, Settings, unknown_option
 
 PARTS = tuple(field.name for field in fields(Composition))
 """The options of a job that name its parts."""
@@ -181,27 +181,29 @@ class Worker:
             self._plugins[key] = build(base, part, trusted=self.trusted)
         return self._plugins[key]
 
-    def _model(self, name: str) -> Any:
-        """The model of a name. It is loaded and placed once."""
-        if name not in self._models:
+    def _model(self, part: Part) -> Any:
+        """The model that a job describes. It is loaded and placed once."""
+        key = part if isinstance(part, str) else json.dumps(part, default=repr)
+        if key not in self._models:
             if not self.trusted:
-                require_installed(name)
-            self._models[name] = Sampler(name, runtime=self.runtime)
-        return self._models[name].model
+                require_installed(part)
+            self._models[key] = Sampler(part, runtime=self.runtime)
+        return self._models[key].model
 
 
 def require_installed(model: object) -> None:
     """Check that a model is an installed one. A recipe that is not trusted may name no other.
 
     Args:
-        model: the model as the recipe names it.
+        model: the model as the recipe describes it: a name, or a mapping of a name and settings.
 
     Raises:
         SettingError: no installed model has that name. It may be a folder, a hub id, or no name at all.
     """
-    if all(plugin.name != model for plugin in registry.plugins("models")):
+    name = model.get("plugin") if isinstance(model, Mapping) else model
+    if all(plugin.name != name for plugin in registry.plugins("models")):
         raise SettingError(
-            f"the recipe names the model {model!r:.80}, which is not installed by that name: "
+            f"the recipe names the model {name!r:.80}, which is not installed by that name: "
             "trust it (--trust) to load a folder or from the hub"
         )
 

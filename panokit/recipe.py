@@ -163,6 +163,7 @@ def check(recipe: Mapping[str, Any]) -> None:
         "at": list,
         "hashes": dict,
         "guidances": list,
+        "model": str | dict,
         "layout": str | dict,
         "fuser": str | dict,
         "scheduler": str | dict,
@@ -245,7 +246,7 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
         "CFG scale": recipe.get("guidance_scale"),
         "Seed": recipe.get("seed"),
         "Size": f"{recipe.get('width')}x{recipe.get('height')}",
-        "Model": recipe.get("model"),
+        "Model": model.get("plugin") if isinstance(model := recipe.get("model"), dict) else model,
         "Version": f"panokit {recipe.get('panokit')}",
     }
     return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in words.items())])

@@ -19,8 +19,8 @@ from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
 
 Made = TypeVar("Made")
 
-Kind = Literal["layouts", "fusers", "guidances", "schedulers", "models"]
-KINDS: tuple[Kind, ...] = ("layouts", "fusers", "guidances", "schedulers", "models")
+Kind = Literal["layouts", "fusers", "guidances", "schedulers", "families", "models"]
+KINDS: tuple[Kind, ...] = ("layouts", "fusers", "guidances", "schedulers", "families", "models")
 
 
 @final

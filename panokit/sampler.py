@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import torch
 
+from panokit import models
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import decode
@@ -115,7 +116,8 @@ class Sampler:
     mapping, `{"plugin": "msd", "weight": 5}`, as in a configuration.
 
     Args:
-        model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`.
+        model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`. A mapping gives it
+            settings, `{"plugin": "owner/model", "variant": "fp16"}`.
         scheduler: takes the canvas from one noise level to the next: `"ddim"`, `"dpm++_2m"`, ...
         layout: says where the windows lie.
         fuser: joins windows into a canvas.
@@ -134,7 +136,7 @@ class Sampler:
 
     def __init__(
         self,
-        model: str | Model = "landscapes",
+        model: str | Mapping[str, Any] | Model = "landscapes",
         *,
         scheduler: str | Mapping[str, Any] | Scheduler = "ddim",
         layout: str | Mapping[str, Any] | Layout = "overlap",
@@ -404,7 +406,7 @@ class Sampler:
             "diffusers": version("diffusers"),
             "prompt": prompt if isinstance(prompt, str) else prompt.as_data(),
             **settings.as_data(),
-            "model": self.model.name,
+            "model": self.model.part,
             "scheduler": describe(self.scheduler),
             "layout": describe(self.layout),
             "fuser": describe(self.fuser),
@@ -424,12 +426,17 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
     return part
 
 
-def _model(model: str | Model) -> Model:
+def _model(model: str | Mapping[str, Any] | Model) -> Model:
+    """The model itself, or the one that a name, or a mapping of a name and settings, describes."""
     if isinstance(model, Model):
         return model
-    from panokit.backbones.diffusers.model import load_model
-
-    return load_model(str(model))
+    if not isinstance(model, Mapping):
+        return models.load_model(str(model))
+    settings = dict(model)
+    name = settings.pop("plugin", None)
+    if not isinstance(name, str):
+        raise SettingError(f"the model came as {model!r:.80}: give its name, or {{plugin: NAME, SETTING: VALUE}}")
+    return models.load_model(name, **settings)
 
 
 def _cells(pixels: int, window: int, factor: int, name: str) -> int:

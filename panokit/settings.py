@@ -131,7 +131,8 @@ class Composition:
     """Model and plugins.
 
     Attributes:
-        model: The name of an installed model, a folder in diffusers' format, or a hub id.
+        model: The name of an installed model, a folder in diffusers' format, or a hub id. --model.SETTING=VALUE sets a setting
+            of its family, such as variant.
         scheduler: The solver, such as ddim, euler, dpm++_2m or unipc. --scheduler.options.eta=1 sets one of its options.
         layout: The plugin that says where the windows lie. --layout.SETTING=VALUE sets one of its settings.
         fuser: The plugin that joins the windows. --fuser.SETTING=VALUE sets one of its settings.
@@ -142,7 +143,7 @@ class Composition:
         SettingError: a value has another type.
     """
 
-    model: str = "landscapes"
+    model: Part = "landscapes"
     scheduler: Part = "ddim"
     layout: Part = "overlap"
     fuser: Part = "multidiffusion"

@@ -53,7 +53,7 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     """The tiny model in diffusers' folder format, with a scheduler that takes it for one of v-prediction. It is read once."""
     from diffusers import AutoencoderKL, DDIMScheduler
 
-    from panokit.backbones.diffusers import model
+    from panokit import models
     from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 
     path = tmp_path_factory.mktemp("tiny")
@@ -67,8 +67,12 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     codec.vae.save_pretrained(path / "vae")
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
     scheduler.save_pretrained(path / "scheduler")
-    load_model = model.load_model
+    load_model = models.load_model
     read = load_model(str(path))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(model, "load_model", lambda name: deepcopy(read) if name == str(path) else load_model(name))
+        monkeypatch.setattr(
+            models,
+            "load_model",
+            lambda name, **settings: deepcopy(read) if (name, settings) == (str(path), {}) else load_model(name, **settings),
+        )
         yield path

@@ -23,9 +23,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from panokit import Model, PanokitError, Panorama, Runtime, Sampler, recipe
-from panokit.backbones.diffusers.model import load_model
 from panokit.cli import main
 from panokit.jobs import JOB, Worker
+from panokit.models import load_model
 from panokit.sampler import Plan
 from panokit.study.plan import Study
 
@@ -242,7 +242,8 @@ def texts(site: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def read_once() -> Callable[[str], Model]:
     """`load_model`, which reads a model once and shares it."""
-    return cache(load_model)
+    read = cache(load_model)
+    return lambda name, **settings: load_model(name, **settings) if settings else read(name)
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def painted(read_once: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) 
         return Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), self.recipe)
 
     monkeypatch.setattr(Plan, "make", start)
-    monkeypatch.setattr("panokit.backbones.diffusers.model.load_model", read_once)
+    monkeypatch.setattr("panokit.models.load_model", read_once)
     return asked
 
 

@@ -216,13 +216,13 @@ def explain(kind: Kind, name: str) -> None:
         kind: the kind of the plugin.
         name: an installed plugin, or `module:Class`.
 
-    Raises:
-        SettingError: it is a model, which has no settings.
+    A model has those of the family that reads it.
     """
     from panokit.composition import BASES, parameters
+    from panokit.models import family_of
 
-    if kind not in BASES:
-        raise SettingError(f"{name} is a model, and models have no settings")
+    if kind == "models":
+        kind, name = "families", family_of(name)
     summary, settings = parameters(BASES[kind], name)
     print(f"{name}: {summary}" if summary else name)
     for parameter in settings:
@@ -340,8 +340,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
     """A function that makes the plugin of a name, or of `module:Class`, with default settings."""
-    from panokit.backbones.diffusers.model import load_model
     from panokit.composition import BASES, build
+    from panokit.models import load_model
 
     if ":" in name:
         maker = registry.attribute(name)

@@ -160,8 +160,8 @@ def _set_parts(options: dict[str, Any], words: Words) -> None:
     for name, value in words.parts:
         if name == "guidances+":
             options["guidances"] = [*_listed(options.get("guidances")), plain(value)]
-        else:
-            options[name] = plain(value)
+        else:  # the name of a model may be any path
+            options[name] = value if name == "model" and not value.startswith("{") else plain(value)
     for setting in words.settings:
         path = f"{setting.part}.{setting.key}"
         if setting.part == "guidances" and not setting.key[0].isdecimal():

@@ -11,7 +11,13 @@ from panokit.options import plain
 from panokit.registry import Kind
 from panokit.settings import unknown_option
 
-PARTS: dict[str, Kind] = {"layout": "layouts", "guidances": "guidances", "fuser": "fusers", "scheduler": "schedulers"}
+PARTS: dict[str, Kind] = {
+    "model": "models",
+    "layout": "layouts",
+    "guidances": "guidances",
+    "fuser": "fusers",
+    "scheduler": "schedulers",
+}
 """The options that name plugins, and their kinds."""
 _SETTING = re.compile(rf"--({'|'.join(PARTS)})\.(\w+(?:\.\w+)*)")
 _ALONE = ("--help", "--print_config", "--version")

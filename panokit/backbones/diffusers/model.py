@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, logging
 
-from panokit import registry
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.denoiser import Codec, Denoiser, Model
-from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
+from panokit.errors import ModelError, PromptWarning, SettingError
+from panokit.family import Family
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
@@ -191,85 +191,97 @@ class VAECodec(Codec):
         return images.to(latents.dtype) / 2 + 0.5
 
 
-def load_model(name: str) -> Model:
-    """Load Stable Diffusion 1.x or 2.x, or a model that is built like it.
+@final
+@dataclass(frozen=True)
+class StableDiffusion(Family):
+    """Stable Diffusion 1.x and 2.x, and models that are built like them. Weights are read as float32.
 
-    The model has the parts `unet`, `vae`, `text_encoder`, `tokenizer` and `scheduler`. Weights are read as float32 from
-    safetensors, never from pickles.
-
-    Args:
-        name: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`.
-
-    Returns:
-        The model, on the CPU.
+    Attributes:
+        variant: reads weights of this variant, such as `fp16` for files `*.fp16.safetensors`.
+        window: cells along a side of a window; None for the size that the model was trained at.
 
     Raises:
-        PluginNotFoundError: the name is not installed, no folder, and not of the form of a hub id.
-        PluginLoadError: the installed model cannot be imported.
-        ModelError: files are missing, pickled or of another kind of model, or the hub cannot be reached.
+        SettingError: the window is below 8 cells, or no multiple of 8.
     """
-    if any(plugin.name == name for plugin in registry.plugins("models")):
-        return from_folder(Path(registry.load("models", name)), name)
-    if Path(name).is_dir():
-        return from_folder(Path(name), name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_pretrained(name, name)
-    message = registry.unknown("models", name)
-    raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
 
+    variant: str | None = None
+    window: int | None = None
 
-def from_folder(folder: Path, name: str) -> Model:
-    """Load a model from a folder in diffusers' format.
+    def __post_init__(self) -> None:
+        if self.window is not None and (self.window < 8 or self.window % 8):
+            near = max(8, round(self.window / 8) * 8)
+            raise SettingError(f"window is {self.window}: it must be a multiple of 8 cells; the nearest is {near}")
 
-    Args:
-        folder: the folder.
-        name: the name of the model, which recipes keep.
+    @classmethod
+    def reads(cls, index: Mapping[str, Any]) -> bool:
+        return "unet" in index and not {"transformer", "text_encoder_2", "text_encoder_3"} & index.keys()
 
-    Raises:
-        ModelError: a part is missing or broken, its weights are pickled, or the model is of another kind.
-    """
-    for part in ("unet", "vae", "text_encoder"):
-        if not (folder / part / "config.json").is_file():
-            raise ModelError(f"the model folder {folder} has no {part}/config.json: it must be in diffusers' format")
-        if not any((folder / part).glob("*.safetensors")):
-            pickled = [path.name for end in ("bin", "pt", "ckpt") for path in (folder / part).glob(f"*.{end}")]
-            weights = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
+    def load(self, source: str, name: str) -> Model:
+        if Path(source).is_dir():
+            self._check(Path(source))
+
+        def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
+            try:
+                return load(source, subfolder=subfolder, **options)
+            except Exception as cause:  # broken files and hub failures come in many types
+                reason = str(cause).strip().partition("\n")[0]
+                raise ModelError(
+                    f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the "
+                    "connection"
+                ) from cause
+
+        safe = {"use_safetensors": True, "variant": self.variant}
+        # low_cpu_mem_usage needs the package accelerate, and diffusers warns at length if it is missing
+        weights = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **safe}
+        unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
+        vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
+        with _without_progress_bar():
+            text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, **safe)
+        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
+        config = part(DDIMScheduler.load_config, "scheduler")
+        reason = _unfit(unet.config, vae.config, text_encoder.config, config)
+        if reason:
             raise ModelError(
-                f"the model folder {folder} has {weights} in {part}/: panokit reads safetensors; "
-                "save the model again with save_pretrained(..., safe_serialization=True)"
+                f"the model {source} is of a kind that panokit cannot drive, {reason}: use Stable Diffusion 1.x or 2.x"
             )
-    for needed in ("scheduler/scheduler_config.json", "tokenizer"):
-        if not (folder / needed).exists():
-            raise ModelError(f"the model folder {folder} has no {needed}: it must be in diffusers' format")
-    return _from_pretrained(str(folder), name)
+        known = Path(source) / "tokenizer" / "known_words.json"
+        words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
+        denoiser = UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words)
+        if self.window is not None:
+            denoiser.window = (self.window, self.window)
+        return Model(denoiser, VAECodec(vae), name)
 
+    def _check(self, folder: Path) -> None:
+        """Check that a folder has all parts.
 
-def _from_pretrained(source: str, name: str) -> Model:
-    def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
-        try:
-            return load(source, subfolder=subfolder, **options)
-        except Exception as cause:  # broken files and hub failures come in many types
-            reason = str(cause).strip().partition("\n")[0]
+        Raises:
+            ModelError: a part is missing, or its weights are pickled.
+        """
+        for part in ("unet", "vae", "text_encoder"):
+            if not (folder / part / "config.json").is_file():
+                raise ModelError(f"the model folder {folder} has no {part}/config.json: it must be in diffusers' format")
+            self._check_weights(folder, part)
+        for needed in ("scheduler/scheduler_config.json", "tokenizer"):
+            if not (folder / needed).exists():
+                raise ModelError(f"the model folder {folder} has no {needed}: it must be in diffusers' format")
+
+    def _check_weights(self, folder: Path, part: str) -> None:
+        files = {path.name for path in (folder / part).glob("*.safetensors")}
+        variants = {match[1] for file in files if (match := re.search(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$", file))}
+        if self.variant in variants or (self.variant is None and any(file.count(".") == 1 for file in files)):
+            return
+        if files:
+            there = " and ".join(sorted(variants)) or "none"
             raise ModelError(
-                f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the connection"
-            ) from cause
-
-    # low_cpu_mem_usage needs the package accelerate, and diffusers warns at length if it is missing
-    weights = {"torch_dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
-    unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
-    vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
-    with _without_progress_bar():
-        text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, use_safetensors=True)
-    tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
-    config = part(DDIMScheduler.load_config, "scheduler")
-    reason = _unfit(unet.config, vae.config, text_encoder.config, config)
-    if reason:
+                f"the model folder {folder} has no {f'{self.variant} ' if self.variant else ''}weights in {part}/ but of the "
+                f"variant {there}: set the model's variant"
+            )
+        pickled = [path.name for end in ("bin", "pt", "ckpt") for path in (folder / part).glob(f"*.{end}")]
+        weights = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
         raise ModelError(
-            f"the model {source} is of a kind that panokit cannot drive, {reason}: use Stable Diffusion 1.x or 2.x"
+            f"the model folder {folder} has {weights} in {part}/: panokit reads safetensors; "
+            "save the model again with save_pretrained(..., safe_serialization=True)"
         )
-    known = Path(source) / "tokenizer" / "known_words.json"
-    words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
-    return Model(UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words), VAECodec(vae), name)
 
 
 def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) -> str | None:

@@ -1,0 +1,90 @@
+"""Models by name: where they are, and which family reads them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from panokit import registry
+from panokit.composition import build
+from panokit.denoiser import Model
+from panokit.errors import ModelError, PluginNotFoundError
+from panokit.family import Family
+
+
+def load_model(name: str, /, **settings: Any) -> Model:
+    """Load a model by its name, with the family that reads it.
+
+    Args:
+        name: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`.
+        settings: those of the family, such as `variant="fp16"`; `panokit plugins stable_diffusion` lists them.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        PluginNotFoundError: the name is not installed, no folder, and not of the form of a hub id.
+        PluginLoadError: the installed model cannot be imported.
+        ModelError: no family reads it, files are missing or pickled, or the hub cannot be reached.
+        SettingError: the family has no such setting, or refuses its value.
+    """
+    source, family = _found(name)
+    return replace(build(Family, {"plugin": family, **settings}).load(source, name), settings=settings)
+
+
+def family_of(name: str) -> str:
+    """The name of the family that reads a model; see `load_model`."""
+    return _found(name)[1]
+
+
+def _found(name: str) -> tuple[str, str]:
+    """The folder or hub id of a model, and the name of the family that reads it."""
+    for plugin in registry.plugins("models"):
+        if plugin.name == name:
+            target = registry.load("models", name)
+            if isinstance(target, type) and issubclass(target, Family):
+                return name, plugin.entry.value
+            return str(target), _reading(str(target))
+    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+        return name, _reading(name)
+    message = registry.unknown("models", name)
+    raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
+
+
+def _reading(source: str) -> str:
+    """The name of the first family that reads a model."""
+    index, families = _index(source), registry.plugins("families")
+    for plugin in families:
+        maker: Any = registry.maker("families", plugin.name, Family)
+        if maker.reads(index):
+            return plugin.name
+    parts = ", ".join(sorted(key for key in index if not key.startswith("_"))) or "nothing that looks like a model"
+    kind = index.get("_class_name")
+    raise ModelError(
+        f"no family reads the model {source}, {f'a {kind} ' if kind else ''}with {parts}: installed are "
+        f"{', '.join(plugin.name for plugin in families) or 'none'}; see panokit plugins"
+    )
+
+
+def _index(source: str) -> Mapping[str, Any]:
+    """The content of a model's `model_index.json`; of a folder without one, its subfolders."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from diffusers import DiffusionPipeline
+
+        try:
+            return DiffusionPipeline.load_config(source)
+        except Exception as cause:  # hub failures come in many types
+            reason = str(cause).strip().partition("\n")[0]
+            raise ModelError(f"cannot load the model {source}: {reason}; check the hub id and the connection") from cause
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return {part.name: None for part in folder.iterdir() if part.is_dir()}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise ModelError(f"{path} is damaged: {cause}") from cause
+    if not isinstance(index, dict):
+        raise ModelError(f"{path} is damaged: it is a {type(index).__name__} and no mapping")
+    return index

@@ -1,0 +1,130 @@
+"""Models by name, and the families that read them."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from panokit import Model, Runtime, Sampler, SettingError, load_model, recipe
+from panokit.backbones.diffusers.model import StableDiffusion
+from panokit.cli import main
+from panokit.errors import ModelError
+from panokit.jobs import Worker
+from panokit.models import family_of
+
+SIZE: dict[str, Any] = {"height": 16, "width": 32, "steps": 2, "progress": False}
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An outside family, which reads folders whose pipeline is a ToyPipeline, and a model that is such a family itself."""
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[panokit.families]\ntoys = outside_family:Toys\n\n[panokit.models]\nformula = outside_family:Toys\n"
+    )
+    (tmp_path / "outside_family.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from panokit import Family, Model\n"
+        "from panokit.testing.toys import ToyCodec, ToyDenoiser\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Toys(Family):\n"
+        "    side: int = 8\n\n"
+        "    @classmethod\n"
+        "    def reads(cls, index):\n"
+        "        return index.get('_class_name') == 'ToyPipeline'\n\n"
+        "    def load(self, source, name):\n"
+        "        return Model(ToyDenoiser((self.side, self.side), 4), ToyCodec(), name)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("outside_family", None)
+
+
+def test_a_family_that_comes_from_outside_reads_its_folders(toys: Path, cpu: Runtime) -> None:
+    folder = toys / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
+    assert family_of(str(folder)) == "toys"
+    model = load_model(str(folder), side=6)
+    assert model.denoiser.window == (6, 6)
+    assert model.part == {"plugin": str(folder), "side": 6}
+    assert Sampler(model, runtime=cpu)("a lake", **SIZE).latents.shape == (4, 8, 16)
+
+
+def test_a_model_may_be_a_family_without_a_folder(toys: Path, cpu: Runtime) -> None:
+    made = Sampler({"plugin": "formula", "side": 4}, runtime=cpu)("a lake", **SIZE)
+    assert made.recipe["model"] == {"plugin": "formula", "side": 4}
+    kept = {key: value for key, value in made.recipe.items() if key in ("prompt", "model", "seed", "height", "width", "steps")}
+    assert torch.equal(Worker({"accelerator": "cpu"}).make(kept).latents, made.latents)
+    assert torch.equal(Worker({"accelerator": "cpu"}, trusted=False).make(kept).latents, made.latents)
+
+
+def test_a_folder_that_nobody_reads_names_the_families(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["a", "b"]}))
+    message = f"no family reads the model {tmp_path}, a FluxPipeline with transformer: installed are stable_diffusion"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        load_model(str(tmp_path))
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(ModelError, match="with nothing that looks like a model: installed are"):
+        load_model(str(tmp_path))
+    for text in ("{", "[]"):
+        (tmp_path / "model_index.json").write_text(text)
+        with pytest.raises(ModelError, match=r"model_index\.json is damaged"):
+            load_model(str(tmp_path))
+
+
+def test_weights_of_a_variant_are_read_when_it_is_asked_for(folder: Path, tmp_path: Path, cpu: Runtime) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    for part in ("unet", "vae", "text_encoder"):
+        for weights in (copy / part).glob("*.safetensors"):
+            weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
+    with pytest.raises(ModelError, match=r"has no weights in unet/ but of the variant fp16: set the model's variant"):
+        load_model(str(copy))
+    with pytest.raises(ModelError, match=r"has no bf16 weights in unet/ but of the variant fp16"):
+        load_model(str(copy), variant="bf16")
+    models = (str(folder), {"plugin": str(copy), "variant": "fp16"})
+    one, other = (Sampler(model, runtime=cpu)("a lake", **SIZE).latents for model in models)
+    assert torch.equal(one, other)
+
+
+def test_the_window_is_a_setting(folder: Path) -> None:
+    assert load_model(str(folder), window=16).denoiser.window == (16, 16)
+    with pytest.raises(SettingError, match="window is 12: it must be a multiple of 8 cells; the nearest is 16"):
+        load_model(str(folder), window=12)
+    with pytest.raises(SettingError, match="stable_diffusion has no setting 'varient': did you mean 'variant'"):
+        load_model(str(folder), varient="fp16")
+    with pytest.raises(SettingError, match="window of stable_diffusion came as 'wide': it must be a whole number"):
+        load_model(str(folder), window="wide")
+
+
+def test_other_pipelines_with_a_unet_are_not_stable_diffusion() -> None:
+    assert StableDiffusion.reads({"unet": None, "text_encoder": None, "vae": None})
+    assert not StableDiffusion.reads({"unet": None, "text_encoder": None, "text_encoder_2": None})
+    assert not StableDiffusion.reads({"transformer": None})
+
+
+def test_the_command_line_sets_settings_of_the_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "a lake", "--model", str(folder), "--model.window=16", "--height", "32", "--width", "32", "--quiet"]
+    assert main([*words, "--steps", "2", "--out", str(tmp_path / "a.png")]) == 0
+    assert recipe.read(tmp_path / "a.png")["model"] == {"plugin": str(folder), "window": 16}
+    assert main(["rerun", str(tmp_path / "a.png"), "--trust", "--out", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    capsys.readouterr()
+    assert main(["generate", "--model.help", "landscapes"]) == 0
+    assert "variant: str | None = None" in capsys.readouterr().out
+    assert main(["rerun", str(tmp_path / "a.png")]) == 2
+    assert f"the recipe names the model '{str(folder)[:40]}" in capsys.readouterr().err
+
+
+def test_a_model_that_is_no_part_is_refused(cpu: Runtime) -> None:
+    with pytest.raises(SettingError, match=r"the model came as {'name': 'landscapes'}: give its name, or {plugin: NAME"):
+        Sampler({"name": "landscapes"}, runtime=cpu)
+    assert isinstance(load_model("landscapes"), Model)
