@@ -15,6 +15,7 @@ from panokit import DiffusersScheduler, Model, Panorama, Runtime, Sampler, Setti
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.cli import main
 from panokit.decoding import encode
+from panokit.jobs import Worker
 from panokit.picture import JOIN
 from panokit.testing.toys import ToyCodec
 from panokit_msd import HeadStart, MSDGuidance
@@ -284,6 +285,14 @@ def test_the_command_line_takes_a_picture_a_mask_and_a_place(words: list[str], t
     assert main([*words, *place, "--out", str(tmp_path / "b.png")]) == 0
     with Image.open(tmp_path / "b.png") as painted:
         assert torch.equal(pixels(painted)[:, :, 16:80], pixels(photo(32, 64)))
+
+
+def test_a_job_may_start_from_a_picture(words: list[str], tmp_path: Path) -> None:
+    worker = Worker({"accelerator": "cpu", "model": words[3], "steps": 4})
+    made = worker.make({"prompt": "a lake", "image": str(tmp_path / "photo.png"), "mask": str(tmp_path / "mask.png")})
+    assert torch.equal(pixels(made.image)[:, :, :32], pixels(photo(32, 64))[:, :, :32])
+    batch = worker({"prompt": ["a lake"], "image": [str(tmp_path / "gone.png")]})
+    assert "gone.png cannot be read" in batch["error"][0]
 
 
 def test_rerun_says_when_the_picture_has_changed_or_gone(
