@@ -63,7 +63,7 @@ class Known:
     Attributes:
         x0: the clean canvas, `c *size`. It counts where it is known, and should be the same at each step: any change would be
             treated as noise.
-        where: the cells that are known, `*size`; None for all.
+        where: the cells that are known, `*size`, on the CPU, so that nothing waits for a device; None for all.
     """
 
     x0: Float[Tensor, "*c_size"]

@@ -21,7 +21,7 @@ from panokit.hints import make
 from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
-from panokit.recipe import embedded
+from panokit.recipe import check_files, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
@@ -153,6 +153,9 @@ class Worker:
             PanokitError: a value cannot work, or a model or plugin cannot be loaded.
         """
         job = job if isinstance(job, Job) else Job.of({**self.defaults, **job})
+        if not self.trusted:
+            regions = () if isinstance(job.prompt, str) else job.prompt.parts
+            check_files({**job.settings.as_data(), "prompt": [{"mask": region.area} for region in regions if region.is_mask]})
         return self._sampler(job.composition).plan(job.prompt, **job.settings.as_data())
 
     if not TYPE_CHECKING:  # type checkers know the attributes

@@ -174,15 +174,7 @@ def check(recipe: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if recipe.get(name) is not None and not isinstance(recipe[name], kind):
             raise SettingError(f"{name} came as {recipe[name]!r:.80}: the recipe is damaged, or is not panokit's")
-    files = [recipe.get("image"), recipe.get("mask")]
-    files += [
-        node.value["mask"] for node in walk(recipe.get("prompt")) if isinstance(node.value, Mapping) and "mask" in node.value
-    ]
-    for file in files:
-        if file is not None:
-            raise SettingError(
-                f"the recipe names the picture {file!r:.80}, a file of this machine: trust it (--trust) to read it"
-            )
+    check_files(recipe)
     plain = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
     check_plain(plain)
     parts = [node.value for node in walk(plain) if isinstance(node.value, Mapping) and node.depth]
@@ -192,6 +184,23 @@ def check(recipe: Mapping[str, Any]) -> None:
         if isinstance(value, int) and abs(value) > NUMBER:
             raise SettingError(
                 f"the recipe sets a plugin to {value!s:.24}, and {NUMBER} is the most without trusting it (--trust)"
+            )
+
+
+def check_files(recipe: Mapping[str, Any]) -> None:
+    """Check that a recipe that is not trusted reads no file of this machine.
+
+    Args:
+        recipe: the recipe, or a job.
+
+    Raises:
+        SettingError: it starts from a picture, or a region of its prompt has a mask.
+    """
+    mappings = (node.value for node in walk(recipe.get("prompt")) if isinstance(node.value, Mapping))
+    for file in (recipe.get("image"), recipe.get("mask"), *(mapping.get("mask") for mapping in mappings)):
+        if file is not None:
+            raise SettingError(
+                f"the recipe names the picture {file!r:.80}, a file of this machine: trust it (--trust) to read it"
             )
 
 

@@ -291,6 +291,11 @@ def test_a_job_may_start_from_a_picture(words: list[str], tmp_path: Path) -> Non
     worker = Worker({"accelerator": "cpu", "model": words[3], "steps": 4})
     made = worker.make({"prompt": "a lake", "image": str(tmp_path / "photo.png"), "mask": str(tmp_path / "mask.png")})
     assert torch.equal(pixels(made.image)[:, :, :32], pixels(photo(32, 64))[:, :, :32])
+    stranger = Worker({"accelerator": "cpu", "model": "landscapes"}, trusted=False)
+    masked = {"regions": [{"mask": str(tmp_path / "mask.png"), "text": "a lake"}]}
+    for job in ({"prompt": "a lake", "image": str(tmp_path / "photo.png")}, {"prompt": masked}):
+        with pytest.raises(SettingError, match=r"a file of this machine: trust it"):
+            stranger.plan(job)
     batch = worker({"prompt": ["a lake"], "image": [str(tmp_path / "gone.png")]})
     assert "gone.png cannot be read" in batch["error"][0]
 

@@ -112,7 +112,9 @@ def test_fields_are_cropped_as_the_canvas_is() -> None:
     torch.testing.assert_close(scene.crop("control", coarse, [1]), coarse.crop(shrunk, [1]))
 
 
-def test_regions_go_through_plain_data_recipes_and_the_command_line(folder: Path, tmp_path: Path) -> None:
+def test_regions_go_through_plain_data_recipes_and_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.fromarray((disc(32) * 255).byte().numpy()).save(tmp_path / "disc.png")
     data = {
         "regions": [
@@ -128,8 +130,14 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(folder: Path
     made = Sampler(str(folder), runtime=Runtime(accelerator="cpu"))(regions, height=16, width=32, steps=2)
     made.save(out)
     assert list(recipe.read(out)["hashes"]) == ["prompt.regions.0.mask"]
-    assert main(["rerun", str(out), "--trust", "--out", str(again)]) == 0
+    rerun = ["rerun", str(out), "--trust", "--out", str(again)]
+    assert main(rerun) == 0
     assert again.read_bytes() == out.read_bytes()
+    capsys.readouterr()
+    Image.fromarray((disc(16) * 255).byte().numpy()).save(tmp_path / "disc.png")
+    assert main(rerun) == 2
+    assert "the prompt.regions.0.mask has changed since" in capsys.readouterr().err
+    assert main([*rerun, f"--set=prompt.regions.0.mask={tmp_path / 'disc.png'}"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,12 @@ RECIPE: dict[str, Any] = {
     "width": 32,
     "model": "tiny",
     "scheduler": {"plugin": "ddim", "options": {"eta": 0.5}},
+    "layout": {"plugin": "spotdiffusion", "unit": 2},
+    "image": None,
+    "strength": None,
+    "mask": None,
+    "at": None,
+    "hashes": {"image": "0" * 64},
     "fuser": {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.2},
     "guidances": [
         {"plugin": "msd", "weight": 10.0, "levels": 2},
@@ -169,7 +175,7 @@ def templates() -> dict[str, dict[str, Any]]:
 FIELDS = templates()
 PROMPTS = ("prompt", "negative_prompt", "prompt.boxes.0.1", "prompt.elsewhere")
 """Where any text is what to paint."""
-PARTS = ("scheduler", "fuser", "guidances")
+PARTS = ("scheduler", "layout", "fuser", "guidances")
 VERSIONS = ("panokit", "torch", "diffusers")
 """Where text is compared, and nothing else."""
 

@@ -107,6 +107,13 @@ def rerun(
             raise SettingError(
                 f"the recipe in {image} is damaged: {package} came as {kept[package]!r:.80}, which is not a version"
             )
+    hashes = kept.get("hashes", {})
+    if not isinstance(hashes, dict) or not all(
+        re.fullmatch(r"[\w.]{1,64}=[0-9a-f]{64}", f"{name}={digest}") for name, digest in hashes.items()
+    ):
+        raise SettingError(
+            f"the recipe in {image} is damaged: hashes came as {hashes!r:.80}, and no mapping of names to SHA-256"
+        )
     wanted = {key: kept[key] for key in keys if kept.get(key) is not None}
     if not trust:
         require_installed(wanted["model"])
@@ -127,12 +134,13 @@ def rerun(
     output.check(1)
     worker = _worker(runtime.as_data(), trusted=trust)
     task = prepare(job, worker, output)
-    hashes, changed = kept.get("hashes") or {}, {change.partition("=")[0] for change in changes}
-    for name, digest in (task.plan.recipe.get("hashes") or {}).items():
+    changed = {change.partition("=")[0] for change in changes}
+    for name, digest in task.plan.recipe.get("hashes", {}).items():
         if name not in changed and digest != hashes.get(name):
+            file = wanted.get(name, "")  # the mask of a region has a longer name, such as prompt.regions.0.mask
             raise SettingError(
-                f"the {name} {wanted[name]} has changed since {image} was made from it: restore it, or write "
-                f"--set {name}={wanted[name]} to start from the file as it is"
+                f"the {name} {file}{' ' * bool(file)}has changed since {image} was made from it: restore it, or write "
+                f"--set {name}={file or 'FILE'} to start from the file as it is"
             )
     paint([task], worker.runtime)
     for package in recipe.VERSIONS:
