@@ -28,7 +28,7 @@ class Family(ABC):
         """Load a model, on the CPU, from safetensors and never from pickles.
 
         Args:
-            source: a folder in diffusers' format, or a hub id.
+            source: a folder in diffusers' format, or a hub id. A family that is installed as a model itself gets its name.
             name: what the user calls the model, for `Model.name`.
 
         Raises:

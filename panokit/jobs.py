@@ -21,7 +21,7 @@ from panokit.hints import make
 from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
-from panokit.recipe import check_files, embedded
+from panokit.recipe import check_files, check_plain, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
@@ -190,6 +190,7 @@ class Worker:
         if key not in self._models:
             if not self.trusted:
                 require_installed(part)
+                check_plain(part)
             self._models[key] = Sampler(part, runtime=self.runtime)
         return self._models[key].model
 

@@ -43,7 +43,8 @@ def _found(name: str) -> tuple[str, str]:
     for plugin in registry.plugins("models"):
         if plugin.name == name:
             target = registry.load("models", name)
-            if isinstance(target, type) and issubclass(target, Family):
+            cls = registry.made_class(target)
+            if isinstance(cls, type) and issubclass(cls, Family):
                 return name, plugin.entry.value
             return str(target), _reading(str(target))
     if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
@@ -54,16 +55,18 @@ def _found(name: str) -> tuple[str, str]:
 
 def _reading(source: str) -> str:
     """The name of the first family that reads a model."""
-    index, families = _index(source), registry.plugins("families")
+    index, families, broken = _index(source), registry.plugins("families"), []
     for plugin in families:
-        maker: Any = registry.maker("families", plugin.name, Family)
-        if maker.reads(index):
-            return plugin.name
+        try:
+            if registry.made_class(registry.maker("families", plugin.name, Family)).reads(index):
+                return plugin.name
+        except Exception as error:  # a family of somebody else must not keep others from their models
+            broken.append(f"{plugin.name} fails: {' '.join(str(error).split())}")
     parts = ", ".join(sorted(key for key in index if not key.startswith("_"))) or "nothing that looks like a model"
     kind = index.get("_class_name")
     raise ModelError(
         f"no family reads the model {source}, {f'a {kind} ' if kind else ''}with {parts}: installed are "
-        f"{', '.join(plugin.name for plugin in families) or 'none'}; see panokit plugins"
+        f"{', '.join(plugin.name for plugin in families) or 'none'}; {'; '.join(broken) or 'see panokit plugins'}"
     )
 
 

@@ -56,10 +56,11 @@ def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Tas
     Raises:
         PanokitError: the job cannot be done, or its picture cannot be written.
     """
-    plan = worker.plan(job).check()
+    plan = worker.plan(job)
     output.check_size(plan.size)
     if not worker.trusted:
         recipe.check_work(plan.passes)
+    plan.check()
     return Task(plan, output, output.path(plan.recipe))
 
 

@@ -63,6 +63,18 @@ class Passed(NamedTuple):
     stats: Tensor | None
 
 
+class Partial(NamedTuple):
+    """The windows of a pass that are computed, where a part of the canvas is known.
+
+    Attributes:
+        numbers: their numbers, in order.
+        pred: the prediction that leads to what is known, `c *size`. Windows that are not computed are crops of it.
+    """
+
+    numbers: Sequence[int]
+    pred: Float[Tensor, "*c_size"]
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -82,7 +94,7 @@ class Pass:
         windows: Windows,
         prepared: Guided,
         level: Level,
-        index: Sequence[int] | None = None,
+        partial: Partial | None = None,
     ) -> Passed:
         """Make one pass over a canvas.
 
@@ -91,7 +103,7 @@ class Pass:
             windows: where its windows lie at this level.
             prepared: the guidances that are awake, each with the context that its `prepare` returned.
             level: the noise level of the canvas.
-            index: the numbers of the windows to compute, in order; None for all. The result counts where these lie alone.
+            partial: which windows to compute; None for all. The result counts where these lie alone.
 
         Returns:
             The guided canvas and the prediction for it. Without a guidance the canvas comes back as it is.
@@ -102,10 +114,12 @@ class Pass:
         """
         runtime, stop = self.parts.runtime, self.parts.stop
         shape = (*canvas.shape[: -len(windows.size)], *windows.window)
-        computed = range(len(windows)) if index is None else index
+        computed = range(len(windows)) if partial is None else partial.numbers
 
-        def fused(rows: Tensor, otherwise: Tensor | None = None) -> Tensor:
-            return self._fuse(rows if index is None else _spread(rows, index, windows, otherwise), windows, level)
+        def fused(rows: Tensor, elsewhere: Tensor) -> Tensor:
+            return self._fuse(rows if partial is None else _spread(rows, partial.numbers, windows, elsewhere), windows, level)
+
+        there = canvas if partial is None else partial.pred
 
         if not prepared:
             # A lambda, because a function defined here would be made anew, with its annotations, at every step.
@@ -115,7 +129,7 @@ class Pass:
                 [shape],
                 stop=stop,
             )
-            return Passed(canvas, fused(pred), None)
+            return Passed(canvas, fused(pred, there), None)
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
         guided = self._guided(canvas, windows, prepared, level)
         x, pred, stats = runtime.map(
@@ -126,7 +140,7 @@ class Pass:
             stop=stop,
         )
         _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level, computed)
-        return Passed(fused(x, canvas), fused(pred), stats)
+        return Passed(fused(x, canvas), fused(pred, there), stats)
 
     def predict(self, x: Tensor, windows: Windows, index: Sequence[int], level: Level) -> Tensor:
         """The denoiser's prediction for some windows.
@@ -264,10 +278,9 @@ def _chosen(index: Sequence[int], chunk: Sequence[int]) -> list[int]:
     return [index[k] for k in chunk]
 
 
-def _spread(rows: Tensor, index: Sequence[int], windows: Windows, canvas: Tensor | None) -> Tensor:
-    """Rows for all windows: those of `index`, and for the others crops of a canvas, or 0."""
-    shape = (len(windows), *rows.shape[1:])
-    every = rows.new_zeros(shape) if canvas is None else windows.crop(canvas).to(rows)
+def _spread(rows: Tensor, index: Sequence[int], windows: Windows, elsewhere: Tensor) -> Tensor:
+    """Rows for all windows: those of `index`, and for the others crops of a canvas."""
+    every = windows.crop(elsewhere).to(rows)
     every[list(index)] = rows
     return every
 

@@ -103,6 +103,10 @@ class Latents:
     stays: Bool[Tensor, "*size"]
     strength: float
 
+    def begun(self, steps: int) -> Bool[Tensor, "*size"] | None:
+        """The cells that are known in the first steps, before any is painted; None if all steps paint."""
+        return self.covered if painted_steps(steps, self.strength) < steps else None
+
     def known(self, level: Level) -> Known | None:
         """What is known of the clean canvas at a noise level; None if it is nothing."""
         early = level.step < level.steps - painted_steps(level.steps, self.strength)
@@ -138,7 +142,7 @@ def start(settings: Settings, sources: Mapping[str, Any], factor: int) -> tuple[
     if settings.place is None:
         _require_shape((pixels.shape[1], pixels.shape[2]), size, factor)
         pixels = _resized(pixels, size)
-        anew = None if anew is None else nn.functional.interpolate(anew[None, None].float(), size=size)[0, 0].bool()
+        anew = None if anew is None else _any(anew, size)
         top, left = 0, 0
     else:
         left, top = settings.place
@@ -195,7 +199,7 @@ def _fitted_mask(anew: Tensor, size: SIZE) -> Tensor:
         )
     if not anew.any():
         raise SettingError("the mask is black everywhere, so nothing would be painted: white is painted anew")
-    return anew if anew.shape == size else nn.functional.interpolate(anew[None, None].float(), size=size)[0, 0].bool()
+    return _any(anew, size)
 
 
 def _require_shape(picture: SIZE, canvas: SIZE, factor: int) -> None:
@@ -224,6 +228,11 @@ def _require_place(at: SIZE, picture: SIZE, canvas: SIZE, factor: int) -> None:
             f"at goes up to {max(width - wide, 0) // factor * factor},{max(height - high, 0) // factor * factor}"
             + ("; the canvas must be at least as large as the picture" if wide > width or high > height else "")
         )
+
+
+def _any(pixels: Tensor, size: SIZE) -> Tensor:
+    """A mask in another size. A pixel that covers a white one is white, so that no thin stroke is lost."""
+    return nn.functional.adaptive_max_pool2d(pixels[None, None].float(), size)[0, 0].bool()
 
 
 def _whole_cells(pixels: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -41,8 +41,8 @@ AREA = 1 << 27
 """The most pixels of a picture from such a recipe: 8,192 x 16,384."""
 WORK = 1 << 21
 """The most windows times steps of such a picture."""
-DEEPEST, PARTS, NUMBER = 8, 16, 10_000
-"""The deepest nesting of such a recipe, its most parts, and the largest whole number among a part's settings."""
+DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
+"""The deepest nesting of such a recipe, its most parts and regions, and the largest whole number among a part's settings."""
 
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that every parser reads as a text."""
@@ -161,7 +161,6 @@ def check(recipe: Mapping[str, Any]) -> None:
         "guidance_scale": int | float,
         "strength": int | float,
         "at": list,
-        "hashes": dict,
         "guidances": list,
         "model": str | dict,
         "layout": str | dict,
@@ -175,6 +174,10 @@ def check(recipe: Mapping[str, Any]) -> None:
         if recipe.get(name) is not None and not isinstance(recipe[name], kind):
             raise SettingError(f"{name} came as {recipe[name]!r:.80}: the recipe is damaged, or is not panokit's")
     check_files(recipe)
+    prompt = recipe.get("prompt")
+    lists = (value for value in prompt.values() if isinstance(value, list)) if isinstance(prompt, Mapping) else ()
+    if sum(map(len, lists)) > REGIONS:
+        raise SettingError(f"the recipe has more than {REGIONS} regions, the most without trusting it (--trust)")
     plain = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
     check_plain(plain)
     parts = [node.value for node in walk(plain) if isinstance(node.value, Mapping) and node.depth]

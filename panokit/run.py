@@ -14,7 +14,7 @@ from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.guidance import Estimate, Guidance, Known
 from panokit.moved import no_attribute
-from panokit.passes import Guided, Parts, Pass, Passed, expect
+from panokit.passes import Guided, Partial, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
 from panokit.scheduler import Level
 from panokit.windows import Windows, require_cover
@@ -77,6 +77,7 @@ class Run:
         if self.start and (known := self.start.known(self.level)):  # a solver may start with a little more noise than its level
             self.canvas = _where(known, self.level.sigma * noise, self.canvas)
         self._last: tuple[Passed, Level] | None = None
+        self._unknown: tuple[Windows, Tensor, list[int]] | None = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -115,19 +116,26 @@ class Run:
         if known.where is None:
             return Passed(x, there, None)
         windows = self.windows.at(self.level)
-        unknown = (~windows.crop(known.where.cpu()[None])).flatten(1).any(1).nonzero().flatten().tolist()
-        passed = self.pass_over(x, self.windows, self.guided, self.level, index=unknown)
+        if self._unknown is None or self._unknown[0] != windows or self._unknown[1] is not known.where:
+            unknown = (~windows.crop(known.where.cpu()[None])).flatten(1).any(1).nonzero().flatten().tolist()
+            self._unknown = windows, known.where, unknown
+        passed = self.pass_over(x, self.windows, self.guided, self.level, partial=Partial(self._unknown[2], there))
         return passed._replace(x=_where(known, x, passed.x), pred=_where(known, there, passed.pred))
 
     def known(self) -> Known | None:
-        """What is known of the clean canvas at this level: by the picture that the run starts from, and by the guidances."""
+        """What is known of the clean canvas at this level: by the picture that the run starts from, and by the guidances.
+
+        Cells that the picture covers in the first steps stay with it. If a guidance knew them afterwards as something else, the
+        difference would count as noise.
+        """
         known = self.start.known(self.level) if self.start else None
+        taken = self.start.begun(self.level.steps) if self.start else None
         for place, (guidance, memory) in enumerate(self.guided):
-            if known is not None and known.where is None:
+            if (known is not None and known.where is None) or (taken is not None and bool(taken.all())):
                 break
             more = guidance.known(self.view(place, "known"), memory)
             if more is not None:
-                known = _joined(known, self._checked(more, f"{type(guidance).__name__}.known"))
+                known = _joined(known, _without(self._checked(more, f"{type(guidance).__name__}.known"), taken))
         return known
 
     def _checked(self, known: Known, name: str) -> Known:
@@ -159,7 +167,7 @@ class Run:
         guided: Guided,
         level: Level,
         place: int | None = None,
-        index: Sequence[int] | None = None,
+        partial: Partial | None = None,
     ) -> Passed:
         """Prepare the guidances that are awake, and make a pass over any canvas.
 
@@ -169,7 +177,7 @@ class Run:
             guided: the guidances of this canvas, each with its memory.
             level: the noise level of the canvas.
             place: the position in `Run.guided` of the guidance that this canvas belongs to; None for the run's own canvas.
-            index: the numbers of the windows to compute; None for all.
+            partial: which windows to compute; None for all.
 
         Returns:
             The guided canvas and the prediction for it.
@@ -181,7 +189,7 @@ class Run:
             if level.main and guidance.strength(level) != 0:
                 step = CanvasStep(self, canvas, windows, level, k if place is None else place, streams[k], "prepare")
                 prepared.append((guidance, guidance.prepare(step, memory)))
-        return self.model_pass.estimate(canvas, windows, prepared, level, index)
+        return self.model_pass.estimate(canvas, windows, prepared, level, partial)
 
     def _require_finite(self, pred: Tensor) -> None:
         # The least and the largest value are NaN if any is. This is several times as fast as a test of every value.
@@ -292,6 +300,13 @@ class Run:
 def _where(known: Known, inside: Tensor, outside: Tensor) -> Tensor:
     """One tensor where the canvas is known, and another one elsewhere."""
     return inside if known.where is None else torch.where(known.where.to(inside.device), inside, outside)
+
+
+def _without(known: Known, taken: Tensor | None) -> Known:
+    """What is known outside some cells."""
+    if taken is None:
+        return known
+    return Known(known.x0, ~taken if known.where is None else known.where.cpu() & ~taken)
 
 
 def _joined(first: Known | None, other: Known) -> Known:

@@ -48,6 +48,7 @@ class Plan:
         prompt: what to paint.
         settings: the settings of the call; height and width are filled in.
         windows: where the windows lie.
+        scene: the prompt, with its masks read, and how strongly it guides.
         start: the picture that the canvas starts from; None for noise alone.
         recipe: everything that is needed to make the picture again, as plain data.
     """
@@ -56,6 +57,7 @@ class Plan:
     prompt: Prompt
     settings: Settings
     windows: Windows
+    scene: Scene
     start: Start | None
     recipe: Mapping[str, Any]
 
@@ -63,11 +65,6 @@ class Plan:
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name)
-
-    @property
-    def scene(self) -> Scene:
-        """What is painted."""
-        return Scene(self.prompt, self.settings.negative_prompt, self.settings.guidance_scale)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,9 +75,10 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """The number of windows times the number of steps that paint. Guidances may add to the work."""
+        """Windows times steps that paint times texts: the most passes of the model. Guidances may add to them."""
         steps = self.settings.steps
-        return len(self.windows) * (painted_steps(steps, self.start.strength) if self.start else steps)
+        painted = painted_steps(steps, self.start.strength) if self.start else steps
+        return len(self.windows) * painted * len(self.scene.texts)
 
     def check(self) -> "Plan":
         """Check that the scheduler and the guidances can make this panorama.
@@ -315,13 +313,17 @@ class Sampler:
             raise SettingError(f"prompt is a {type(prompt).__name__}: it must be text, or Regions")
         sources = {name: settings[name] for name in ("image", "mask") if settings.get(name) is not None}
         chosen = self._sized(Settings.of({**settings, **{name: label(source) for name, source in sources.items()}}), sources)
-        windows, recipe = self._windows(chosen), self._recipe(prompt, chosen)
-        begun, hashes = start(chosen, sources, self.model.factor) if sources else (None, {})
-        recipe |= {name: label(source, hashes[name]) for name, source in sources.items()}
+        windows, hashes, begun, shown = self._windows(chosen), dict[str, str](), None, prompt
+        if sources:
+            begun, hashes = start(chosen, sources, self.model.factor)
+            chosen = replace(chosen, image=label(sources["image"], hashes["image"]))
+            chosen = replace(chosen, mask=label(sources["mask"], hashes["mask"])) if "mask" in sources else chosen
         if isinstance(prompt, Regions):
-            prompt.maps(windows.size)  # it raises if they do not fit
-            hashes |= prompt.hashes()
-        return Plan(self, prompt, chosen, windows, begun, recipe | ({"hashes": hashes} if hashes else {}))
+            shown, masks = prompt.read()
+            shown.maps(windows.size)  # it raises if regions do not fit
+            hashes |= masks
+        scene = Scene(shown, chosen.negative_prompt, chosen.guidance_scale)
+        return Plan(self, prompt, chosen, windows, scene, begun, self._recipe(prompt, chosen, hashes))
 
     def _sized(self, settings: Settings, sources: Mapping[str, Any]) -> Settings:
         """The settings with height and width: those of the picture, if there is one and it is not placed on a larger canvas."""
@@ -356,10 +358,12 @@ class Sampler:
         strides = None if stride is None else (stride // factor,) * len(window)
         with self._pixels_explained():
             windows: Any = self.layout.begin(size, window, strides, settings.wraps, settings.seed)
+        name = f"{type(self.layout).__name__}.begin"
         if not isinstance(windows, Windows):
-            raise ContractError(
-                f"{type(self.layout).__name__}.begin returned a {type(windows).__name__}; it must return Windows"
-            )
+            raise ContractError(f"{name} returned a {type(windows).__name__}; it must return Windows")
+        came, asked = (windows.size, windows.window, windows.wrap), (size, window, settings.wraps)
+        if came != asked:
+            raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
         return windows
 
     if not TYPE_CHECKING:  # type checkers know the attributes
@@ -398,13 +402,13 @@ class Sampler:
             )
         return picture
 
-    def _recipe(self, prompt: Prompt, settings: Settings) -> dict[str, Any]:
+    def _recipe(self, prompt: Prompt, settings: Settings, hashes: Mapping[str, str]) -> dict[str, Any]:
         """The settings of all parts, and the versions of the libraries, as plain data."""
         return {
             "panokit": version("panokit"),
             "torch": version("torch"),
             "diffusers": version("diffusers"),
-            "prompt": prompt if isinstance(prompt, str) else prompt.as_data(),
+            "prompt": prompt if isinstance(prompt, str) else prompt.as_data(hashes),
             **settings.as_data(),
             "model": self.model.part,
             "scheduler": describe(self.scheduler),
@@ -413,6 +417,7 @@ class Sampler:
             "guidances": [describe(guidance) for guidance in self.guidances],
             "precision": self.runtime.precision,
             **{key: getattr(self.runtime, key) for key in NUMERICS},
+            **({"hashes": dict(hashes)} if hashes else {}),
         }
 
 

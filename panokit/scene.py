@@ -1,7 +1,7 @@
 """A scene: what is painted. Texts for the whole canvas or for its regions, and pictures that are laid on it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final
 
 import torch
@@ -20,7 +20,7 @@ LEAST = 1 / 256
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """A part of the canvas with a text of its own.
 
@@ -44,14 +44,26 @@ class Region:
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight > 0:
             raise SettingError(f"the weight of the region {self.text!r} is {self.weight}: it must be above 0")
+        if isinstance(self.area, list):
+            object.__setattr__(self, "area", tuple(self.area))
         if self.is_mask:
             return
-        left, top, right, bottom = self.area
+        left, top, right, bottom = self.area if len(self.area) == 4 else (1, 1, 0, 0)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise SettingError(
                 f"the box {self.area} of the region {self.text!r} is empty or leaves the canvas: "
                 "(left, top, right, bottom) are relative, 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
             )
+
+    def _key(self) -> tuple[Any, ...]:
+        area = self.area if isinstance(self.area, tuple | str) else id(self.area)  # tensors have no single truth value
+        return area, self.text, self.negative_prompt, self.weight
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Region) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     @property
     def is_mask(self) -> bool:
@@ -62,10 +74,9 @@ class Region:
         """How much of each cell of a canvas the region covers, from 0 to 1. A box covers the cells whose centre it contains."""
         if self.is_mask:
             pixels, _ = read(self.area, f"the mask of the region {self.text!r}")
-            covered = nn.functional.interpolate(pixels.mean(0)[None, None], size=size, mode="area")[0, 0]
-            if not (covered > LEAST).any():
+            if not pixels.any():
                 raise SettingError(f"the mask of the region {self.text!r} is black everywhere: it must be white in the region")
-            return covered
+            return nn.functional.interpolate(pixels.mean(0)[None, None], size=size, mode="area")[0, 0]
         left, top, right, bottom = self.area
         (high, wide) = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in size)
         inside = ((high >= top) & (high < bottom))[:, None] & ((wide >= left) & (wide < right))
@@ -87,7 +98,7 @@ class Regions:
         SettingError: there is no region.
     """
 
-    regions: tuple[Region | tuple[Box, str], ...]
+    regions: tuple[Region | Sequence[Any], ...]
     elsewhere: str = ""
 
     def __post_init__(self) -> None:
@@ -132,22 +143,38 @@ class Regions:
         maps[0] = (1 - maps[1:].sum(0)).clamp(min=0)
         return maps
 
-    def as_data(self) -> dict[str, Any]:
-        """The regions as plain data, for recipes. A mask is its file, or the SHA-256 of its pixels."""
+    def read(self) -> "tuple[Regions, dict[str, str]]":
+        """Read all masks, once for a run.
+
+        Returns:
+            The regions with tensors for masks, and the SHA-256 of each mask by its place in plain data.
+
+        Raises:
+            SettingError: a mask cannot be read.
+        """
+        regions, hashes = [], {}
+        for k, region in enumerate(self.parts):
+            if region.is_mask:
+                pixels, hashes[f"prompt.regions.{k}.mask"] = read(region.area, f"the mask of the region {region.text!r}")
+                region = replace(region, area=pixels)
+            regions.append(region)
+        return Regions(tuple(regions), self.elsewhere), hashes
+
+    def as_data(self, hashes: Mapping[str, str]) -> dict[str, Any]:
+        """The regions as plain data, for recipes. A mask is its file, or the SHA-256 of its pixels.
+
+        Args:
+            hashes: what `read` returned.
+        """
         if not any(region.is_mask or region.negative_prompt is not None or region.weight for region in self.parts):
             return {"boxes": [[list(region.area), region.text] for region in self.parts], "elsewhere": self.elsewhere}
         regions = []
-        for region in self.parts:
-            area = {"mask": label(region.area, read(region.area, "mask")[1])} if region.is_mask else {"box": list(region.area)}
-            rest = {name: value for name, value in asdict(region).items() if name != "area" and value is not None}
-            regions.append({**area, **rest})
+        for k, region in enumerate(self.parts):
+            digest = hashes.get(f"prompt.regions.{k}.mask", "")
+            area: dict[str, Any] = {"mask": label(region.area, digest)} if region.is_mask else {"box": list(region.area)}
+            more = {"text": region.text, "negative_prompt": region.negative_prompt, "weight": region.weight}
+            regions.append({**area, **{name: value for name, value in more.items() if value is not None}})
         return {"regions": regions, "elsewhere": self.elsewhere}
-
-    def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each mask, by the place of its region."""
-        return {
-            f"prompt.regions.{k}.mask": read(region.area, "mask")[1] for k, region in enumerate(self.parts) if region.is_mask
-        }
 
 
 Prompt = str | Regions

@@ -67,6 +67,25 @@ def test_a_model_may_be_a_family_without_a_folder(toys: Path, cpu: Runtime) -> N
     assert torch.equal(Worker({"accelerator": "cpu"}, trusted=False).make(kept).latents, made.latents)
 
 
+def test_a_broken_family_keeps_nobody_from_his_model(toys: Path, folder: Path) -> None:
+    info = toys / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[panokit.families]\naaa = nowhere:Lost\n")
+    assert family_of(str(folder)) == "stable_diffusion"
+    (toys / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"installed are aaa, stable_diffusion, toys; aaa fails: .*cannot be imported"):
+        family_of(str(toys / "empty"))
+
+
+def test_a_strangers_settings_of_a_model_import_nothing(toys: Path) -> None:
+    (toys / "evil.py").write_text("raise SystemExit('imported')\n")
+    stranger = Worker({"accelerator": "cpu"}, trusted=False)
+    with pytest.raises(SettingError, match="which is code"):
+        stranger.plan({"prompt": "a lake", "model": {"plugin": "formula", "side": {"plugin": "evil:X"}}})
+    assert "evil" not in sys.modules
+
+
 def test_a_folder_that_nobody_reads_names_the_families(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["a", "b"]}))
     message = f"no family reads the model {tmp_path}, a FluxPipeline with transformer: installed are stable_diffusion"

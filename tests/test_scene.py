@@ -102,6 +102,34 @@ def test_regions_do_not_depend_on_the_micro_batch(tiny: Model, micro_batch: int)
     torch.testing.assert_close(made[0].latents, made[1].latents, rtol=0, atol=1e-4)
 
 
+def test_a_small_mask_still_counts_on_a_smaller_canvas() -> None:
+    dot = torch.zeros(64, 64)
+    dot[5, 5] = 1
+    regions = Regions((Region(dot, "a moon"),))
+    assert regions.maps((64, 64))[1].sum() == 1
+    assert regions.maps((2, 2))[1].max() == 1 / 32**2
+
+
+def test_masks_are_read_once_for_a_run(tiny: Model, cpu: Runtime, tmp_path: Path) -> None:
+    Image.fromarray((disc(32) * 255).byte().numpy()).save(tmp_path / "disc.png")
+    sampler, regions = Sampler(tiny, guidances=["msd"], runtime=cpu), Regions((Region(str(tmp_path / "disc.png"), "a lake"),))
+    plan = sampler.plan(regions, height=32, width=64, steps=2, seed=1)
+    (tmp_path / "disc.png").unlink()
+    made = plan.make(progress=False)
+    again = sampler(Regions((Region(disc(32), "a lake"),)), height=32, width=64, steps=2, seed=1, progress=False)
+    torch.testing.assert_close(made.latents, again.latents, rtol=0, atol=1e-4)
+    assert made.recipe["prompt"]["regions"][0]["mask"] == str(tmp_path / "disc.png")
+    assert again.recipe["prompt"]["regions"][0]["mask"].startswith("sha256:")
+    assert plan.passes == 2 * 2 * len(plan.windows)
+
+
+def test_regions_are_values() -> None:
+    mask = disc(4)
+    assert Region(mask, "a") == Region(mask, "a") != Region(disc(4), "a")
+    assert Regions(([[0, 0, 0.5, 1], "a"],)) == Regions(((LEFT, "a"),))
+    assert len({Region(mask, "a"), Region(mask, "a"), Region(LEFT, "a")}) == 2
+
+
 def test_fields_are_cropped_as_the_canvas_is() -> None:
     picture = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(0))
     scene = Scene("a lake", fields={"control": picture})
@@ -125,7 +153,7 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(
     }
     regions = prompt_from(data)
     assert isinstance(regions, Regions)
-    assert prompt_from(regions.as_data()) == regions
+    assert prompt_from(regions.as_data({})) == regions
     out, again = tmp_path / "a.png", tmp_path / "again.png"
     made = Sampler(str(folder), runtime=Runtime(accelerator="cpu"))(regions, height=16, width=32, steps=2)
     made.save(out)
@@ -145,6 +173,7 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(
     [
         (lambda: Regions(()), "Regions came without a region"),
         (lambda: Region((0, 0, 2, 1), "out"), "is empty or leaves the canvas"),
+        (lambda: Region([0, 0, 1], "three"), "is empty or leaves the canvas"),
         (lambda: Region(LEFT, "a", weight=0.0), "the weight of the region 'a' is 0.0: it must be above 0"),
         (
             lambda: Regions((Region(LEFT, "a"), Region(WHOLE, "b", weight=1))).maps((2, 4)),

@@ -218,13 +218,11 @@ def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
 
 
 def explain(kind: Kind, name: str) -> None:
-    """Print the settings of a plugin.
+    """Print the settings of a plugin. For a model, they are those of the family that reads it.
 
     Args:
         kind: the kind of the plugin.
         name: an installed plugin, or `module:Class`.
-
-    A model has those of the family that reads it.
     """
     from panokit.composition import BASES, parameters
     from panokit.models import family_of
@@ -357,6 +355,8 @@ def _default(name: str, kind: Kind | None) -> Callable[[], Any]:
             raise PluginNotFoundError(f"{name} is a {type(maker).__name__}: name a class, or a function that makes a plugin")
         return maker
     kind = _kind_of(name, kind)
+    if kind == "families":
+        raise PluginNotFoundError(f"{name} is a family of models, which has no checks: check one of its models instead")
     if kind == "models":
         denoiser = load_model(name).denoiser
         return lambda: denoiser

@@ -137,14 +137,16 @@ def index_chooses(make: Make) -> None:
 def on_keeps_the_window(make: Make) -> None:
     """`on` lays the same layout on another canvas, with the same window and rings, and `at` goes on working there."""
     for (size, wrap), level in product(CANVASES, LEVELS):
-        windows = make().begin(size, WINDOW, None, wrap, 0).at(level)
+        laid = make().begin(size, WINDOW, None, wrap, 0)
+        windows = laid.at(level)
         larger = tuple(2 * cells for cells in size)
         there = windows.on(larger)
         came, asked = (there.size, there.window, there.wrap), (larger, WINDOW, wrap)
         demand(came == asked, f"windows on another canvas have (size, window, wrap) {came}; it must be {asked}")
         demand(
-            there.at(level) == windows.on(larger).at(level) and windows.on(size) == windows,
-            f"{windows}.on of its own size is not the same: `on` changes nothing but the size",
+            there == laid.on(larger).at(level) == laid.at(level).on(larger).at(level) and windows.on(size) == windows,
+            f"{windows} lie elsewhere if they are put on another canvas before `at`, or on their own: `on` changes nothing but "
+            "the size, and what `at` draws does not depend on the size",
         )
 
 
@@ -171,7 +173,7 @@ def refined_is_in_step(make: Make) -> None:
 
 
 def at_is_pure(make: Make) -> None:
-    """`at` gives equal windows twice, after other levels, and in another process."""
+    """`at` gives equal windows twice, after other levels, and in a copy. It keeps size, window and rings."""
     for size, wrap in CANVASES:
         for seed in SEEDS:
             windows = make().begin(size, WINDOW, None, wrap, seed)
@@ -179,6 +181,8 @@ def at_is_pure(make: Make) -> None:
             for level in LEVELS:
                 here = windows.at(level)
                 same = here == windows.at(level) == copy.at(level) == windows.at(LEVELS[-1]).at(level)
+                came, asked = (here.size, here.window, here.wrap), (windows.size, windows.window, windows.wrap)
+                demand(came == asked, f"windows at a level have (size, window, wrap) {came}; they must keep {asked}")
                 demand(
                     same and hash(here) == hash(copy.at(level)),
                     f"{type(windows).__name__}.at(level) differs between two calls, after another level, or in a copy: key "

@@ -17,11 +17,12 @@ from panokit.windows import Factor, divided, multiplied
 @final
 @dataclass(frozen=True)
 class SpotDiffusion(Layout):
-    r"""Disjoint windows, all shifted at each step by the same random number of cells.
+    r"""Windows side by side, all shifted at each step by the same random number of cells.
 
-    At level $k$ the windows along an axis start at $i w - o_k$, with the window's $w$ cells and a shift $o_k$ that is uniform
-    in $\{0, u, 2u, \dots\}$ below $w$ (`unit` $u$). On a ring they go over its join, which is the paper's roll of the canvas.
-    Elsewhere windows that leave the canvas are moved back to its border, where they overlap their neighbours.
+    At level $k$ the windows along an axis start at $i s - o_k$. The stride $s$ is a whole window unless the user sets it. The
+    shift $o_k$ is uniform in $\{0, u, 2u, \dots\}$ below $s$ (`unit` $u$). On a ring the windows go over its join, which is
+    the paper's roll of the canvas. Elsewhere windows that leave the canvas are moved back to its border, where they overlap
+    their neighbours.
 
     Attributes:
         unit: $u$: shifts are multiples of this number of cells, 1 or more. A cross-scale guidance compares blocks of cells

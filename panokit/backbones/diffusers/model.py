@@ -198,7 +198,7 @@ class StableDiffusion(Family):
 
     Attributes:
         variant: reads weights of this variant, such as `fp16` for files `*.fp16.safetensors`.
-        window: cells along a side of a window; None for the size that the model was trained at.
+        window: cells along a side of a window, a multiple of 8; None for the size that the model was trained at.
 
     Raises:
         SettingError: the window is below 8 cells, or no multiple of 8.
