@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, final, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -68,6 +69,23 @@ class Known:
 
     x0: Float[Tensor, "*c_size"]
     where: Bool[Tensor, "*size"] | None = None
+
+    def choose(self, inside: Float[Tensor, "*c_size"], outside: Float[Tensor, "*c_size"]) -> Float[Tensor, "*c_size"]:
+        """One canvas where it is known, and another one elsewhere."""
+        return inside if self.where is None else torch.where(self.where.to(inside.device), inside, outside)
+
+    def joined(self, other: "Known") -> "Known":
+        """What is known by this or by the other. Where it is by both, this one counts."""
+        if self.where is None:
+            return self
+        where = None if other.where is None else self.where.cpu() | other.where.cpu()
+        return Known(self.choose(self.x0, other.x0), None if where is not None and bool(where.all()) else where)
+
+    def without(self, cells: Bool[Tensor, "*size"] | None) -> "Known":
+        """What is known outside some cells."""
+        if cells is None:
+            return self
+        return Known(self.x0, ~cells if self.where is None else self.where.cpu() & ~cells)
 
 
 @runtime_checkable

@@ -75,7 +75,7 @@ class Run:
         self.level: Level = self.solver.levels[0]
         self.start = parts.start.on(windows, parts.codec, self.canvas) if parts.start else None
         if self.start and (known := self.start.known(self.level)):  # a solver may start with a little more noise than its level
-            self.canvas = _where(known, self.level.sigma * noise, self.canvas)
+            self.canvas = known.choose(self.level.sigma * noise, self.canvas)
         self._last: tuple[Passed, Level] | None = None
         self._unknown: tuple[Windows, Tensor, list[int]] | None = None
 
@@ -105,13 +105,13 @@ class Run:
         self._last = passed, self.level
         self.level = self.solver.levels[self.level.index + 1]
         if known is not None and self.done:  # the last level has a little noise still
-            self.canvas = _where(known, known.x0, self.canvas)
+            self.canvas = known.choose(known.x0, self.canvas)
 
     def _around(self, known: Known) -> Passed:
         """A pass over the windows that hold unknown cells. Where the canvas is known, the prediction leads to it."""
         x = self.canvas
         if not self.level.index:  # the first canvas is noise alone
-            x = _where(known, x + self.level.alpha * known.x0, x)
+            x = known.choose(x + self.level.alpha * known.x0, x)
         there = self.solver.pred(known.x0, x, self.level)
         if known.where is None:
             return Passed(x, there, None)
@@ -120,7 +120,7 @@ class Run:
             unknown = (~windows.crop(known.where.cpu()[None])).flatten(1).any(1).nonzero().flatten().tolist()
             self._unknown = windows, known.where, unknown
         passed = self.pass_over(x, self.windows, self.guided, self.level, partial=Partial(self._unknown[2], there))
-        return passed._replace(x=_where(known, x, passed.x), pred=_where(known, there, passed.pred))
+        return passed._replace(x=known.choose(x, passed.x), pred=known.choose(there, passed.pred))
 
     def known(self) -> Known | None:
         """What is known of the clean canvas at this level: by the picture that the run starts from, and by the guidances.
@@ -135,7 +135,8 @@ class Run:
                 break
             more = guidance.known(self.view(place, "known"), memory)
             if more is not None:
-                known = _joined(known, _without(self._checked(more, f"{type(guidance).__name__}.known"), taken))
+                more = self._checked(more, f"{type(guidance).__name__}.known").without(taken)
+                known = more if known is None else known.joined(more)
         return known
 
     def _checked(self, known: Known, name: str) -> Known:
@@ -295,26 +296,6 @@ class Run:
         memories = map_leaves(deepcopy(state["memories"]), lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
         self.guided = [(guidance, memory) for (guidance, _), memory in zip(self.guided, memories, strict=True)]
         self._last = None
-
-
-def _where(known: Known, inside: Tensor, outside: Tensor) -> Tensor:
-    """One tensor where the canvas is known, and another one elsewhere."""
-    return inside if known.where is None else torch.where(known.where.to(inside.device), inside, outside)
-
-
-def _without(known: Known, taken: Tensor | None) -> Known:
-    """What is known outside some cells."""
-    if taken is None:
-        return known
-    return Known(known.x0, ~taken if known.where is None else known.where.cpu() & ~taken)
-
-
-def _joined(first: Known | None, other: Known) -> Known:
-    """What is known by either; where it is by both, the first counts."""
-    if first is None or first.where is None:
-        return first or other
-    where = None if other.where is None else first.where.cpu() | other.where.cpu()
-    return Known(_where(first, first.x0, other.x0), None if where is not None and bool(where.all()) else where)
 
 
 Hook = Literal["known", "prepare"]
