@@ -62,7 +62,8 @@ def _reading(source: str) -> str:
                 return plugin.name
         except Exception as error:  # a family of somebody else must not keep others from their models
             broken.append(f"{plugin.name} fails: {' '.join(str(error).split())}")
-    parts = ", ".join(sorted(key for key in index if not key.startswith("_"))) or "nothing that looks like a model"
+    names = sorted(key for key in index if not key.startswith("_"))
+    parts = ", ".join(names[:12]) + " and more" * (len(names) > 12) or "nothing that looks like a model"
     kind = index.get("_class_name")
     raise ModelError(
         f"no family reads the model {source}, {f'a {kind} ' if kind else ''}with {parts}: installed are "

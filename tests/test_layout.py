@@ -3,16 +3,33 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
-from panokit import ContractError, Grid, Layout, Model, Runtime, Sampler, SettingError, Windows, recipe
+from panokit import (
+    ContractError,
+    Grid,
+    Layout,
+    Level,
+    Model,
+    Run,
+    Runtime,
+    Sampler,
+    SettingError,
+    Union,
+    WeightedFuser,
+    Windows,
+    recipe,
+)
 from panokit.cli import main
 from panokit.jobs import Worker
 from panokit.layout import Overlap
+from panokit.testing.ranks import VirtualRanks
+from panokit.testing.toys import Pull, toy_run
 from panokit_spotdiffusion import SpotDiffusion, Spots
 
 Cells = tuple[int, ...]
@@ -31,6 +48,53 @@ class Gaps(Layout):
 class NoWindows(Layout):
     def begin(self, *args: Any) -> Any:
         return [(0, 0)]
+
+
+@dataclass(frozen=True)
+class LocalAndDilated(Layout):
+    """Windows of neighbouring cells, and windows of every other cell, which see twice as far."""
+
+    def begin(self, size: Cells, window: Cells, stride: Cells | None, wrap: tuple[bool, ...], seed: int) -> Windows:
+        local = Overlap().begin(size, window, stride, wrap, seed)
+        return Union((local, Grid(size, window, (1,) * len(size), wrap, dilation=(2,) * len(size))))
+
+
+@dataclass(frozen=True)
+class ForTheLocal(WeightedFuser):
+    """A weight for each window: dilated ones count little, and less from level to level."""
+
+    constant: ClassVar[bool] = False
+
+    def weight(self, windows: Windows, level: Level) -> Tensor:
+        assert isinstance(windows, Union)
+        local, dilated = map(len, windows.parts)
+        weights = torch.tensor([1.0] * local + [0.3 * level.sigma] * dilated)
+        return weights.view(-1, *(1,) * len(windows.window)).expand(-1, *windows.window)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_local_and_dilated_windows_with_a_weight_each_make_the_same_on_any_ranks_and_after_a_break(wrap: bool) -> None:
+    def begin(runtime: Runtime) -> Run:
+        return toy_run(
+            (9, 12), layout=LocalAndDilated(), fuser=ForTheLocal(), guidances=[Pull()], wrap=wrap, steps=4, runtime=runtime
+        )
+
+    def finished(run: Run) -> Tensor:
+        while not run.done:
+            run.step()
+        return run.canvas
+
+    (one,) = VirtualRanks(1, 3).run(lambda runtime: finished(begin(runtime)))
+    for other in VirtualRanks(3, 3).run(lambda runtime: finished(begin(runtime))):
+        assert torch.equal(other, one)
+    cpu = Runtime(accelerator="cpu", micro_batch=3)
+    run, resumed = begin(cpu), begin(cpu)
+    for _ in range(2):
+        run.step()
+    resumed.restore(run.state())
+    assert torch.equal(finished(resumed), finished(run))
+    local = toy_run((9, 12), guidances=[Pull()], wrap=wrap, steps=4, runtime=cpu)
+    assert not torch.isclose(finished(local), run.canvas).all()  # the dilated ones count
 
 
 def test_windows_overlap_by_half_if_nothing_else_is_said() -> None:
