@@ -148,13 +148,14 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
     keys = {method: f"{name_of(worker.plan(job).recipe)}, {where}, {rounds}" for method, job in jobs.items()}
     path = out / "costs.json"
     kept = worker.runtime.broadcast(lambda: read_json(path))
-    if not isinstance(kept, dict) or any(kept.get(method, {}).get("of") != key for method, key in keys.items()):
+    entries = kept if isinstance(kept, dict) else {}
+    if any(not isinstance(cost := entries.get(method), dict) or cost.get("of") != key for method, key in keys.items()):
         if worker.runtime.writes:
             print(f"measuring the costs of {len(jobs)} methods in turns, {rounds} times", flush=True)
         measured = costs([*jobs.values()], worker, rounds)  # all of them again, because they are compared
-        kept = {
+        entries = {
             method: {"of": keys[method], "rounds": rounds, **cost._asdict()}
             for method, cost in zip(jobs, measured, strict=True)
         }
-        worker.runtime.broadcast(lambda: write(path, json.dumps(kept, indent=1) + "\n"))
-    return {method: kept[method] for method in study.methods}
+        worker.runtime.broadcast(lambda: write(path, json.dumps(entries, indent=1) + "\n"))
+    return {method: entries[method] for method in study.methods}

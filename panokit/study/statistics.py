@@ -43,9 +43,12 @@ def paired(ours: ArrayLike, theirs: ArrayLike, resamples: int = 2000) -> Differe
         resamples: number of resampled means.
 
     Raises:
-        ValueError: there are fewer than two pairs.
+        ValueError: there are fewer than two pairs, or numbers without a partner.
     """
-    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    one, other = np.asarray(ours, float), np.asarray(theirs, float)
+    if one.shape != other.shape:
+        raise ValueError(f"{one.size} numbers came with {other.size}: each needs a partner")
+    differences = one - other
     n = len(differences)
     if n < 2:
         raise ValueError(f"there are {n} pairs: an interval needs two or more")

@@ -131,6 +131,9 @@ def test_what_is_broken_in_the_folder_is_made_again_or_told(
         path.write_text("[")
     assert evaluate(config) == 0
     assert (results / "report.md").read_text().partition("## Costs")[0] == first
+    (results / "costs.json").write_text('{"MSD": 3}')
+    assert evaluate(config) == 0
+    assert isinstance(json.loads((results / "costs.json").read_text())["MSD"], dict)
     shutil.rmtree(results / "scores")
     next((results / "panoramas" / "msd").glob("a-city-1-*.png")).write_text("no picture")
     assert evaluate(config) == 2

@@ -41,3 +41,8 @@ def test_an_interval_of_subsets_is_their_percentiles() -> None:
 def test_one_pair_has_no_interval() -> None:
     with pytest.raises(ValueError, match="needs two or more"):
         paired([1.0], [0.0])
+
+
+def test_numbers_without_a_partner_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 numbers came with 1: each needs a partner"):
+        paired([1.0, 2.0, 3.0], [0.0])
