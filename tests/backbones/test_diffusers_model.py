@@ -137,6 +137,13 @@ def configure(part: str, **settings: Any) -> Callable[[Path], None]:
     ("change", "message"),
     [
         (configure("scheduler", prediction_type="noise"), "it predicts 'noise'"),
+        (
+            configure("scheduler", _class_name="FlowMatchEulerDiscreteScheduler"),
+            "FlowMatchEulerDiscreteScheduler, has other noise",
+        ),
+        (configure("scheduler", _class_name="EDMEulerScheduler"), "EDMEulerScheduler, has other noise levels"),
+        (configure("scheduler", use_flow_sigmas=True), "has other noise levels than betas make"),
+        (configure("scheduler", trained_betas=[0.1, 0.2]), r"a list of betas \(trained_betas\)"),
         (configure("unet", sample_size=None), "configuration lacks the size"),
     ],
 )

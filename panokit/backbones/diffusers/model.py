@@ -300,6 +300,11 @@ def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) ->
         return "its UNet's configuration lacks the size that it was trained at (sample_size)"
     if prediction not in get_args(Prediction):
         return f"it predicts {prediction!r}"
+    kind = str(scheduler.get("_class_name", ""))
+    if "FlowMatch" in kind or "EDM" in kind or scheduler.get("use_flow_sigmas"):
+        return f"its scheduler, {kind or 'of flow matching'}, has other noise levels than betas make"
+    if scheduler.get("trained_betas") is not None:
+        return "its scheduler has a list of betas (trained_betas)"
     return None
 
 
