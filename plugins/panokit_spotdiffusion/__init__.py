@@ -1,7 +1,8 @@
-"""SpotDiffusion (Frolov et al. 2024): disjoint windows that lie elsewhere at every step, so that no seam stays where it is.
+"""SpotDiffusion (Frolov et al. 2024): disjoint windows that lie elsewhere at every step, so that seams do not add up.
 
 MultiDiffusion computes every cell several times, in overlapping windows. Here every cell is computed once a step. The windows
-share no cells, so each step leaves seams; the next step has its windows elsewhere and removes them.
+share no cells, so each step leaves seams; the next step has its windows elsewhere and mends them. Those of the last steps stay,
+faintly.
 
 Source: Frolov, Moser, Dengel, "SpotDiffusion: A Fast Approach For Seamless Panorama Generation Over Time", arXiv:2407.15507.
 """
