@@ -92,7 +92,7 @@ def pytest_collection_finish() -> None:
     Fabric looks for callbacks of other packages each time it is made, in the metadata of all of them. Here it does so once.
     """
     if registry := sys.modules.get("lightning.fabric.utilities.registry"):
-        registry.entry_points = cache(registry.entry_points)  # type: ignore[attr-defined]
+        registry.entry_points = cache(registry.entry_points)
     gc.freeze()
 
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import final
@@ -29,23 +29,16 @@ class Union(Windows):
     """
 
     parts: tuple[Windows, ...]
+    size: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    window: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    wrap: tuple[bool, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len({(part.size, part.window, part.wrap) for part in self.parts}) != 1:
             shapes = ", ".join(f"{part.window} on {part.size}" for part in self.parts) or "none"
             raise SettingError(f"a union of windows {shapes}: it must have parts with the same canvas, window and wrap")
-
-    @property
-    def size(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.parts[0].size
-
-    @property
-    def window(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.parts[0].window
-
-    @property
-    def wrap(self) -> tuple[bool, ...]:  # type: ignore[override]
-        return self.parts[0].wrap
+        for name in ("size", "window", "wrap"):
+            object.__setattr__(self, name, getattr(self.parts[0], name))
 
     @cached_property
     def _ends(self) -> list[int]:

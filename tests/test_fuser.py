@@ -103,8 +103,8 @@ def test_each_window_may_have_a_weight_of_its_own() -> None:
 
     class Tenth(WeightedFuser):
         def weight(self, windows: Windows, level: Level) -> Tensor:
-            each = torch.tensor([1.0] * len(local) + [0.1] * len(dilated), dtype=torch.float64)
-            return each.view(-1, 1, 1).expand(-1, *windows.window)
+            weight = torch.tensor([1.0] * len(local) + [0.1] * len(dilated), dtype=torch.float64)
+            return weight.view(-1, 1, 1).expand(-1, *windows.window)
 
     rows = noise(len(both), 1, 5, 5)
     value, total = torch.zeros(2, 9, 9, dtype=torch.float64)

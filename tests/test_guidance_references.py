@@ -192,7 +192,7 @@ def test_on_landscapes_in_float32_nothing_but_rounding_tells_them_apart() -> Non
     size, steps, levels = (32, 32), 2, 2
     model = load_model("landscapes")
     assert isinstance(model.denoiser, UNetDenoiser)
-    found = sampled(model, [MSDPaper()], size, precision="32-true", steps=steps).double()
+    latents = sampled(model, [MSDPaper()], size, precision="32-true", steps=steps).double()
     loops = []
     for dtype in (torch.float32, torch.float64):
         for part in (model.denoiser.unet, model.denoiser.text_encoder):
@@ -205,7 +205,7 @@ def test_on_landscapes_in_float32_nothing_but_rounding_tells_them_apart() -> Non
         loops.append(canvas[0].double())
     rounding = relative(loops[0], loops[1])
     assert 1e-8 < rounding < 1e-3
-    assert relative(found, loops[1]) <= 4 * rounding
+    assert relative(latents, loops[1]) <= 4 * rounding
 
 
 def squares(images: Tensor, other: Tensor) -> Tensor:
