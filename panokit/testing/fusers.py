@@ -10,7 +10,7 @@ from panokit.grid import Grid
 from panokit.runtime import Runtime
 from panokit.scheduler import Level
 from panokit.testing.demands import contents, demand, distance, unchanged
-from panokit.testing.ranks import VirtualRanks
+from panokit.testing.ranks import same_on_ranks
 from panokit.testing.settings import pickles_and_reprs
 from panokit.testing.toys import Drift, toy_run
 from panokit.union import Union
@@ -175,14 +175,12 @@ def same_for_any_number_of_ranks(make: Make) -> None:
             run.step()
         return run.canvas
 
-    (expected,) = VirtualRanks(1, 2).run(canvas)
-    for size in (2, 3):
-        for rank, actual in enumerate(VirtualRanks(size, 2).run(canvas)):
-            demand(
-                torch.equal(actual, expected),
-                f"rank {rank} of {size} has another canvas than a single rank: `fuse` gets the same windows on every rank and "
-                "must return the same canvas; it may not draw noise or remember anything",
-            )
+    same_on_ranks(
+        canvas,
+        2,
+        ": `fuse` gets the same windows on every rank and "
+        "must return the same canvas; it may not draw noise or remember anything",
+    )
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:

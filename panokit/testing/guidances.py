@@ -22,7 +22,7 @@ from panokit.runtime import Runtime
 from panokit.scheduler import Level, Training
 from panokit.settings import Precision
 from panokit.testing.demands import ConformanceError, contents, demand, distance, unchanged
-from panokit.testing.ranks import VirtualRanks
+from panokit.testing.ranks import VirtualRanks, same_on_ranks
 from panokit.testing.settings import pickles_and_reprs
 from panokit.testing.toys import Drift, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 
@@ -231,14 +231,12 @@ def same_for_any_number_of_ranks(make: Make) -> None:
     def canvas(runtime: Runtime) -> Tensor:
         return _finished(_run(make(), runtime=runtime))
 
-    (expected,) = VirtualRanks(1, MICRO_BATCH).run(canvas)
-    for size in (2, 3):
-        for rank, actual in enumerate(VirtualRanks(size, MICRO_BATCH).run(canvas)):
-            demand(
-                torch.equal(actual, expected),
-                f"rank {rank} of {size} has another canvas than a single rank: `prepare` must return the same on every rank, "
-                "noise must come from step.noise, and nothing may depend on the windows that `energy` has seen",
-            )
+    same_on_ranks(
+        canvas,
+        MICRO_BATCH,
+        ": `prepare` must return the same on every rank, "
+        "noise must come from step.noise, and nothing may depend on the windows that `energy` has seen",
+    )
 
 
 def runs_do_not_share_memory(make: Make) -> None:

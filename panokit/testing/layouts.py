@@ -15,7 +15,7 @@ from panokit.layout import Layout
 from panokit.runtime import Runtime
 from panokit.scheduler import Level
 from panokit.testing.demands import demand, distance
-from panokit.testing.ranks import VirtualRanks
+from panokit.testing.ranks import same_on_ranks
 from panokit.testing.settings import pickles_and_reprs
 from panokit.testing.toys import toy_run
 from panokit.windows import Windows
@@ -199,14 +199,11 @@ def same_for_any_number_of_ranks(make: Make) -> None:
             run.step()
         return run.canvas
 
-    (expected,) = VirtualRanks(1, 2).run(canvas)
-    for size in (2, 3):
-        for rank, actual in enumerate(VirtualRanks(size, 2).run(canvas)):
-            demand(
-                torch.equal(actual, expected),
-                f"rank {rank} of {size} has another canvas than a single rank: `begin` and `at` must give the same windows on "
-                "every rank",
-            )
+    same_on_ranks(
+        canvas,
+        2,
+        ": `begin` and `at` must give the same windows on every rank",
+    )
 
 
 def _laid(make: Make) -> Iterator[tuple[Windows, str]]:

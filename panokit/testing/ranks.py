@@ -14,7 +14,7 @@ from panokit.runtime import Runtime
 from panokit.runtime.ranks import Alone
 from panokit.runtime.sharding import chunks, deal
 from panokit.signals import Stop
-from panokit.testing.demands import ConformanceError
+from panokit.testing.demands import ConformanceError, demand
 
 Made = TypeVar("Made")
 Rows = tuple[Tensor, ...]
@@ -107,3 +107,21 @@ class VirtualRanks:
                 "same calls of step.estimate on every rank"
             )
         return tuple(torch.cat(parts) for parts in zip(*(self._rows[key] for key in everything), strict=True))
+
+
+def same_on_ranks(canvas: Callable[[Runtime], Tensor], micro_batch: int, advice: str, sizes: Sequence[int] = (2, 3)) -> None:
+    """Demand the same bits on one rank, on more of them, and on every rank.
+
+    Args:
+        canvas: makes a canvas with a runtime.
+        micro_batch: of the runtimes.
+        advice: what to do if the canvases differ.
+        sizes: numbers of ranks to compare with a single one.
+
+    Raises:
+        ConformanceError: the canvases differ.
+    """
+    (expected,) = VirtualRanks(1, micro_batch).run(canvas)
+    for size in sizes:
+        for rank, actual in enumerate(VirtualRanks(size, micro_batch).run(canvas)):
+            demand(torch.equal(actual, expected), f"rank {rank} of {size} has another canvas than a single rank{advice}")
