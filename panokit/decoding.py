@@ -1,5 +1,6 @@
 """Between a whole canvas and its picture: in one piece or in tiles, which the ranks share when they decode."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -11,7 +12,7 @@ from panokit.denoiser import Codec
 from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
-from panokit.scheduler import Level
+from panokit.scheduler import CLEAN, Level
 from panokit.windows import Windows
 
 WHOLE = 128 * 256
@@ -20,8 +21,6 @@ TILE, OVERLAP = 128, 24
 """The most cells along a side of a tile, and cells that two neighbouring tiles share."""
 PAD = 16
 """Cells that are repeated at both ends of a wrapped axis."""
-CLEAN = Level(0, 0.0, 1.0, 0.0, 0, 1)
-"""The level of a finished canvas."""
 
 
 def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...], runtime: Runtime) -> Float[Tensor, "3 H W"]:
@@ -63,11 +62,9 @@ def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]
     """
     size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
     if size[0] * size[1] <= WHOLE:
-        pads = [min(PAD, cells) if ring else 0 for cells, ring in zip(size, wrap, strict=True)]
-        vertical, horizontal = (pad * codec.factor for pad in pads)
-        ring = nn.functional.pad(picture[None], (horizontal, horizontal, vertical, vertical), mode="circular")
-        latents = codec.encode(ring)[0]
-        return latents[:, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]]
+        pads = _pads(size, wrap)
+        latents = codec.encode(_repeated(picture, [pad * codec.factor for pad in pads]))[0]
+        return _without(latents, pads)
     tiles = _tiles(size, wrap)
     pixels = tiles.refined(codec.factor)
     rows = torch.cat([codec.encode(pixels.crop(picture, [i])) for i in range(len(tiles))])
@@ -87,13 +84,26 @@ def _tiles(size: tuple[int, ...], wrap: tuple[bool, ...]) -> Grid:
 
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
-    """The picture in one piece. A decoder pads with zeros, so cells of a wrapped axis are repeated first, and cut off after."""
-    pads = [min(PAD, size) if ring else 0 for size, ring in zip(canvas.shape[-2:], wrap, strict=True)]
-    ring = nn.functional.pad(canvas[None], (pads[1], pads[1], pads[0], pads[0]), mode="circular")
-    image = codec.decode(ring)[0]
-    top, left = (p * codec.factor for p in pads)
-    height, width = (size * codec.factor for size in canvas.shape[-2:])
-    return image[:, top : top + height, left : left + width]
+    """The picture in one piece."""
+    pads = _pads(canvas.shape[-2:], wrap)
+    return _without(codec.decode(_repeated(canvas, pads))[0], [pad * codec.factor for pad in pads])
+
+
+def _pads(size: Sequence[int], wrap: tuple[bool, ...]) -> list[int]:
+    """Cells to repeat at both ends of each axis. A network pads with zeros, and a ring has no end where they belong."""
+    return [min(PAD, cells) if ring else 0 for cells, ring in zip(size, wrap, strict=True)]
+
+
+def _repeated(canvas: Tensor, pads: Sequence[int]) -> Tensor:
+    """A batch of one canvas, or picture, with the other end repeated at both ends of each axis."""
+    high, wide = pads
+    return nn.functional.pad(canvas[None], (wide, wide, high, high), mode="circular")
+
+
+def _without(canvas: Tensor, pads: Sequence[int]) -> Tensor:
+    """A canvas, or picture, without what was repeated."""
+    (high, wide), (height, width) = pads, canvas.shape[-2:]
+    return canvas[..., high : height - high, wide : width - wide]
 
 
 @final

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from panokit.errors import ContractError
 from panokit.moved import require_arguments
-from panokit.scheduler import Level
+from panokit.scheduler import CLEAN, Level
 from panokit.windows import Windows
-
-_ANY = Level(0, 0.0, 1.0, 0.0, 0, 1)
-"""The level for weights that depend on none, so that one result serves all levels."""
 
 
 class Fuser(ABC):
@@ -93,7 +90,8 @@ class WeightedFuser(Fuser):
         """
         dtype = torch.promote_types(rows.dtype, torch.float32)
         weigh = _kept_weights if self.constant else _weights
-        weights, norm = weigh(self, windows, _ANY if self.constant else level, dtype, rows.device)
+        # Weights that depend on no level are computed at one, so that the result serves all.
+        weights, norm = weigh(self, windows, CLEAN if self.constant else level, dtype, rows.device)
         canvas = rows.new_zeros((*rows.shape[1 : rows.ndim - len(windows.window)], *windows.size), dtype=dtype)
         for i, row in enumerate(rows.to(dtype).unbind()):
             windows.put(canvas, i, row, weights[i % len(weights)])

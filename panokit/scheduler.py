@@ -47,6 +47,10 @@ class Level:
         return self.step / self.steps
 
 
+CLEAN = Level(0, 0.0, 1.0, 0.0, 0, 1)
+"""The level of a finished canvas."""
+
+
 @final
 @dataclass(frozen=True)
 class Training:
