@@ -115,12 +115,6 @@ class Pass:
         runtime, stop = self.parts.runtime, self.parts.stop
         shape = (*canvas.shape[: -len(windows.size)], *windows.window)
         computed = range(len(windows)) if partial is None else partial.numbers
-
-        def fused(rows: Tensor, elsewhere: Tensor) -> Tensor:
-            return self._fuse(rows if partial is None else _spread(rows, partial.numbers, windows, elsewhere), windows, level)
-
-        there = canvas if partial is None else partial.pred
-
         if not prepared:
             # A lambda, because a function defined here would be made anew, with its annotations, at every step.
             (pred,) = runtime.map(
@@ -129,7 +123,7 @@ class Pass:
                 [shape],
                 stop=stop,
             )
-            return Passed(canvas, fused(pred, there), None)
+            return Passed(canvas, self._fuse(_spread(pred, windows, partial), windows, level), None)
         full = any(guidance.jacobian == "full" for guidance, _ in prepared)
         guided = self._guided(canvas, windows, prepared, level)
         x, pred, stats = runtime.map(
@@ -140,7 +134,9 @@ class Pass:
             stop=stop,
         )
         _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level, computed)
-        return Passed(fused(x, canvas), fused(pred, there), stats)
+        unguided = None if partial is None else partial._replace(pred=canvas)
+        x = self._fuse(_spread(x, windows, unguided), windows, level)
+        return Passed(x, self._fuse(_spread(pred, windows, partial), windows, level), stats)
 
     def predict(self, x: Tensor, windows: Windows, index: Sequence[int], level: Level) -> Tensor:
         """The denoiser's prediction for some windows.
@@ -278,11 +274,13 @@ def _chosen(index: Sequence[int], chunk: Sequence[int]) -> list[int]:
     return [index[k] for k in chunk]
 
 
-def _spread(rows: Tensor, index: Sequence[int], windows: Windows, elsewhere: Tensor) -> Tensor:
-    """Rows for all windows: those of `index`, and for the others crops of a canvas."""
-    every = windows.crop(elsewhere).to(rows)
-    every[list(index)] = rows
-    return every
+def _spread(rows: Tensor, windows: Windows, partial: Partial | None) -> Tensor:
+    """Rows for all windows. Those that were not computed are crops of what is known."""
+    if partial is None:
+        return rows
+    spread = windows.crop(partial.pred).to(rows)
+    spread[list(partial.numbers)] = rows
+    return spread
 
 
 def _finite(rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,6 @@ from panokit.decoding import encode
 from panokit.denoiser import Codec
 from panokit.errors import SettingError
 from panokit.guidance import Known
-from panokit.pixels import read
 from panokit.scheduler import Level
 from panokit.settings import Settings
 from panokit.windows import Windows
@@ -103,7 +102,7 @@ class Latents:
     stays: Bool[Tensor, "*size"]
     strength: float
 
-    def begun(self, steps: int) -> Bool[Tensor, "*size"] | None:
+    def covered_first(self, steps: int) -> Bool[Tensor, "*size"] | None:
         """The cells that are known in the first steps, before any is painted; None if all steps paint."""
         return self.covered if painted_steps(steps, self.strength) < steps else None
 
@@ -119,26 +118,24 @@ def painted_steps(steps: int, strength: float) -> int:
     return min(int(steps * strength), steps)
 
 
-def start(settings: Settings, sources: Mapping[str, Any], factor: int) -> tuple[Start, dict[str, str]]:
+def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], factor: int) -> Start:
     """Make the start of a run from its picture, and its mask if there is one.
 
     Args:
         settings: height, width, steps, strength, at and wrap, of which height and width are filled in.
-        sources: `image`, and perhaps `mask`: each a file, a picture of Pillow, or a tensor.
+        pictures: the pixels of `image`, and perhaps of `mask`, in [0, 1].
         factor: pixels along a side of a cell.
 
     Returns:
-        The start, and the SHA-256 of each source by its name.
+        The start.
 
     Raises:
-        SettingError: a source is no picture, or does not fit the canvas.
+        SettingError: a picture does not fit the canvas, or nothing is left to paint.
     """
-    pixels, digest = read(sources["image"], "image")
-    digests, size = {"image": digest}, (settings.height or 0, settings.width or 0)
+    pixels, size = pictures["image"], (settings.height or 0, settings.width or 0)
     anew: Tensor | None = None
-    if sources.get("mask") is not None:
-        mask, digests["mask"] = read(sources["mask"], "mask")
-        anew = _fitted_mask(mask.mean(0) >= 0.5, (pixels.shape[1], pixels.shape[2]))
+    if "mask" in pictures:
+        anew = _fitted_mask(pictures["mask"].mean(0) >= 0.5, (pixels.shape[1], pixels.shape[2]))
     if settings.place is None:
         _require_shape((pixels.shape[1], pixels.shape[2]), size, factor)
         pixels = _resized(pixels, size)
@@ -167,12 +164,11 @@ def start(settings: Settings, sources: Mapping[str, Any], factor: int) -> tuple[
             f"it must be {-(-100 // settings.steps) / 100:g} or more, or there must be more steps"
         )
     filled = nn.functional.pad(pixels[None], around, mode="replicate")[0]
-    return Start(filled, covered, stays, strength, settings.wraps), digests
+    return Start(filled, covered, stays, strength, settings.wraps)
 
 
-def own_size(source: Any, window: SIZE, factor: int) -> SIZE:
+def own_size(pixels: Float[Tensor, "3 H W"], window: SIZE, factor: int) -> SIZE:
     """The size of a canvas for a picture if none is given: that of the picture, in whole cells, and at least one window."""
-    pixels, _ = read(source, "image")
     high, wide = pixels.shape[1], pixels.shape[2]
     least = max(1.0, window[0] / high, window[1] / wide)  # a smaller picture is enlarged as a whole
     return round(high * least / factor) * factor, round(wide * least / factor) * factor

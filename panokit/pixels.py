@@ -75,6 +75,6 @@ def _digest(pixels: Tensor) -> str:
     return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def label(source: Any, digest: str = "") -> str:
+def label(source: Any, digest: str) -> str:
     """How settings and recipes name a picture: by its file, or by its SHA-256."""
     return str(source) if isinstance(source, str | Path) else f"sha256:{digest}"

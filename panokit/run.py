@@ -77,7 +77,6 @@ class Run:
         if self.start and (known := self.start.known(self.level)):  # a solver may start with a little more noise than its level
             self.canvas = known.choose(self.level.sigma * noise, self.canvas)
         self._last: tuple[Passed, Level] | None = None
-        self._unknown: tuple[Windows, Tensor, list[int]] | None = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -112,15 +111,13 @@ class Run:
         x = self.canvas
         if not self.level.index:  # the first canvas is noise alone
             x = known.choose(x + self.level.alpha * known.x0, x)
-        there = self.solver.pred(known.x0, x, self.level)
+        pred = self.solver.pred(known.x0, x, self.level)
         if known.where is None:
-            return Passed(x, there, None)
-        windows = self.windows.at(self.level)
-        if self._unknown is None or self._unknown[0] != windows or self._unknown[1] is not known.where:
-            unknown = (~windows.crop(known.where.cpu()[None])).flatten(1).any(1).nonzero().flatten().tolist()
-            self._unknown = windows, known.where, unknown
-        passed = self.pass_over(x, self.windows, self.guided, self.level, partial=Partial(self._unknown[2], there))
-        return passed._replace(x=known.choose(x, passed.x), pred=known.choose(there, passed.pred))
+            return Passed(x, pred, None)
+        unknown = ~self.windows.at(self.level).crop(known.where.cpu()[None])
+        numbers = unknown.flatten(1).any(1).nonzero().flatten().tolist()
+        passed = self.pass_over(x, self.windows, self.guided, self.level, partial=Partial(numbers, pred))
+        return passed._replace(x=known.choose(x, passed.x), pred=known.choose(pred, passed.pred))
 
     def known(self) -> Known | None:
         """What is known of the clean canvas at this level: by the picture that the run starts from, and by the guidances.
@@ -129,13 +126,13 @@ class Run:
         difference would count as noise.
         """
         known = self.start.known(self.level) if self.start else None
-        taken = self.start.begun(self.level.steps) if self.start else None
+        covered = self.start.covered_first(self.level.steps) if self.start else None
         for place, (guidance, memory) in enumerate(self.guided):
-            if (known is not None and known.where is None) or (taken is not None and bool(taken.all())):
+            if (known is not None and known.where is None) or (covered is not None and bool(covered.all())):
                 break
             more = guidance.known(self.view(place, "known"), memory)
             if more is not None:
-                more = self._checked(more, f"{type(guidance).__name__}.known").without(taken)
+                more = self._checked(more, f"{type(guidance).__name__}.known").without(covered)
                 known = more if known is None else known.joined(more)
         return known
 

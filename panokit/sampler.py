@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import torch
+from jaxtyping import Float
 
 from panokit import models
 from panokit.callbacks import Hook, Log, call
@@ -23,7 +24,7 @@ from panokit.moved import no_attribute
 from panokit.panorama import Panorama, to_image
 from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, start
-from panokit.pixels import label
+from panokit.pixels import label, read
 from panokit.progress import steps_bar
 from panokit.run import Run
 from panokit.runtime import Runtime
@@ -311,26 +312,27 @@ class Sampler:
         """Check each value by itself, and plan the panorama."""
         if not isinstance(prompt, str | Regions):
             raise SettingError(f"prompt is a {type(prompt).__name__}: it must be text, or Regions")
-        sources = {name: settings[name] for name in ("image", "mask") if settings.get(name) is not None}
-        chosen = self._sized(Settings.of({**settings, **{name: label(source) for name, source in sources.items()}}), sources)
-        windows, hashes, begun, shown = self._windows(chosen), dict[str, str](), None, prompt
-        if sources:
-            begun, hashes = start(chosen, sources, self.model.factor)
-            chosen = replace(chosen, image=label(sources["image"], hashes["image"]))
-            chosen = replace(chosen, mask=label(sources["mask"], hashes["mask"])) if "mask" in sources else chosen
+        given = {name: settings[name] for name in ("image", "mask") if settings.get(name) is not None}
+        sources = {name: read(source, name) for name, source in given.items()} if "image" in given else {}
+        pictures = {name: pixels for name, (pixels, _) in sources.items()}
+        hashes = {name: digest for name, (_, digest) in sources.items()}
+        labels = {name: label(source, hashes.get(name, "")) for name, source in given.items()}
+        chosen = self._sized(Settings.of({**settings, **labels}), pictures.get("image"))
+        windows, read_prompt = self._windows(chosen), prompt
         if isinstance(prompt, Regions):
-            shown, masks = prompt.read()
-            shown.maps(windows.size)  # it raises if regions do not fit
+            read_prompt, masks = prompt.read()
+            read_prompt.maps(windows.size)  # it raises if regions do not fit
             hashes |= masks
-        scene = Scene(shown, chosen.negative_prompt, chosen.guidance_scale)
-        return Plan(self, prompt, chosen, windows, scene, begun, self._recipe(prompt, chosen, hashes))
+        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale)
+        begins = start(chosen, pictures, self.model.factor) if pictures else None
+        return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
 
-    def _sized(self, settings: Settings, sources: Mapping[str, Any]) -> Settings:
+    def _sized(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
         """The settings with height and width: those of the picture, if there is one and it is not placed on a larger canvas."""
         high, wide = (cells * self.model.factor for cells in self.model.denoiser.window)
         default = (high, 4 * wide)
-        if sources and settings.place is None and settings.height is None and settings.width is None:
-            default = own_size(sources["image"], (high, wide), self.model.factor)
+        if image is not None and settings.place is None and settings.height is None and settings.width is None:
+            default = own_size(image, (high, wide), self.model.factor)
         height = default[0] if settings.height is None else settings.height
         return replace(settings, height=height, width=default[1] if settings.width is None else settings.width)
 

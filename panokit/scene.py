@@ -1,8 +1,9 @@
 """A scene: what is painted. Texts for the whole canvas or for its regions, and pictures that are laid on it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Float
@@ -110,7 +111,7 @@ class Regions:
     @property
     def parts(self) -> tuple[Region, ...]:
         """The regions."""
-        return tuple(region for region in self.regions if isinstance(region, Region))
+        return cast("tuple[Region, ...]", self.regions)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -127,6 +128,7 @@ class Regions:
             SettingError: a mask cannot be read, or a region with a weight overlaps one without.
         """
         opaque, weighted = torch.zeros(2, len(self.texts), *size)
+        cover = torch.zeros(size)  # by regions with a weight
         for k, region in enumerate(self.parts, start=1):
             area = region.over(size)
             if region.weight is None:
@@ -134,7 +136,7 @@ class Regions:
                 opaque[k] = area
             else:
                 weighted[k] = region.weight * area
-        cover = torch.stack([region.over(size) for region in self.parts if region.weight is not None] or [opaque[0]]).amax(0)
+                cover = torch.maximum(cover, area)
         if ((opaque.sum(0) > 0.5) & (cover > 0.5)).any():
             raise SettingError(
                 "a region with a weight overlaps one without, which would lie on top of it: give both a weight, or neither"
@@ -205,9 +207,7 @@ class Mixture(NamedTuple):
         """
         if self.shares is None:
             return preds
-        counts = [self.rows.count(row) for row in range(self.rows[-1] + 1)]
-        parts = (self.shares.to(preds) * preds).split(counts)
-        return torch.stack([part.sum(0) for part in parts])
+        return _summed(self.shares.to(preds) * preds, self.rows)
 
 
 @final
@@ -262,8 +262,7 @@ class Scene:
         if len(rows) == len(index):
             return Mixture(rows, texts, None)
         chosen = shares[rows, texts]
-        total = torch.stack([part.sum(0) for part in chosen.split([rows.count(row) for row in range(len(index))])])
-        return Mixture(rows, texts, (chosen / total[rows])[:, None])
+        return Mixture(rows, texts, (chosen / _summed(chosen, rows)[rows])[:, None])
 
     def crop(self, name: str, windows: Windows, index: Sequence[int], factor: int = 1) -> Tensor:
         """The part of a field that some windows cover, by the same crop as the canvas.
@@ -282,3 +281,8 @@ class Scene:
         if tuple(picture.shape[-2:]) != fine.size:
             picture = nn.functional.interpolate(picture[None], size=fine.size, mode="bilinear", antialias=True)[0]
         return fine.crop(picture, index)
+
+
+def _summed(entries: Tensor, rows: Sequence[int]) -> Tensor:
+    """The sum of the entries of each window, which follow one another."""
+    return torch.stack([part.sum(0) for part in entries.split([*Counter(rows).values()])])

@@ -140,12 +140,8 @@ class UNetDenoiser(Denoiser):
         if size not in embeddings.maps:
             embeddings.maps[size] = scene.maps(size)
         mixture = scene.mixture(embeddings.maps[size], windows, index)
-
-        def entries(rows: Tensor) -> Tensor:
-            return rows.expand(len(index), -1, -1) if len(rows) == 1 else rows[mixture.texts]
-
-        negative = None if embeddings.negatives is None else entries(embeddings.negatives)
-        return Condition(entries(embeddings.texts), negative, scene.guidance_scale, mixture)
+        negative = None if embeddings.negatives is None else _entries(embeddings.negatives, mixture)
+        return Condition(_entries(embeddings.texts, mixture), negative, scene.guidance_scale, mixture)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
@@ -160,6 +156,11 @@ class UNetDenoiser(Denoiser):
         t = torch.full((len(x),), level.t, device=x.device)
         dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` goes through all modules each time
         return self.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0].to(x.dtype)
+
+
+def _entries(texts: Tensor, mixture: Mixture) -> Tensor:
+    """The embedded text of each entry of a mixture. One text is repeated without a copy."""
+    return texts.expand(len(mixture.rows), -1, -1) if len(texts) == 1 else texts[mixture.texts]
 
 
 @final
