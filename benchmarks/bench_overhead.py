@@ -22,7 +22,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from panokit import DiffusersScheduler, Model, Runtime, Sampler
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.testing.tiny import tiny_model
 from panokit_multidiffusion import MultiDiffusion
 

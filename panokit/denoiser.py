@@ -4,8 +4,9 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,9 +31,17 @@ class Denoiser(ABC):
     """Cells of the picture that the model was trained on, one number for each axis."""
     training: Training
     """The noise that the model was trained with. A scheduler builds its levels from it."""
-    fields: ClassVar[frozenset[str]] = frozenset()
+    multiple: int = 1
+    """Sizes of canvases and distances of windows are multiples of so many cells: 2 for a model that packs 2 x 2 cells."""
+    scheduler: str = "ddim"
+    """The name of the scheduler to use if the user names none."""
+    steps: int = 50
+    """The number of steps to make if the user names none."""
+    guidance_scale: float = 7.5
+    """The strength of guidance to use if the user names none, as the model means it."""
+    fields: frozenset[str] = frozenset()
     """The names of the pictures on the canvas that it reads, such as a control picture: see `Scene.fields`."""
-    choices: ClassVar[frozenset[str]] = frozenset()
+    choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys. `Model.configure` warns about the others if the user sets them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -50,6 +59,18 @@ class Denoiser(ABC):
             execution: attention, checkpointing and compilation. A denoiser obeys the fields in its `choices`.
         """
         return
+
+    def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
+        """Draw the noise that a canvas starts from. A model draws it in the order of its own pipeline.
+
+        Args:
+            size: cells of the canvas, one number for each axis.
+            generator: draws it, on the CPU.
+
+        Returns:
+            Standard normal noise, `c *size`, on the CPU.
+        """
+        return torch.randn((self.channels, *size), generator=generator)
 
     @abstractmethod
     def encode(self, scene: Scene) -> Any:
@@ -96,7 +117,7 @@ class Codec(ABC):
 
     factor: int
     """Pixels along a side of a latent cell."""
-    choices: ClassVar[frozenset[str]] = frozenset()
+    choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys."""
 
     @abstractmethod

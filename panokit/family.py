@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from panokit.denoiser import Model
 
@@ -12,6 +12,25 @@ class Family(ABC):
 
     It is installed as an entry point of the group `panokit.families`. The first family that reads a model's index loads it.
     """
+
+    others: ClassVar[str | None] = None
+    """The field, a mapping, that takes all settings which the family has no field for; None if it refuses them."""
+
+    @classmethod
+    def holds(cls, model: object) -> bool:
+        """Whether the family takes a model in hand, such as a pipeline. The default takes none."""
+        return False
+
+    def hold(self, model: Any) -> Model:
+        """Take a model in hand. It stays as it is.
+
+        Args:
+            model: an object for which `holds` is true.
+
+        Raises:
+            ModelError: it lacks something.
+        """
+        raise NotImplementedError
 
     @classmethod
     @abstractmethod

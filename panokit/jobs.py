@@ -169,7 +169,7 @@ class Worker:
         if key not in self._samplers:
             self._samplers[key] = Sampler(
                 self._model(composition.model),
-                scheduler=self._plugin(Scheduler, composition.scheduler),
+                scheduler=None if composition.scheduler is None else self._plugin(Scheduler, composition.scheduler),
                 layout=self._plugin(Layout, composition.layout),
                 fuser=self._plugin(Fuser, composition.fuser),
                 guidances=[self._plugin(Guidance, part) for part in composition.guidances],

@@ -3,21 +3,23 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from panokit import registry
 from panokit.composition import build
 from panokit.denoiser import Model
-from panokit.errors import ModelError, PluginNotFoundError
+from panokit.errors import ModelError, PluginNotFoundError, SettingError
 from panokit.family import Family
 
 
-def load_model(name: str, /, **settings: Any) -> Model:
-    """Load a model by its name, with the family that reads it.
+def load_model(source: Any, /, **settings: Any) -> Model:
+    """Load a model by its name, with the family that reads it; or take one in hand, such as a pipeline of diffusers.
 
     Args:
-        name: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`.
+        source: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`. Or a model in
+            hand, which stays as it is: its weights are shared.
         settings: those of the family, such as `variant="fp16"`; `panokit plugins stable_diffusion` lists them.
 
     Returns:
@@ -29,13 +31,36 @@ def load_model(name: str, /, **settings: Any) -> Model:
         ModelError: no family reads it, files are missing or pickled, or the hub cannot be reached.
         SettingError: the family has no such setting, or refuses its value.
     """
-    source, family = _found(name)
-    return replace(build(Family, {"plugin": family, **settings}).load(source, name), settings=settings)
+    if isinstance(source, Path):
+        source = str(source)
+    if not isinstance(source, str):
+        return _built(_holding(source), settings).hold(source)
+    place, family = _found(source)
+    return replace(_built(family, settings).load(place, source), settings=settings)
 
 
 def family_of(name: str) -> str:
     """The name of the family that reads a model; see `load_model`."""
     return _found(name)[1]
+
+
+def _built(family: str, settings: Mapping[str, Any]) -> Family:
+    """A family with settings. Those that it has no field for go into its field for others, if it has one."""
+    cls = registry.made_class(registry.maker("families", family, Family))
+    if not (isinstance(cls, type) and issubclass(cls, Family) and cls.others):
+        return build(Family, {"plugin": family, **settings})
+    known = {name: value for name, value in settings.items() if name in signature(cls).parameters}
+    others = {name: value for name, value in settings.items() if name not in known}
+    return build(Family, {"plugin": family, **known, cls.others: {**known.get(cls.others, {}), **others}})
+
+
+def _holding(model: object) -> str:
+    """The name of the first family that takes a model in hand."""
+    for plugin in registry.plugins("families"):
+        if registry.made_class(registry.maker("families", plugin.name, Family)).holds(model):
+            return plugin.name
+    kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    raise SettingError(f"{kind} came as a model: give a name, a folder, a hub id, a pipeline of diffusers, or a Model")
 
 
 def _found(name: str) -> tuple[str, str]:

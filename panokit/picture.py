@@ -122,7 +122,7 @@ def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], fa
     """Make the start of a run from its picture, and its mask if there is one.
 
     Args:
-        settings: height, width, steps, strength, at and wrap, of which height and width are filled in.
+        settings: height, width, steps, strength, at and wrap, of which height, width and steps are filled in.
         pictures: the pixels of `image`, and perhaps of `mask`, in [0, 1].
         factor: pixels along a side of a cell.
 
@@ -132,7 +132,7 @@ def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], fa
     Raises:
         SettingError: a picture does not fit the canvas, or nothing is left to paint.
     """
-    pixels, size = pictures["image"], (settings.height or 0, settings.width or 0)
+    pixels, size, steps = pictures["image"], (settings.height or 0, settings.width or 0), settings.steps or 0
     anew: Tensor | None = None
     if "mask" in pictures:
         anew = _fitted_mask(pictures["mask"].mean(0) >= 0.5, (pixels.shape[1], pixels.shape[2]))
@@ -158,10 +158,10 @@ def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], fa
     strength = (
         (STRENGTH if settings.place is None and anew is None else 1.0) if settings.strength is None else settings.strength
     )
-    if painted_steps(settings.steps, strength) < 1:
+    if painted_steps(steps, strength) < 1:
         raise SettingError(
-            f"strength is {strength} with {settings.steps} steps, which leaves none to paint: "
-            f"it must be {-(-100 // settings.steps) / 100:g} or more, or there must be more steps"
+            f"strength is {strength} with {steps} steps, which leaves none to paint: "
+            f"it must be {-(-100 // steps) / 100:g} or more, or there must be more steps"
         )
     filled = nn.functional.pad(pixels[None], around, mode="replicate")[0]
     return Start(filled, covered, stays, strength, settings.wraps)

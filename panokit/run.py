@@ -25,7 +25,7 @@ class Run:
     """Takes one canvas from noise to latents.
 
     A run owns everything that changes: the canvas, the solver, the memories of the guidances and the generator. The
-    generator's first draw is the initial noise, `torch.randn((c, *size))`. Later draws belong to the solver, at most one a
+    generator's first draw is the initial noise, `Denoiser.noise`. Later draws belong to the solver, at most one a
     step, for the whole canvas.
 
     Args:
@@ -69,7 +69,7 @@ class Run:
         self.model_pass = Pass(parts, self.solver)
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((parts.denoiser.channels, *windows.size), generator=self.generator)
+        noise = parts.denoiser.noise(windows.size, self.generator)
         noise = noise.to(self.runtime.device, self.runtime.dtype)
         self.canvas: Float[Tensor, "*c_size"] = self.solver.start(noise)
         self.level: Level = self.solver.levels[0]

@@ -47,7 +47,7 @@ class Plan:
     Attributes:
         sampler: the sampler that makes it.
         prompt: what to paint.
-        settings: the settings of the call; height and width are filled in.
+        settings: the settings of the call; height, width, steps and guidance scale are filled in.
         windows: where the windows lie.
         scene: the prompt, with its masks read, and how strongly it guides.
         start: the picture that the canvas starts from; None for noise alone.
@@ -77,7 +77,7 @@ class Plan:
     @property
     def passes(self) -> int:
         """Windows times steps that paint times texts: the most passes of the model. Guidances may add to them."""
-        steps = self.settings.steps
+        steps = self.settings.steps or 0
         painted = painted_steps(steps, self.start.strength) if self.start else steps
         return len(self.windows) * painted * len(self.scene.texts)
 
@@ -115,9 +115,11 @@ class Sampler:
     mapping, `{"plugin": "msd", "weight": 5}`, as in a configuration.
 
     Args:
-        model: the name of an installed model, a folder in diffusers' format, a hub id, or a `Model`. A mapping gives it
-            settings, `{"plugin": "owner/model", "variant": "fp16"}`.
-        scheduler: takes the canvas from one noise level to the next: `"ddim"`, `"dpm++_2m"`, ...
+        model: a pipeline of diffusers, which stays as it is; the name of an installed model, a folder in diffusers' format, or
+            a hub id; or a `Model`, which `load_model` returns. A mapping gives a name settings, `{"plugin": "owner/model",
+            "variant": "fp16"}`.
+        scheduler: takes the canvas from one noise level to the next: `"ddim"`, `"dpm++_2m"`, ...; `"own"` is the model's own,
+            as its pipeline sets it; None for the model's choice, which is `"ddim"` for Stable Diffusion and `"own"` for others.
         layout: says where the windows lie.
         fuser: joins windows into a canvas.
         guidances: keep the windows in agreement, in any order.
@@ -135,9 +137,9 @@ class Sampler:
 
     def __init__(
         self,
-        model: str | Mapping[str, Any] | Model = "landscapes",
+        model: Any = "landscapes",
         *,
-        scheduler: str | Mapping[str, Any] | Scheduler = "ddim",
+        scheduler: str | Mapping[str, Any] | Scheduler | None = None,
         layout: str | Mapping[str, Any] | Layout = "overlap",
         fuser: str | Mapping[str, Any] | Fuser = "multidiffusion",
         guidances: Sequence[str | Mapping[str, Any] | Guidance] = (),
@@ -150,13 +152,14 @@ class Sampler:
         self.layout: Layout = _plugin(layout, Layout)
         self.fuser: Fuser = _plugin(fuser, Fuser)
         self.guidances: tuple[Guidance, ...] = tuple(_plugin(guidance, Guidance) for guidance in guidances)
-        self.scheduler: Scheduler = _plugin(scheduler, Scheduler)
+        named: Scheduler | None = None if scheduler is None else _plugin(scheduler, Scheduler)
         self.runtime = runtime or Runtime()
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
         self.runtime.launch()
         self.model = _model(model)
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
             self.model = deepcopy(model)  # the caller, or another sampler, may still use this one
+        self.scheduler: Scheduler = named or _plugin(self.model.denoiser.scheduler, Scheduler)
         for network in self.model.networks:
             self.runtime.place(network)
         self.model.configure(self.runtime.placement.execution)
@@ -306,7 +309,7 @@ class Sampler:
 
     def _solver(self, plan: Plan) -> Callable[[], Solver]:
         """A function that makes a new solver."""
-        return partial(self.scheduler.begin, plan.settings.steps, self.runtime.device, self.model.denoiser.training)
+        return partial(self.scheduler.begin, plan.settings.steps or 0, self.runtime.device, self.model.denoiser.training)
 
     def _plan(self, prompt: object, settings: Mapping[str, Any]) -> Plan:
         """Check each value by itself, and plan the panorama."""
@@ -317,24 +320,33 @@ class Sampler:
         pictures = {name: pixels for name, (pixels, _) in sources.items()}
         hashes = {name: digest for name, (_, digest) in sources.items()}
         labels = {name: label(source, hashes.get(name, "")) for name, source in given.items()}
-        chosen = self._sized(Settings.of({**settings, **labels}), pictures.get("image"))
+        chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image"))
         windows, read_prompt = self._windows(chosen), prompt
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
             read_prompt.maps(windows.size)  # it raises if regions do not fit
             hashes |= masks
-        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale)
+        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0)
         begins = start(chosen, pictures, self.model.factor) if pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
 
-    def _sized(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
-        """The settings with height and width: those of the picture, if there is one and it is not placed on a larger canvas."""
-        high, wide = (cells * self.model.factor for cells in self.model.denoiser.window)
+    def _filled(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
+        """The settings with the model's defaults.
+
+        A picture that is not placed on a larger canvas gives the default of height and width.
+        """
+        denoiser, factor = self.model.denoiser, self.model.factor
+        high, wide = (cells * factor for cells in denoiser.window)
         default = (high, 4 * wide)
         if image is not None and settings.place is None and settings.height is None and settings.width is None:
-            default = own_size(image, (high, wide), self.model.factor)
-        height = default[0] if settings.height is None else settings.height
-        return replace(settings, height=height, width=default[1] if settings.width is None else settings.width)
+            default = own_size(image, (high, wide), factor * denoiser.multiple)
+        defaults: dict[str, Any] = {
+            "height": default[0],
+            "width": default[1],
+            "steps": denoiser.steps,
+            "guidance_scale": denoiser.guidance_scale,
+        }
+        return replace(settings, **{name: value for name, value in defaults.items() if getattr(settings, name) is None})
 
     def _windows(self, settings: Settings) -> Windows:
         """Where the windows lie, after the layout.
@@ -343,7 +355,9 @@ class Sampler:
             SettingError: a size is below one window, no multiple of the codec's factor, or above `LARGEST`; or the stride is
                 not from one cell to one window. The message offers the nearest that works.
         """
-        factor, window, stride = self.model.factor, self.model.denoiser.window, settings.stride
+        multiple, window, stride = self.model.denoiser.multiple, self.model.denoiser.window, settings.stride
+        factor = self.model.factor * multiple
+        window = tuple(cells // multiple for cells in window)
         pixels = {"height": settings.height or 0, "width": settings.width or 0}
         size = tuple(_cells(n, w, factor, name) for (name, n), w in zip(pixels.items(), window, strict=True))
         if stride is not None and (stride < factor or stride % factor or stride // factor > min(window)):
@@ -359,14 +373,14 @@ class Sampler:
             )
         strides = None if stride is None else (stride // factor,) * len(window)
         with self._pixels_explained():
-            windows: Any = self.layout.begin(size, window, strides, settings.wraps, settings.seed)
+            windows: Any = self.layout.begin(size, window, strides, settings.wraps, settings.seed)  # in multiples of cells
         name = f"{type(self.layout).__name__}.begin"
         if not isinstance(windows, Windows):
             raise ContractError(f"{name} returned a {type(windows).__name__}; it must return Windows")
         came, asked = (windows.size, windows.window, windows.wrap), (size, window, settings.wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
-        return windows
+        return windows.refined(multiple) if multiple > 1 else windows
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
@@ -433,12 +447,12 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
     return part
 
 
-def _model(model: str | Mapping[str, Any] | Model) -> Model:
-    """The model itself, or the one that a name, or a mapping of a name and settings, describes."""
+def _model(model: Any) -> Model:
+    """The model itself, one in hand, or the one that a name, or a mapping of a name and settings, describes."""
     if isinstance(model, Model):
         return model
     if not isinstance(model, Mapping):
-        return models.load_model(str(model))
+        return models.load_model(model)
     settings = dict(model)
     name = settings.pop("plugin", None)
     if not isinstance(name, str):
@@ -455,5 +469,5 @@ def _cells(pixels: int, window: int, factor: int, name: str) -> int:
         )
     if pixels % factor:
         near = f"{pixels // factor * factor} or {-(-pixels // factor) * factor}"
-        raise SettingError(f"{name} {pixels} is no multiple of {factor}, the pixels of a latent cell: the nearest are {near}")
+        raise SettingError(f"{name} {pixels} is no multiple of {factor}, which this model needs: the nearest are {near}")
     return pixels // factor

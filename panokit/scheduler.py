@@ -6,13 +6,15 @@ Euler, Heun, LMS, ...). They rescale inside `start` and `step`, so an energy mea
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from panokit.errors import SettingError
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """The kinds of prediction, in diffusers' names; `Training.prediction` has their formulas."""
@@ -65,6 +67,7 @@ class Training:
         beta_schedule: how $\beta$ goes from the first to the last, in diffusers' names (`linear`, `scaled_linear`, ...).
         zero_snr: whether the betas were rescaled so that no signal is left at the last timestep (Lin et al. 2024).
         shift: the shift of $\sigma$ that flow-matching models use (Esser et al. 2024), above 0; 1 for none.
+        own: makes the solver that the model's own pipeline uses, for a number of steps and a device; None if there is none.
     """
 
     prediction: Prediction = "epsilon"
@@ -74,6 +77,7 @@ class Training:
     beta_schedule: str = "scaled_linear"
     zero_snr: bool = False
     shift: float = 1.0
+    own: "Callable[[int, torch.device], Solver] | None" = field(default=None, compare=False, repr=False)
 
 
 def x0_from(
@@ -236,3 +240,14 @@ class Scheduler(ABC):
         Raises:
             SettingError: the scheduler cannot make that many steps, or cannot work with such a model.
         """
+
+
+@final
+@dataclass(frozen=True)
+class Own(Scheduler):
+    """The model's own scheduler, exactly as the model's pipeline sets it for a picture of one window."""
+
+    def begin(self, steps: int, device: torch.device, training: Training) -> Solver:
+        if training.own is None:
+            raise SettingError("the model brings no scheduler of its own: name one, such as ddim")
+        return training.own(steps, device)

@@ -27,8 +27,9 @@ class Settings:
         height: Height in pixels, a multiple of the codec's factor. The default is one window of the model.
         width: Width in pixels, a multiple of the codec's factor. The default is four windows of the model.
         negative_prompt: What to avoid.
-        steps: Number of denoising steps, 1 or more.
-        guidance_scale: Strength of classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off.
+        steps: Number of denoising steps, 1 or more. The default is the model's: 50 for Stable Diffusion.
+        guidance_scale: Strength of classifier-free guidance (Ho & Salimans 2022). The default is the model's: 7.5 for Stable
+            Diffusion, where 1 or less turns it off.
         stride: Pixels from one window to the next, a multiple of the codec's factor. The layout decides if
             it is not set; the default layout takes half a window.
         wrap: Join opposite borders, so that the panorama is a ring: true or x joins left and right, y joins top and bottom,
@@ -48,8 +49,8 @@ class Settings:
     height: int | None = None
     width: int | None = None
     negative_prompt: str = ""
-    steps: int = 50
-    guidance_scale: float = 7.5
+    steps: int | None = None
+    guidance_scale: float | None = None
     stride: int | None = None
     wrap: Wrap = False
     image: str | None = None
@@ -60,15 +61,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         _fit_fields(self)
-        if not math.isfinite(self.guidance_scale):
-            raise SettingError(f"guidance_scale is {self.guidance_scale}: it must be a number; 1 or less turns guidance off")
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise SettingError(f"guidance_scale is {self.guidance_scale}: it must be a number")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise SettingError(f"strength is {self.strength}: it must be above 0 and up to 1, which paints everything anew")
         for name in ("strength", "mask", "at"):
             if getattr(self, name) is not None and self.image is None:
                 raise SettingError(f"{name} needs a picture to start from: give image, too")
         object.__setattr__(self, "at", self.place)
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise SettingError(f"steps is {self.steps}: at least 1 denoising step is needed")
         if not 0 <= self.seed < 1 << 64:
             raise SettingError(f"seed is {self.seed}: it must be from 0 to {(1 << 64) - 1}")
@@ -133,7 +134,8 @@ class Composition:
     Attributes:
         model: The name of an installed model, a folder in diffusers' format, or a hub id. --model.SETTING=VALUE sets a setting
             of its family, such as variant.
-        scheduler: The solver, such as ddim, euler, dpm++_2m or unipc. --scheduler.options.eta=1 sets one of its options.
+        scheduler: The solver, such as ddim, euler, dpm++_2m or unipc; own is the model's. --scheduler.options.eta=1 sets one of
+            its options. The default is the model's choice: ddim for Stable Diffusion, own for others.
         layout: The plugin that says where the windows lie. --layout.SETTING=VALUE sets one of its settings.
         fuser: The plugin that joins the windows. --fuser.SETTING=VALUE sets one of its settings.
         guidances: The plugins that keep the windows in agreement. --guidances+=NAME adds one. --guidances.SETTING=VALUE sets a
@@ -144,7 +146,7 @@ class Composition:
     """
 
     model: Part = "landscapes"
-    scheduler: Part = "ddim"
+    scheduler: Part | None = None
     layout: Part = "overlap"
     fuser: Part = "multidiffusion"
     guidances: list[Part] = field(default_factory=list)

@@ -54,7 +54,8 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     from diffusers import AutoencoderKL, DDIMScheduler
 
     from panokit import models
-    from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+    from panokit.backbones.diffusers.codec import VAECodec
+    from panokit.backbones.diffusers.model import UNetDenoiser
 
     path = tmp_path_factory.mktemp("tiny")
     denoiser, codec = tiny.denoiser, tiny.codec

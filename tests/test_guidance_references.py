@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from panokit import DiffusersScheduler, Guidance, Model, Runtime, Sampler, load_model
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.testing.tiny import tiny_model
 from panokit_msd import HeadStart, MSDPaper
 from panokit_multidiffusion import MultiDiffusion

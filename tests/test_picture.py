@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from panokit import DiffusersScheduler, Model, Panorama, Runtime, Sampler, SettingError, recipe
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.cli import main
 from panokit.decoding import encode
 from panokit.jobs import Worker

@@ -12,7 +12,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from panokit import DiffusersScheduler, Model, Runtime, Sampler
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.testing.tiny import tiny_model
 from panokit_multidiffusion import MultiDiffusion
 

@@ -277,7 +277,7 @@ def resolved(composition: Composition) -> dict[str, Any]:
 
     return {
         "model": composition.model,
-        "scheduler": whole("schedulers", composition.scheduler),
+        "scheduler": None if composition.scheduler is None else whole("schedulers", composition.scheduler),
         "layout": whole("layouts", composition.layout),
         "fuser": whole("fusers", composition.fuser),
         "guidances": [whole("guidances", part) for part in composition.guidances],

@@ -5,7 +5,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.denoiser import Model
 from panokit.scheduler import Prediction, Training
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from panokit import Model, Runtime, Sampler, Scene, load_model
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec, _unfit
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser, _unfit
 from panokit.errors import ModelError, PluginNotFoundError
 from panokit.testing.tiny import tiny_model
 

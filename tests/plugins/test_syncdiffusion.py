@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from panokit import ContractError, Guidance, Model, Run, Runtime, Sampler, SettingError
-from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.errors import NotFiniteError
 from panokit.testing.toys import toy_run
 from panokit_multidiffusion import MultiDiffusion

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, logging
 
+from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
-from panokit.denoiser import Codec, Denoiser, Model
+from panokit.denoiser import Denoiser, Model
 from panokit.errors import ModelError, PromptWarning, SettingError
 from panokit.family import Family
 from panokit.scene import Mixture, Scene
@@ -161,35 +162,6 @@ class UNetDenoiser(Denoiser):
 def _entries(texts: Tensor, mixture: Mixture) -> Tensor:
     """The embedded text of each entry of a mixture. One text is repeated without a copy."""
     return texts.expand(len(mixture.rows), -1, -1) if len(texts) == 1 else texts[mixture.texts]
-
-
-@final
-class VAECodec(Codec):
-    """The codec of Stable Diffusion, diffusers' `AutoencoderKL`.
-
-    Args:
-        vae: the autoencoder; its configuration gives the factor and the scale of the latents.
-    """
-
-    choices = frozenset({"checkpointing"})
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        self.vae = vae
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-
-    def modules(self) -> Iterable[nn.Module]:
-        return (self.vae,)
-
-    def configure(self, execution: Execution) -> None:
-        set_checkpointing(self.vae, execution.checkpointing)
-
-    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
-        latents = self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
-        return latents.to(images.dtype) * self.vae.config.scaling_factor
-
-    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
-        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
-        return images.to(latents.dtype) / 2 + 0.5
 
 
 @final

@@ -1,0 +1,81 @@
+"""The codec of every autoencoder of diffusers: the network, and an affine map of its latents."""
+
+from collections.abc import Iterable
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from panokit.backbones.diffusers.execution import set_checkpointing
+from panokit.denoiser import Codec
+from panokit.settings import Execution
+
+
+@final
+class VAECodec(Codec):
+    r"""Encodes to the mode, and decodes.
+
+    The model's latents are $x = s (z - \mu)$ for the autoencoder's latents $z$. Its configuration gives $s$ and $\mu$: one
+    scale and one shift, a mean and a deviation for each channel (Qwen-Image, Wan), or the statistics of a batch norm over
+    patches of 2 x 2 cells (FLUX.2). An autoencoder of films sees a picture as a film of one frame.
+
+    Args:
+        vae: the autoencoder.
+        factor: pixels along a side of a latent cell; None to count the levels of the autoencoder.
+    """
+
+    choices = frozenset({"checkpointing"})
+
+    def __init__(self, vae: Any, factor: int | None = None) -> None:
+        self.vae, config = vae, vae.config
+        self.factor = factor or 2 ** (len(config.block_out_channels) - 1)
+        self.channels: int = config.get("latent_channels") or config.z_dim
+        self.films = "temperal_downsample" in config  # diffusers' spelling
+        self.scale, self.mean = _statistics(vae)
+
+    def modules(self) -> Iterable[nn.Module]:
+        return (self.vae,)
+
+    def configure(self, execution: Execution) -> None:
+        set_checkpointing(self.vae, execution.checkpointing)
+
+    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+        code = self.vae.encode(self._as_film((images * 2 - 1).to(self._dtype)), return_dict=False)[0]
+        z = code if isinstance(code, Tensor) else code.mode()
+        z = (z[:, :, 0] if self.films else z).to(images.dtype)
+        return (z - _tiled(self.mean, z)) * _tiled(self.scale, z)
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        z = latents / _tiled(self.scale, latents) + _tiled(self.mean, latents)
+        images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
+        return (images[:, :, 0] if self.films else images).to(latents.dtype) / 2 + 0.5
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype  # diffusers' own `dtype` goes through all modules each time
+
+    def _as_film(self, x: Tensor) -> Tensor:
+        return x[:, :, None] if self.films else x
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    r"""$s$ and $\mu$, each `c p p`: one number for all channels, one for each, or one for each cell of a patch."""
+    config = vae.config
+    factor = config.get("scaling_factor") or 1.0
+    if hasattr(vae, "bn"):
+        deviation = (vae.bn.running_var.double() + config.batch_norm_eps).sqrt()
+        return 1 / deviation.view(-1, 2, 2), vae.bn.running_mean.double().view(-1, 2, 2)
+    if config.get("latents_mean") is not None:
+        mean, deviation = (
+            torch.tensor(config[name], dtype=torch.float64).view(-1, 1, 1) for name in ("latents_mean", "latents_std")
+        )
+        return factor / deviation, mean
+    shift = config.get("shift_factor") or 0.0
+    return torch.full((1, 1, 1), factor, dtype=torch.float64), torch.full((1, 1, 1), shift, dtype=torch.float64)
+
+
+def _tiled(patch: Tensor, latents: Tensor) -> Tensor:
+    """A patch, repeated over the latents."""
+    side = patch.shape[-1]
+    return patch.to(latents) if side == 1 else patch.to(latents).repeat(1, *(cells // side for cells in latents.shape[-2:]))

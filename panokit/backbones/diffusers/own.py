@@ -1,0 +1,69 @@
+"""The model's own scheduler: that of its pipeline, as the pipeline sets it."""
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+import torch
+
+from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind
+from panokit.errors import ModelError, SettingError
+from panokit.scheduler import Prediction, Training
+
+
+def training_of(scheduler: Any) -> Training:
+    """The noise that a model was trained with, by the configuration of its scheduler.
+
+    Args:
+        scheduler: a scheduler of diffusers.
+
+    Raises:
+        ModelError: panokit has no formula for the model's prediction, or for the noise.
+    """
+    config = scheduler.config
+    prediction = "flow_prediction" if _flows(scheduler) else config.get("prediction_type", "epsilon")
+    if prediction not in get_args(Prediction):
+        raise ModelError(
+            f"the model's scheduler says that it predicts {prediction!r}: panokit knows {', '.join(get_args(Prediction))}"
+        )
+    return Training(
+        prediction=cast("Prediction", prediction),
+        timesteps=config.get("num_train_timesteps", 1000),
+        beta_start=config.get("beta_start", 0.0001),
+        beta_end=config.get("beta_end", 0.02),
+        beta_schedule=config.get("beta_schedule", "linear"),
+        zero_snr=config.get("rescale_betas_zero_snr", False),
+    )
+
+
+def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any]) -> DiffusersSolver:
+    """The solver of a scheduler that its pipeline has set.
+
+    Args:
+        scheduler: a scheduler of diffusers, with its timesteps set.
+        device: the device of the canvas.
+        options: arguments of its step, as its pipeline passes them.
+
+    Raises:
+        SettingError: panokit does not know schedulers of this class.
+    """
+    name = type(scheduler).__name__
+    kind = _kind(name)
+    if kind is None:
+        raise SettingError(f"the model's own scheduler is a {name}, which panokit cannot drive: name another one")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    if hasattr(scheduler, "is_scale_input_called"):
+        scheduler.is_scale_input_called = True
+    return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction)
+
+
+def _kind(name: str) -> _Kind | None:
+    return next((kind for kind in _KINDS.values() if kind.cls == name), None)
+
+
+def _flows(scheduler: Any) -> bool:
+    return (
+        "FlowMatch" in type(scheduler).__name__
+        or bool(scheduler.config.get("use_flow_sigmas"))
+        or scheduler.config.get("prediction_type") == "flow_prediction"
+    )
