@@ -6,9 +6,18 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
-from panokit.testing.families import FAMILIES, tiny_pipeline
+from panokit.testing.families import (
+    CONTROLNETS,
+    FAMILIES,
+    save_tiny_embedding,
+    save_tiny_ip_adapter,
+    save_tiny_lora,
+    tiny_controlnet,
+    tiny_pipeline,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning",  # diffusers, in set_timesteps
@@ -82,3 +91,56 @@ def test_a_family_decodes_what_it_makes(name: str) -> None:
     pictures = torch.as_tensor(pipeline(prompt=LAKE, height=16 * factor, width=32 * factor, **options)[0])
     assert pictures.shape[-2:] == (16 * factor, 32 * factor)
     assert pictures.isfinite().all()
+
+
+@pytest.mark.parametrize("family", CONTROLNETS)
+def test_a_controlnet_feels_its_picture(family: str, tmp_path: Path) -> None:
+    pipeline = tiny_controlnet(family)
+    side = CELLS * pipeline.vae_scale_factor
+    dark, stripes = torch.zeros(1, 3, side, side), torch.arange(side).remainder(8).div(7).expand(1, 3, side, side)
+    kind = "image" if hasattr(pipeline, "unet") else "control_image"
+
+    def made(pipeline: DiffusionPipeline, picture: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # pipelines of transformers sample the posterior of the picture
+            torch.manual_seed(0)
+            return latents(pipeline, **{kind: picture})
+
+    assert made(pipeline, stripes).isfinite().all()
+    assert distance(made(pipeline, dark), made(pipeline, stripes)) > 1e-2
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert distance(made(loaded, stripes), made(pipeline, stripes)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pixart_sigma"])
+def test_a_lora_changes_a_family(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pipeline, options = tiny_pipeline(name), OPTIONS.get(name, {})
+    before = latents(pipeline, **options)
+    pipeline.load_lora_weights(save_tiny_lora(pipeline, tmp_path))
+    changed = latents(pipeline, **options)
+    assert changed.isfinite().all()
+    assert distance(changed, before) > 1e-3
+    pipeline.unload_lora_weights()
+    assert torch.equal(latents(pipeline, **options), before)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl"])
+def test_an_ip_adapter_feels_its_picture(name: str, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(name)
+    before = latents(pipeline)
+    folder = save_tiny_ip_adapter(pipeline, tmp_path)
+    pipeline.load_ip_adapter(folder, subfolder="", weight_name="ip-adapter.safetensors")
+    dark, light = (latents(pipeline, ip_adapter_image=Image.new("RGB", (16, 16), colour)) for colour in ("navy", "gold"))
+    assert distance(dark, before) > 1e-2
+    assert distance(dark, light) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2"])
+def test_a_word_is_learned(name: str, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(name)
+    before = latents(pipeline, "a <moss>")
+    pipeline.load_textual_inversion(save_tiny_embedding(pipeline, tmp_path))
+    assert distance(latents(pipeline, "a <moss>"), before) > 1e-2
+    assert torch.equal(latents(pipeline), latents(tiny_pipeline(name)))

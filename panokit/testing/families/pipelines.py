@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from panokit.testing.families import cross_attention, flux, joint_attention, unets
@@ -48,11 +48,10 @@ def tiny_pipeline(name: str, *, seed: int = 0) -> DiffusionPipeline:
     return frozen(pipeline)
 
 
-def denoiser(pipeline: DiffusionPipeline) -> nn.Module:
+def denoiser(pipeline: DiffusionPipeline) -> ModelMixin:
     """The network of a pipeline that predicts."""
     parts = pipeline.components
-    network: nn.Module = parts["unet"] if "unet" in parts else parts["transformer"]
-    return network
+    return parts["unet"] if "unet" in parts else parts["transformer"]
 
 
 def frozen(pipeline: DiffusionPipeline) -> DiffusionPipeline:
