@@ -73,6 +73,8 @@ def test_a_seed_decides_all_weights_and_leaves_the_global_generator_alone(name: 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    if name in ("krea2", "wan"):  # diffusers loads networks that keep parts in float32 with it alone
+        pytest.importorskip("accelerate")
     saved = tiny_pipeline(name)
     saved.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True, local_files_only=True)
