@@ -31,7 +31,10 @@ class Level:
     index: int
     """Position in `Solver.levels`, from 0. It identifies the level; `t` does not, because PNDM repeats timesteps."""
     t: int | float
-    """The timestep that the network takes, in the units of its training."""
+    r"""The time that the network is told, in the units of its training. It need not be whole.
+
+    It is the time at which training had the noise of $\sigma$ and $\alpha$, or the nearest time that training had.
+    """
     alpha: float
     r"""$\alpha$, the factor of the clean canvas, in [0, 1]."""
     sigma: float
@@ -67,6 +70,8 @@ class Training:
         beta_schedule: how $\beta$ goes from the first to the last, in diffusers' names (`linear`, `scaled_linear`, ...).
         zero_snr: whether the betas were rescaled so that no signal is left at the last timestep (Lin et al. 2024).
         shift: the shift of $\sigma$ that flow-matching models use (Esser et al. 2024), above 0; 1 for none.
+        sigmas: for flow matching, the $\sigma$ at each of so many steps, from 1 or less down, as the model's own pipeline sets
+            them. The end, at 0, is not among them. None: `shift` decides.
         own: makes the solver that the model's own pipeline uses, for a number of steps and a device; None if there is none.
     """
 
@@ -77,6 +82,7 @@ class Training:
     beta_schedule: str = "scaled_linear"
     zero_snr: bool = False
     shift: float = 1.0
+    sigmas: Callable[[int], Sequence[float]] | None = field(default=None, compare=False, repr=False)
     own: "Callable[[int, torch.device], Solver] | None" = field(default=None, compare=False, repr=False)
 
 

@@ -3,11 +3,12 @@
 import io
 import math
 import pickle
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +18,8 @@ from torch import Tensor
 from panokit import registry
 from panokit.backbones.diffusers.scheduler import DiffusersScheduler, DiffusersSolver
 from panokit.errors import PluginNotFoundError, SettingError
-from panokit.scheduler import Prediction, Training
-from panokit.testing.worlds import OneImage
+from panokit.scheduler import Level, Prediction, Training
+from panokit.testing.worlds import Gaussian, OneImage
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -50,6 +51,7 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
 KARRAS = {"euler", "heun", "lms", "kdpm2", "kdpm2_a", "dpm++_2m", "dpm++_2m_sde", "dpm++_2s", "unipc", "deis", "sa"}
 FLOW = ("flow_euler", "flow_heun")
 FLOW_TOO = ("dpm++_2m", "dpm++_2m_sde", "dpm++_3m", "dpm++_2s", "unipc")
+every_flow = pytest.mark.parametrize("name", [*FLOW, *FLOW_TOO])
 NO_SAMPLE = ("pndm", "euler_a", "kdpm2", "kdpm2_a")
 """Classes of diffusers that know no `sample`: the adapter gives them epsilon."""
 ENDS_NOISY = ("ddim", "pndm", "tcd", "deis", "sa")
@@ -196,20 +198,33 @@ def plain_scheduler(name: str, prediction: Prediction, **options: Any) -> Any:
             **({"use_flow_sigmas": True} if prediction == "flow_prediction" else {}),
         }
     scheduler = getattr(diffusers, cls)(**settings)
-    scheduler.set_timesteps(STEPS)
+    even = np.linspace(1, 1 / STEPS, STEPS)
+    if prediction != "flow_prediction":
+        scheduler.set_timesteps(STEPS)
+    elif name in ("flow_euler", "unipc"):
+        scheduler.set_timesteps(sigmas=even)
+    else:
+        scheduler.set_timesteps(STEPS)
+        scheduler.sigmas = torch.tensor([1 - 1e-6, *even[1:].repeat(scheduler.order), 0], dtype=torch.float32)
     return scheduler
 
 
-def plain_loop(scheduler: Any, canvas: Tensor, random: torch.Generator, **options: Any) -> Tensor:
-    """The loop of diffusers' own pipelines, over one window."""
+def plain_loop(
+    scheduler: Any, canvas: Tensor, random: torch.Generator, times: Sequence[float] | None = None, **options: Any
+) -> Tensor:
+    """The loop of diffusers' own pipelines, over one window. The model is told `times`, or else diffusers' timesteps."""
     takes = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
     if "generator" in takes:
         options["generator"] = random
     x = canvas[None] * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t in scheduler.timesteps:
+    for t, told in zip(scheduler.timesteps, times or scheduler.timesteps.tolist(), strict=True):
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(seen, t.item()), t, x, **options).prev_sample
+        x = scheduler.step(model(seen, told), t, x, **options).prev_sample
     return x[0]
+
+
+def told(solver: DiffusersSolver) -> list[float]:
+    return [level.t for level in solver.levels[:-1]]
 
 
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', which the adapter keeps to itself
@@ -217,7 +232,8 @@ def plain_loop(scheduler: Any, canvas: Tensor, random: torch.Generator, **option
 def test_it_agrees_with_a_plain_loop_of_diffusers(name: str, prediction: Prediction) -> None:
     solver, random, plain_random = begin(name, prediction), generator(1), generator(1)
     *_, x = walk(solver, solver.start(noise()), random)
-    assert error(x, plain_loop(plain_scheduler(name, prediction), noise(), plain_random)) < 1e-5
+    truth = plain_loop(plain_scheduler(name, prediction), noise(), plain_random, told(solver))
+    assert error(x, truth) < 1e-5
     assert torch.equal(random.get_state(), plain_random.get_state())
 
 
@@ -240,7 +256,7 @@ def test_options_pass_through(name: str, constructor: dict[str, Any], step: dict
     prediction: Prediction = "flow_prediction" if name in FLOW else "v_prediction"
     solver = begin(name, prediction, **constructor, **step)
     *_, x = walk(solver, solver.start(noise()), generator(1))
-    truth = plain_loop(plain_scheduler(name, prediction, **constructor), noise(), generator(1), **step)
+    truth = plain_loop(plain_scheduler(name, prediction, **constructor), noise(), generator(1), told(solver), **step)
     assert error(x, truth) < 1e-5
 
 
@@ -311,11 +327,147 @@ def test_the_terminal_level_is_where_the_last_step_lands() -> None:
     assert first.t == 1
 
 
-def test_t_keeps_the_type_of_the_schedule() -> None:
+TIMES: list[dict[str, Any]] = [
+    {},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"use_beta_sigmas": True},
+    {"use_lu_lambdas": True},
+    {"interpolation_type": "log_linear"},
+    {"final_sigmas_type": "sigma_min"},
+    *({"timestep_spacing": spacing} for spacing in ("linspace", "leading", "trailing")),
+]
+"""The options that decide noise levels, or timesteps."""
+
+
+def logarithms(trained: Training) -> Any:
+    """The log of sigma / alpha at each timestep of training, from the formula of its betas."""
+    betas = np.linspace(trained.beta_start**0.5, trained.beta_end**0.5, trained.timesteps) ** 2
+    kept = np.cumprod(1 - betas)
+    if trained.zero_snr:  # Lin et al. 2024, algorithm 1, with diffusers' least signal in the place of none
+        alphas = kept**0.5
+        kept = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2
+        kept[-1] = 2**-24
+    return np.log((1 - kept) / kept) / 2
+
+
+def apart(level: Level, trained: Training) -> float:
+    """How far the noise of training at a level's t is from the level's own, in the log of sigma / alpha.
+
+    Between two timesteps, sigma / alpha may be linear or exponential: diffusers uses both.
+    """
+    if trained.prediction == "flow_prediction":
+        return abs(math.log(level.t / trained.timesteps / level.sigma))
+    known, times = logarithms(trained), range(trained.timesteps)
+    here = np.clip(math.log(level.sigma / level.alpha), known[0], known[-1])
+    readings = np.interp(level.t, times, known), math.log(np.interp(level.t, times, np.exp(known)))
+    return float(min(abs(here - reading) for reading in readings))
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "zero_snr"),
+    [
+        *((*case, False) for case in CASES),
+        *((name, "v_prediction", True) for name in ("euler", "euler_a", "dpm++_2m", "dpm++_2m_sde", "dpm++_3m", "unipc")),
+    ],
+)
+def test_the_network_is_told_the_noise_that_there_is(name: str, prediction: Prediction, zero_snr: bool) -> None:
+    trained, begun, wrong = training(name, prediction, zero_snr=zero_snr), 0, {}
+    for steps, options in product((1, 2, 7, 30), TIMES):
+        try:
+            levels = DiffusersScheduler(name, options).begin(steps, CPU, trained).levels[:-1]
+        except SettingError:  # the class lacks the option, or the levels do not suit it
+            continue
+        begun += 1
+        wrong |= {(steps, *options.items(), k): off for k, level in enumerate(levels) if (off := apart(level, trained)) > 1e-3}
+    assert begun >= 3
+    assert wrong == {}
+
+
+def test_timesteps_that_are_exact_are_those_of_diffusers() -> None:
     assert [level.t for level in begin("ddim").levels] == [831, 665, 499, 333, 167, 1, 0]
-    assert all(type(level.t) is int for level in begin("dpm++_2m_karras").levels)
-    assert all(type(level.t) is float for level in begin("euler_karras").levels[:-1])
+    for name in ("ddim", "pndm", "lcm", "dpm++_2m", "unipc", "sa"):
+        assert all(type(level.t) is int for level in begin(name).levels)
+    for name in ("euler", "euler_karras", "heun_karras", "lms", "kdpm2", "ddim", "unipc"):
+        solver = begin(name)
+        assert told(solver) == solver._scheduler.timesteps.tolist()
     assert any(level.t != round(level.t) for level in begin("euler_karras").levels)
+
+
+def test_a_caller_may_tell_the_timesteps_of_diffusers() -> None:
+    exact = begin("dpm++_2m_karras")
+    args = exact._kind, exact._scheduler, {}, CPU, exact._prediction
+    rounded = DiffusersSolver(*args, exact=False)
+    assert told(rounded) == exact._scheduler.timesteps.tolist() != told(exact)
+    assert [level.sigma for level in rounded.levels] == [level.sigma for level in exact.levels]
+
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+
+def flow(name: str, steps: int = 8, options: dict[str, Any] | None = None, **settings: Any) -> DiffusersSolver:
+    return DiffusersScheduler(name, options or {}).begin(steps, CPU, Training("flow_prediction", **settings))
+
+
+def sigmas(solver: DiffusersSolver) -> list[float]:
+    return [level.sigma for level in solver.levels if level.main]
+
+
+@every_flow
+def test_all_flow_solvers_share_the_levels_of_the_pipelines(name: str) -> None:
+    """A pipeline passes even sigmas to FlowMatchEuler, which shifts them."""
+    pipeline = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8))
+    levels = [1, 21 / 22, 9 / 10, 5 / 6, 3 / 4, 9 / 14, 1 / 2, 3 / 10, 0]
+    assert pipeline.sigmas.tolist() == pytest.approx(levels, abs=2e-6)
+    assert sigmas(flow(name, shift=3.0)) == pytest.approx(levels, abs=2e-6)
+    option = "shift" if name in FLOW else "flow_shift"
+    assert sigmas(flow(name, shift=7.0, options={option: 3.0})) == pytest.approx(levels, abs=2e-6)
+
+
+@every_flow
+def test_a_model_may_set_the_levels_of_its_flow(name: str) -> None:
+    def falling(steps: int) -> list[float]:
+        return [0.9 * 0.5**k for k in range(steps)]
+
+    assert sigmas(flow(name, 4, sigmas=falling, shift=3.0)) == pytest.approx([0.9, 0.45, 0.225, 0.1125, 0], abs=1e-6)
+    assert sigmas(flow(name, 2, {"shift" if name in FLOW else "flow_shift": 1.0}, sigmas=falling))[1] == pytest.approx(0.5)
+    with pytest.raises(SettingError, match="the model sets 3 noise levels for 4 steps"):
+        flow(name, 4, sigmas=lambda steps: falling(steps - 1))
+
+
+def test_flow_euler_is_a_literal_loop() -> None:
+    solver, x = flow("flow_euler", shift=3.0), noise()
+    *_, stepped = walk(solver, solver.start(x), generator())
+    even = [1 - k / 8 for k in range(9)]
+    for sigma, below in pairwise(3 * u / (1 + 2 * u) for u in even):
+        x = x + (below - sigma) * model(x, 1000 * sigma)
+    assert error(stepped, x) < 1e-5
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [("flow_euler", 7), ("flow_heun", 50), ("dpm++_2m", 15), ("dpm++_3m", 15), ("dpm++_2s", 15), ("unipc", 15)],
+)
+def test_a_flow_to_normal_pictures_ends_where_its_solution_does(name: str, gain: int, shift: float) -> None:
+    """The exact flow keeps z in x = alpha mu + sqrt(alpha^2 v + sigma^2) z, and it starts at x = z.
+
+    Steps of an eighth of the length divide the error by 8 in the first order and by 64 in the second. Less is asked of the
+    solvers in log alpha / sigma, whose first and last steps stay long.
+    """
+    world, z = Gaussian(2.0, 0.3, training=Training("flow_prediction", shift=shift)), noise(dtype=torch.float64)
+
+    def off(steps: int) -> float:
+        solver = flow(name, steps, shift=shift)
+        x = solver.start(z)
+        for level in solver.levels[:-1]:
+            x = solver.step(world(x, level, None), x, level, generator())
+        return rms(x - 2.0 - math.sqrt(0.3) * z)
+
+    coarse, fine = off(16), off(128)
+    assert coarse < 0.1
+    assert fine < coarse / gain
 
 
 def test_zero_snr_starts_without_any_signal() -> None:
@@ -431,6 +583,7 @@ def test_an_unknown_name_offers_the_closest() -> None:
             "'prediction_type'.*'ddim' is set by the model: leave it out",
         ),
         ("pndm", {"skip_prk_steps": False}, "'skip_prk_steps'.*not offered"),
+        ("euler", {"timestep_type": "continuous"}, "'timestep_type'.*'euler' is set by the model: leave it out"),
     ],
 )
 def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:
@@ -466,6 +619,13 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
             10,
             Training("flow_prediction"),
             "'ddim' cannot drive.*predicts 'flow_prediction': use one of .*flow_euler",
+        ),
+        (
+            "unipc",
+            {"use_karras_sigmas": True},
+            10,
+            Training("flow_prediction"),
+            "'use_karras_sigmas'.*'unipc' does not suit.*'flow_prediction': leave it out, or use 'flow_euler'",
         ),
         ("flow_euler", {}, 10, Training("epsilon"), "'flow_euler' cannot drive.*predicts 'epsilon': use one of ddim, "),
         ("heun", {}, 10, Training("v_prediction", zero_snr=True), "'heun' cannot.*zero_snr.*: use one of ddim, .*unipc"),

@@ -2,11 +2,12 @@
 
 A pipeline's own `__call__` knows everything about its family: how texts become embeddings, how latents are packed, which
 positions and times the network is told, how guidance is computed, in which sign a prediction leaves. So it is called as it is,
-with two things replaced. Its scheduler has one noise level, and keeps the prediction that arrives at `step`. Its `encode_prompt` returns
-what was remembered.
+with two things replaced. Its scheduler has one noise level, and keeps the prediction that arrives at `step`. Its
+`encode_prompt` returns what was remembered.
 """
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -39,7 +40,7 @@ class Driven:
         self.pipe = _subclassed(pipe)
         self.scheduler: Any = pipe.scheduler
         self._class: Any = type(pipe)
-        self._call: Callable[..., Any] = self._class.__call__.__wrapped__  # without its `no_grad`
+        self._call: Callable[..., Any] = inspect.unwrap(self._class.__call__)  # without its `no_grad`
         self._skips = "interrupt" in self._call.__code__.co_names
 
     def encode(self, **options: Any) -> list[Any]:

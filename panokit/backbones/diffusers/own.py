@@ -54,7 +54,7 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
         scheduler.set_begin_index(0)
     if hasattr(scheduler, "is_scale_input_called"):
         scheduler.is_scale_input_called = True
-    return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction)
+    return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction, exact=False)
 
 
 def _kind(name: str) -> _Kind | None:

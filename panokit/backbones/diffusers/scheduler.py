@@ -8,13 +8,14 @@ these, `start` and `step` rescale the canvas, so diffusers' `scale_model_input` 
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, final, get_args, get_origin
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -107,11 +108,14 @@ _WITHHELD = {
     "prediction_type": _MODELS_OWN,
     "rescale_betas_zero_snr": _MODELS_OWN,
     "use_flow_sigmas": _MODELS_OWN,
+    "timestep_type": _MODELS_OWN,
     "skip_prk_steps": "is not offered: PNDM runs as in Stable Diffusion, without Runge-Kutta steps",
     "solver_p": _NOT_PLAIN,
     "tau_func": _NOT_PLAIN,
 }
 """The arguments of diffusers' constructors that are no options here, with the reason."""
+_NOT_OF_FLOWS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""The options of classes for betas that put noise levels of betas in the place of those of a flow."""
 _PER_STEP = {"model_output", "timestep", "sample", "generator", "variance_noise", "per_token_timesteps", "return_dict"}
 """The arguments of diffusers' steps that are no options, because they change at each step."""
 
@@ -122,7 +126,11 @@ class DiffusersScheduler(Scheduler):
     """A scheduler of diffusers, by a short name.
 
     The defaults are those of Stable Diffusion's own configurations. Nothing is clipped. The timesteps of DDIM, DDPM, PNDM and
-    the k-diffusion family are `leading` with an offset of 1. DDIM and PNDM end at the first training timestep.
+    the k-diffusion family are `leading` with an offset of 1. DDIM and PNDM end at the first training timestep. All schedulers
+    share the noise levels of a flow: those that the model's pipeline sets, or even ones, shifted once.
+
+    The network is told the time in training at which there was as much noise as at the level. diffusers rounds that time in
+    many of its schedulers, and this adapter does not.
 
     Attributes:
         name: one of `names()`.
@@ -180,6 +188,12 @@ class DiffusersScheduler(Scheduler):
                 f"the scheduler {self.name!r} cannot drive a model that predicts {training.prediction!r}: "
                 f"use one of {', '.join(sorted(fitting))}"
             )
+        unfit = [option for option in _NOT_OF_FLOWS if self.options.get(option)]
+        if training.prediction == "flow_prediction" and unfit and self._kind.predictions != _FLOW:
+            raise SettingError(
+                f"the option {unfit[0]!r} of the scheduler {self.name!r} does not suit a model that predicts "
+                f"'flow_prediction': leave it out, or use 'flow_euler'"
+            )
         if training.zero_snr and "rescale_betas_zero_snr" not in _constructor(self._kind):
             fitting = [name for name, kind in _KINDS.items() if "rescale_betas_zero_snr" in _constructor(kind)]
             raise SettingError(
@@ -205,18 +219,48 @@ class DiffusersScheduler(Scheduler):
             "prediction_type": self._kind.native(training.prediction),
             "rescale_betas_zero_snr": training.zero_snr,
             "use_flow_sigmas": training.prediction == "flow_prediction",
-            "flow_shift": training.shift,
-            "shift": training.shift,
         }
-        known, settings = _constructor(self._kind), {**model, **self._kind.options, **self.options}
+        shifted = {"shift": 1.0, "flow_shift": 1.0}  # the sigmas of a flow are shifted before diffusers gets them
+        known, settings = _constructor(self._kind), {**model, **self._kind.options, **self.options, **shifted}
         with _quiet():
             scheduler = self._kind.load()(**{key: value for key, value in settings.items() if key in known})
-            scheduler.set_timesteps(steps, device="cpu")
+            if training.prediction == "flow_prediction":
+                _set_flow(scheduler, self._flow(steps, training))
+            else:
+                scheduler.set_timesteps(steps, device="cpu")
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # otherwise it searches for the first timestep, and takes the second of two equal ones
         if hasattr(scheduler, "is_scale_input_called"):
             scheduler.is_scale_input_called = True  # otherwise it warns; this adapter scales instead
         return scheduler
+
+    def _flow(self, steps: int, training: Training) -> Sequence[float]:
+        """The sigma of a flow at each step: shifted by the option, or else the model's own, or else shifted by the model."""
+        shift = self.options.get("shift", self.options.get("flow_shift"))
+        if shift is None and training.sigmas is not None:
+            sigmas = training.sigmas(steps)
+            if len(sigmas) != steps:
+                raise SettingError(f"the model sets {len(sigmas)} noise levels for {steps} steps")
+            return sigmas
+        shift = training.shift if shift is None else shift
+        even = [1 - k / steps for k in range(steps)]
+        return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+
+
+def _set_flow(scheduler: Any, sigmas: Sequence[float]) -> None:
+    """Set the noise levels of a flow.
+
+    Some classes take them. The others would make levels of their own, each in its own way, so theirs are replaced. These
+    classes read nothing but `sigmas` in their steps. A second-order method has two calls at each level but the first.
+    """
+    if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(sigmas=np.array(sigmas), device="cpu")
+        return
+    scheduler.set_timesteps(len(sigmas), device="cpu")
+    levels = torch.tensor(sigmas, dtype=torch.float32).clamp(max=1 - 1e-6)  # as in UniPC, so that log alpha is finite
+    calls = torch.cat([levels[:1], levels[1:].repeat_interleave(scheduler.order)])
+    scheduler.sigmas = torch.cat([calls, scheduler.sigmas[-1:]])
+    scheduler.timesteps = calls * scheduler.config.num_train_timesteps
 
 
 @final
@@ -225,12 +269,28 @@ class DiffusersSolver(Solver):
 
     diffusers decides the precision. Euler, Euler ancestral, the multistep DPM solvers and the flow solvers compute in float32
     and cast back. All others compute in the type of the canvas, with coefficients rounded to float32.
+
+    Args:
+        kind: how the class differs from others.
+        scheduler: the object of diffusers, with its timesteps set.
+        options: the options of the scheduler; those of the step are passed on.
+        device: the device of the canvas.
+        prediction: the kind of prediction of the model.
+        exact: whether the network is told the time in training with the noise of the level. Otherwise it is told the
+            timesteps of the scheduler, which may be rounded.
     """
 
     def __init__(
-        self, kind: _Kind, scheduler: Any, options: Mapping[str, Any], device: torch.device, prediction: Prediction
+        self,
+        kind: _Kind,
+        scheduler: Any,
+        options: Mapping[str, Any],
+        device: torch.device,
+        prediction: Prediction,
+        *,
+        exact: bool = True,
     ) -> None:
-        self.levels = _levels(kind, scheduler, flow=prediction == "flow_prediction")
+        self.levels = _levels(kind, scheduler, flow=prediction == "flow_prediction", exact=exact)
         if prediction == "epsilon" and self.levels[0].alpha == 0:
             raise SettingError("the model predicts epsilon, which cannot give x0 at a first level without signal")
         self._kind, self._scheduler, self._device, self._prediction = kind, scheduler, device, prediction
@@ -281,14 +341,14 @@ class DiffusersSolver(Solver):
         attributes.update(self._begun, **{key: _copied(value, self._device) for key, value in state.items()})
 
 
-def _levels(kind: _Kind, scheduler: Any, flow: bool) -> tuple[Level, ...]:
+def _levels(kind: _Kind, scheduler: Any, flow: bool, exact: bool) -> tuple[Level, ...]:
     """A level for each model call, then the terminal one.
 
     A call is an inner stage if it is the second of two in a second-order method, or if the next call is at the same noise
     level. PNDM's first step calls the model again at the level that it reached, and then repeats the step with the mean.
     """
-    times = scheduler.timesteps.tolist()
     alphas, sigmas = _coordinates(kind, scheduler, flow)
+    times = _times(scheduler, alphas, sigmas, flow) if exact else scheduler.timesteps.tolist()
     calls = len(times)
     main = [i % scheduler.order == 0 and (i + 1 == calls or sigmas[i + 1] < sigmas[i]) for i in range(calls)]
     number = list(accumulate(map(int, main)))
@@ -330,6 +390,27 @@ def _coordinates(kind: _Kind, scheduler: Any, flow: bool) -> tuple[list[float], 
     squares = torch.cat([cumprod[times], end[None]])
     # In float32, as in diffusers' own steps: so both compute the same x0, to the last bit of a float64 canvas.
     return squares.sqrt().tolist(), (1 - squares).sqrt().tolist()
+
+
+def _times(scheduler: Any, alphas: Sequence[float], sigmas: Sequence[float], flow: bool) -> list[int | float]:
+    """The time in training with the noise of each model call, in the units of the network.
+
+    Where diffusers reads the noise off at its timesteps, these are the times. Where it chooses the noise first, it rounds the
+    times in some classes. Its own numbers stand if none is a tenth of a timestep off: a linear interpolation between two
+    timesteps, which it uses from time to noise, and one in the logarithm, which it uses back, differ by less.
+    """
+    rounded: list[int | float] = scheduler.timesteps.tolist()
+    if not hasattr(scheduler, "sigmas"):
+        return rounded  # alpha and sigma are read off at these
+    calls = list(zip(alphas, sigmas, strict=True))[: len(rounded)]
+    if flow:
+        times = [sigma * scheduler.config.num_train_timesteps for _, sigma in calls]
+    else:
+        kept = scheduler.alphas_cumprod.double().numpy()
+        noise = [math.log(sigma / alpha) for alpha, sigma in calls]
+        times = np.interp(noise, np.log((1 - kept) / kept) / 2, np.arange(len(kept))).tolist()
+    close = all(abs(time - given) < 0.1 for time, given in zip(times, rounded, strict=True))
+    return rounded if close else times
 
 
 def _rehearse(solver: DiffusersSolver) -> None:
