@@ -63,7 +63,7 @@ def assign(data: Any, path: str, value: Any) -> None:
         child = data[key]
     except (LookupError, TypeError) as cause:
         raise SettingError(
-            f"there is no {step!r} to set to {value!r}: name a guidance first, or an option that exists"
+            f"there is no {step!r} to set to {value!r}: name the guidance or the scheduler first, or an option that exists"
         ) from cause
     if isinstance(child, str):  # a plugin, by its name alone
         child = data[key] = {"plugin": child}

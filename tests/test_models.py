@@ -51,7 +51,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_family_that_comes_from_outside_reads_its_folders(toys: Path, cpu: Runtime) -> None:
     folder = toys / "model"
     folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": ["toys", "ToyPipeline"]}))
     assert family_of(str(folder)) == "toys"
     model = load_model(str(folder), side=6)
     assert model.denoiser.window == (6, 6)
@@ -74,7 +74,9 @@ def test_a_broken_family_keeps_nobody_from_his_model(toys: Path, folder: Path) -
     (info / "entry_points.txt").write_text("[panokit.families]\naaa = nowhere:Lost\n")
     assert family_of(str(folder)) == "stable_diffusion"
     (toys / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"installed are aaa, stable_diffusion, toys; aaa fails: .*cannot be imported"):
+    with pytest.raises(
+        ModelError, match=r"installed are aaa, diffusers, stable_diffusion, toys; aaa fails: .*cannot be imported"
+    ):
         family_of(str(toys / "empty"))
 
 
@@ -87,8 +89,8 @@ def test_a_strangers_settings_of_a_model_import_nothing(toys: Path) -> None:
 
 
 def test_a_folder_that_nobody_reads_names_the_families(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["a", "b"]}))
-    message = f"no family reads the model {tmp_path}, a FluxPipeline with transformer: installed are stable_diffusion"
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": 3, "transformer": ["a", "b"]}))
+    message = f"no family reads the model {tmp_path}, a 3 with transformer: installed are diffusers, stable_diffusion"
     with pytest.raises(ModelError, match=re.escape(message)):
         load_model(str(tmp_path))
     (tmp_path / "model_index.json").unlink()

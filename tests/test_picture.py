@@ -152,7 +152,7 @@ def test_outside_the_mask_latents_and_pixels_are_those_of_the_picture(
 def test_the_edge_of_a_mask_is_soft() -> None:
     """A black canvas beside a white picture: over four pixels, the picture fades by a fifth each."""
     pictures = {"image": torch.ones(3, 16, 32), "mask": read(half_mask(16, 32), "mask")[0]}
-    row = start(Settings(height=16, width=32, image="-", mask="-"), pictures, 2).join(torch.zeros(3, 16, 32))[0, 0]
+    row = start(Settings(height=16, width=32, steps=4, image="-", mask="-"), pictures, 2).join(torch.zeros(3, 16, 32))[0, 0]
     torch.testing.assert_close(row[14 : 17 + JOIN], torch.tensor([1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]))
 
 

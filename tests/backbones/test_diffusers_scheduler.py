@@ -18,7 +18,7 @@ from torch import Tensor
 from panokit import registry
 from panokit.backbones.diffusers.scheduler import DiffusersScheduler, DiffusersSolver
 from panokit.errors import PluginNotFoundError, SettingError
-from panokit.scheduler import Level, Prediction, Training
+from panokit.scheduler import Level, Own, Prediction, Training
 from panokit.testing.worlds import Gaussian, OneImage
 
 CPU = torch.device("cpu")
@@ -641,6 +641,7 @@ def test_what_cannot_begin_says_why(name: str, options: dict[str, Any], steps: i
 
 def test_every_scheduler_is_an_entry_point_that_says_what_it_is() -> None:
     installed = {plugin.name: plugin for plugin in registry.plugins("schedulers") if plugin.origin[0] == "panokit"}
+    assert installed.pop("own").load() is Own
     assert sorted(installed) == sorted(DiffusersScheduler.names())
     for name, plugin in installed.items():
         assert plugin.load()() == DiffusersScheduler(name)

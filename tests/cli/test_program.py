@@ -130,11 +130,12 @@ def test_help_is_there_before_torch_and_diffusers_are(tmp_path: Path) -> None:
     assert modules == "set()"
 
 
+DDIM = ["--scheduler=ddim", "--scheduler.options.eta=1"]
+
+
 def test_settings_of_parts_belong_to_what_stands_before_them(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--guidances+=syncdiffusion --guidances.weight=3 --guidances.until 0.5 --guidances+=msd --guidances.weight=5"
-    assert (
-        main(["generate", "a lake", *options.split(), "--scheduler.options.eta=1", "--fuser.spread=0.3", "--print_config"]) == 0
-    )
+    assert main(["generate", "a lake", *options.split(), "--fuser.spread=0.3", "--print_config", *DDIM]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["prompt"] == ["a lake"]
     assert shown["guidances"] == [describe(SyncDiffusion(3.0, until=0.5)), describe(MSDGuidance(5.0))]

@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -104,8 +104,9 @@ class PipelineDenoiser(Denoiser):
         self.guidance_scale = float(self._default(self._guidance, 1.0))
         fixed = {"use_resolution_binning": False, "num_frames": 1}
         self._options = {name: value for name, value in fixed.items() if name in self._takes} | dict(options or {})
-        self.training = copy.copy(training_of(pipe.scheduler))
-        object.__setattr__(self.training, "own", self._own)
+        training = training_of(pipe.scheduler)
+        flows = training.prediction == "flow_prediction"
+        self.training = replace(training, own=self._own, sigmas=self._sigmas if flows else None)
         self._first: tuple[list[Any], Mapping[str, Any]] | None = None  # texts and options that a schedule can be asked with
 
     def modules(self) -> Iterable[nn.Module]:
@@ -160,13 +161,21 @@ class PipelineDenoiser(Denoiser):
 
     def _own(self, steps: int, device: torch.device) -> Solver:
         """The pipeline's own scheduler, set for a picture of one window."""
-        with torch.no_grad():
-            if self._first is None:
-                self.encode(Scene("", "", self.guidance_scale))
-            texts, options = self._first or ([], {})
-            x = torch.zeros(1, self.channels, *self.window)
-            scheduler = self._driven.scheduled(steps, texts, **options, **self._sizes(x))
-        return own_solver(scheduler, device, {})
+        eta = {"eta": self._options.get("eta", self._takes["eta"].default)} if "eta" in self._takes else {}
+        return own_solver(self._scheduled(steps), device, eta)
+
+    def _sigmas(self, steps: int) -> list[float]:
+        """The noise at each step of a flow, as the pipeline sets it."""
+        scheduler = self._scheduled(steps)
+        return scheduler.sigmas[: len(scheduler.timesteps) : scheduler.order].tolist()
+
+    @torch.no_grad()
+    def _scheduled(self, steps: int) -> Any:
+        """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window."""
+        if self._first is None:
+            self.encode(Scene("", "", self.guidance_scale))
+        texts, options = self._first or ([], {})
+        return self._driven.scheduled(steps, texts, **options, **self._sizes(torch.zeros(1, self.channels, *self.window)))
 
     def _guidance_argument(self) -> str:
         """The argument of the pipeline's call that sets the strength of guidance."""
