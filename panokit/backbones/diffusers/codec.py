@@ -19,6 +19,7 @@ class VAECodec(Codec):
     The model's latents are $x = s (z - \mu)$ for the autoencoder's latents $z$. Its configuration gives $s$ and $\mu$: one
     scale and one shift, a mean and a deviation for each channel (Qwen-Image, Wan), or the statistics of a batch norm over
     patches of 2 x 2 cells (FLUX.2). An autoencoder of films sees a picture as a film of one frame.
+    One that knows opacity too (Qwen-Image 2.1) sees an opaque picture.
 
     Args:
         vae: the autoencoder.
@@ -32,6 +33,7 @@ class VAECodec(Codec):
         self.factor = factor or 2 ** (len(config.block_out_channels) - 1)
         self.channels: int = config.get("latent_channels") or config.z_dim
         self.films = "temperal_downsample" in config  # diffusers' spelling
+        self._opacity = config.get("in_channels") == 4
         self.scale, self.mean = _statistics(vae)
 
     def modules(self) -> Iterable[nn.Module]:
@@ -41,7 +43,10 @@ class VAECodec(Codec):
         set_checkpointing(self.vae, execution.checkpointing)
 
     def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
-        code = self.vae.encode(self._as_film((images * 2 - 1).to(self._dtype)), return_dict=False)[0]
+        seen = (images * 2 - 1).to(self._dtype)
+        if self._opacity:
+            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+        code = self.vae.encode(self._as_film(seen), return_dict=False)[0]
         z = code if isinstance(code, Tensor) else code.mode()
         z = (z[:, :, 0] if self.films else z).to(images.dtype)
         return (z - _tiled(self.mean, z)) * _tiled(self.scale, z)
@@ -49,7 +54,7 @@ class VAECodec(Codec):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
         z = latents / _tiled(self.scale, latents) + _tiled(self.mean, latents)
         images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
-        return (images[:, :, 0] if self.films else images).to(latents.dtype) / 2 + 0.5
+        return (images[:, :, 0] if self.films else images)[:, :3].to(latents.dtype) / 2 + 0.5
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -9,6 +9,7 @@ with two things replaced. Its scheduler has one noise level, and keeps the predi
 import copy
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -41,7 +42,7 @@ class Driven:
         self.scheduler: Any = pipe.scheduler
         self._class: Any = type(pipe)
         self._call: Callable[..., Any] = inspect.unwrap(self._class.__call__)  # without its `no_grad`
-        self._skips = "interrupt" in self._call.__code__.co_names
+        self.skips = skips(self._class)
 
     def encode(self, **options: Any) -> list[Any]:
         """Let the pipeline encode its texts, and stop it before its loop.
@@ -77,7 +78,7 @@ class Driven:
             texts: what `encode` returned, one row for each window.
             options: arguments of the pipeline's call; `latents` are among them.
         """
-        if not self._skips:  # it would not reach a later step
+        if not self.skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
         one = _OneLevel(self.scheduler, level)
         self.pipe.answers, self.pipe.ahead = iter(texts), level.step
@@ -111,6 +112,20 @@ class Driven:
         for name, part in parts.items():
             object.__setattr__(self.pipe, name, part)
         yield
+
+
+def skips(pipeline: type) -> bool:
+    """Whether a pipeline's call goes on to its next step where it is interrupted, so that it can be entered at any step.
+
+    Some have no such place, and one ends there. Some keep at their first step what the others need.
+
+    Args:
+        pipeline: a class of diffusers.
+    """
+    call: Any = inspect.unwrap(pipeline.__call__)
+    if "kv_cache" in call.__code__.co_varnames:
+        return False
+    return bool(re.search(r"if self\.interrupt:\s+continue", inspect.getsource(call)))
 
 
 def _subclassed(pipe: Any) -> Any:
@@ -188,6 +203,7 @@ class _OneLevel:
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        **options: Any,
     ) -> None:
         steps = self._level.steps
         self.timesteps = torch.full((steps,), self._level.t, device=device)

@@ -81,10 +81,11 @@ class Diffusers(Family):
             raise ModelError(
                 f"the pipeline {type(pipe).__name__} has no vae: panokit paints latents, and needs what decodes them"
             )
-        factor = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
-        codec = VAECodec(shared(pipe.vae), factor)
+        cells = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
+        patches = hasattr(pipe, "_patchify_latents")  # some of these count the pixels of a patch
+        codec = VAECodec(shared(pipe.vae), None if patches else cells)
         window = None if self.window is None else (self.window, self.window)
-        return Model(PipelineDenoiser(pipe, codec.channels, factor, window, self.call), codec, name)
+        return Model(PipelineDenoiser(pipe, codec.channels, codec.factor, window, self.call), codec, name)
 
     def _require_arguments(self, pipeline: type) -> None:
         """Check that the pipeline's call takes all arguments that the user chose."""

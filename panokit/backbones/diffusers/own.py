@@ -9,6 +9,9 @@ from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind
 from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Prediction, Training
 
+_FLOW_LCM = _Kind("FlowMatchLCMScheduler", {}, ("flow_prediction",))
+"""A scheduler that only its models use."""
+
 
 def training_of(scheduler: Any) -> Training:
     """The noise that a model was trained with, by the configuration of its scheduler.
@@ -25,6 +28,9 @@ def training_of(scheduler: Any) -> Training:
         raise ModelError(
             f"the model's scheduler says that it predicts {prediction!r}: panokit knows {', '.join(get_args(Prediction))}"
         )
+    betas = "beta_start" in config and not config.get("trained_betas") and config.get("snr_shift_scale", 1) == 1
+    if prediction != "flow_prediction" and not betas:
+        raise ModelError(f"the model's scheduler is a {type(scheduler).__name__}, whose noise panokit has no formula for")
     return Training(
         prediction=cast("Prediction", prediction),
         timesteps=config.get("num_train_timesteps", 1000),
@@ -58,7 +64,7 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
 
 
 def _kind(name: str) -> _Kind | None:
-    return next((kind for kind in _KINDS.values() if kind.cls == name), None)
+    return next((kind for kind in (*_KINDS.values(), _FLOW_LCM) if kind.cls == name), None)
 
 
 def _flows(scheduler: Any) -> bool:

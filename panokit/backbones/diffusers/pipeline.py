@@ -17,11 +17,39 @@ from panokit.backbones.diffusers.execution import set_attention, set_checkpointi
 from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, shared
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.denoiser import Denoiser
-from panokit.errors import ModelError
+from panokit.errors import ModelError, SettingError
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
 from panokit.windows import Windows
+
+_REWRITES = ("use_pe", "enable_prompt_rewrite", "prompt_upsampling")
+"""Arguments of pipelines' calls that have a language model rewrite the prompt, with chance that no seed of panokit decides."""
+_BY_STEP = {"cfg_trunc_ratio", "control_guidance_start", "control_guidance_end", "adapter_conditioning_factor"}
+"""Arguments of pipelines' calls that are about some of the steps."""
+_LACKING = {
+    "guider": "its guidance remembers the steps before, and would mix windows",
+    "sigma_data": "its networks compute on latents of another scale than those of its scheduler",
+    "resolutions": "it makes pictures of a few sizes alone",
+}
+"""Names in a pipeline's call, and why such a pipeline cannot be driven."""
+_ALONE = ("PRXPipeline",)
+"""Pipelines that guide one picture at a time: they tell their network one time for two, whatever the number of pictures."""
+_PICTURES = ("strength", "mask_image", "control_mask")
+"""Arguments of pipelines that begin with a picture, or mix one in between two steps."""
+_FILMS = ("num_frames", "frames", "video_length", "num_videos_per_prompt")
+"""Arguments of pipelines that make films."""
+_FRAMES = ("WanPipeline",)
+"""Pipelines that make films, and whose films of one frame are pictures here."""
+_BY_NAME = {
+    "BriaFibo2Pipeline": "it draws the words of its prompts as pictures",
+    "CogView3PlusPipeline": "panokit has no formula for the noise of its scheduler",
+    "HiDreamImagePipeline": "it makes pictures of one area alone, and its texts are not rows",
+    "JoyImageEditPipeline": "its latents are several pictures",
+    "StableUnCLIPImg2ImgPipeline": "it draws noise for its picture in each call",
+    "Ideogram4Pipeline": "it encodes its texts for the size of one picture",
+}
+"""Pipelines that cannot be driven, for reasons that their signatures do not tell."""
 
 
 @final
@@ -96,14 +124,17 @@ class PipelineDenoiser(Denoiser):
             if not name.startswith(OTHERS):
                 add_casts(network)
         self._networks = networks
+        self._name = type(pipe).__name__
         self._config: Any = _network(pipe).config
         self.multiple = 2 if hasattr(pipe, "_pack_latents") or hasattr(pipe, "_patchify_latents") else 1
         self.window = window or self._own_window(pipe)
         self._guidance = self._guidance_argument()
         self.steps = self._default("num_inference_steps", 50)
         self.guidance_scale = float(self._default(self._guidance, 1.0))
-        fixed = {"use_resolution_binning": False, "num_frames": 1}
+        fixed = {"use_resolution_binning": False, "num_frames": 1, **dict.fromkeys(_REWRITES, False)}
         self._options = {name: value for name, value in fixed.items() if name in self._takes} | dict(options or {})
+        if not self._driven.skips:
+            self._require_no_steps()
         training = training_of(pipe.scheduler)
         flows = training.prediction == "flow_prediction"
         self.training = replace(training, own=self._own, sigmas=self._sigmas if flows else None)
@@ -129,11 +160,13 @@ class PipelineDenoiser(Denoiser):
     def encode(self, scene: Scene) -> Embeddings:
         options: dict[str, Any] = {**self._options, self._guidance: scene.guidance_scale, "prompt": list(scene.texts)}
         if any(scene.negatives):
+            if "negative_prompt" not in self._takes:
+                raise SettingError(f"{self._name} takes no negative prompt: leave it out")
             options["negative_prompt"] = list(scene.negatives)
         sizes = self._sizes(torch.zeros(len(scene.texts), self.channels, *self.window))
         texts = self._driven.encode(**copy.deepcopy(options), **sizes)  # some pipelines write into the lists they are given
         texts = cast_all(texts, torch.float32)
-        self._first = _rows(texts, len(scene.texts), [0]), _blank(options, 1)
+        self._first = _picked(texts, len(scene.texts), [0]), self._blank(options, 1)
         return Embeddings(texts, options, scene)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
@@ -141,23 +174,35 @@ class PipelineDenoiser(Denoiser):
         if size not in embeddings.maps:
             embeddings.maps[size] = scene.maps(size)
         mixture = scene.mixture(embeddings.maps[size], windows, index)
-        texts = _rows(embeddings.texts, len(scene.texts), mixture.texts)
-        return Condition(texts, _blank(embeddings.options, len(mixture.texts)), mixture)
+        texts = _picked(embeddings.texts, len(scene.texts), mixture.texts)
+        return Condition(texts, self._blank(embeddings.options, len(mixture.texts)), mixture)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
         entries = x if mixture.shares is None else x[mixture.rows]
-        pred = self._driven.predict(level, condition.texts, **condition.options, **self._sizes(entries))
-        return mixture.mix(_unpacked(pred, entries).to(x.dtype))
+        if self._name in _ALONE and len(entries) > 1:
+            n = len(entries)
+            texts = [_picked(condition.texts, n, [k]) for k in range(n)]
+            options = self._blank(condition.options, 1)
+            pred = torch.cat([self._predict(entries[k : k + 1], level, texts[k], options) for k in range(n)])
+        else:
+            pred = self._predict(entries, level, condition.texts, condition.options)
+        return mixture.mix(pred.to(x.dtype))
+
+    def _predict(self, x: Tensor, level: Level, texts: list[Any], options: Mapping[str, Any]) -> Tensor:
+        return _unpacked(self._driven.predict(level, texts, **options, **self._sizes(x)), x)
 
     def _sizes(self, x: Tensor) -> dict[str, Any]:
         """The arguments of the pipeline's call that say which latents it denoises."""
         height, width = (cells * self.factor for cells in x.shape[-2:])
-        return {
-            "height": height,
-            "width": width,
-            "latents": _packed(self._driven.pipe, x[:, :, None] if "num_frames" in self._takes else x),
-        }
+        area = {"max_area": height * width} if "max_area" in self._takes else {}  # it would resize the picture to that
+        latents = _packed(self._driven.pipe, x[:, :, None] if "num_frames" in self._takes else x)
+        return {"height": height, "width": width, "latents": latents, **area}
+
+    def _blank(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """Arguments for a call with `n` texts that are encoded already, which no language model need rewrite."""
+        texts = {name: [""] * n for name in ("prompt", "negative_prompt") if name in options}
+        return {**options, **texts, **{name: False for name in _REWRITES if name in self._takes}}
 
     def _own(self, steps: int, device: torch.device) -> Solver:
         """The pipeline's own scheduler, set for a picture of one window."""
@@ -176,6 +221,15 @@ class PipelineDenoiser(Denoiser):
             self.encode(Scene("", "", self.guidance_scale))
         texts, options = self._first or ([], {})
         return self._driven.scheduled(steps, texts, **options, **self._sizes(torch.zeros(1, self.channels, *self.window)))
+
+    def _require_no_steps(self) -> None:
+        """Check that no option depends on the number of a step, in a pipeline that cannot be told that number."""
+        for option in _BY_STEP & self._options.keys():
+            if self._options[option] != self._takes[option].default:
+                raise SettingError(
+                    f"{option} depends on the number of a step, which {self._name} cannot be told where it is driven one "
+                    "noise level at a time: leave it out"
+                )
 
     def _guidance_argument(self) -> str:
         """The argument of the pipeline's call that sets the strength of guidance."""
@@ -204,16 +258,40 @@ def require_drivable(pipeline: type) -> None:
     Raises:
         ModelError: it lacks something. The message says what.
     """
+    reason = _reason(pipeline)
+    if reason:
+        raise ModelError(
+            f"{pipeline.__name__} cannot be driven one noise level at a time, for {reason}: "
+            "use a pipeline that makes pictures from texts and takes latents"
+        )
+
+
+def _reason(pipeline: Any) -> str | None:
+    """Why a pipeline cannot be driven; None if it can."""
     call: Any = pipeline.__call__
     takes, inner = inspect.signature(call).parameters, getattr(call, "__wrapped__", None)
     names = inner.__code__.co_names if inner else ()
     missing = [f"an argument {name}" for name in ("prompt", "latents", "height", "width") if name not in takes]
     missing += [f"a call of {name}" for name in ("encode_prompt", "progress_bar", "scheduler") if name not in names]
+    missing += ["a vae"] if "vae" not in inspect.signature(pipeline.__init__).parameters else []
     if missing:
-        raise ModelError(
-            f"{pipeline.__name__} cannot be driven one noise level at a time, for its __call__ lacks {', '.join(missing)}: "
-            "use a pipeline that makes pictures from texts and takes latents"
-        )
+        return f"it lacks {', '.join(missing)}"
+    if ".deprecated." in pipeline.__module__:
+        return "diffusers maintains it no longer"
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    asked = {name for name, value in takes.items() if value.default is value.empty and value.kind is plain}
+    required = sorted(asked - {"self", "prompt"})
+    if required:
+        return f"it asks for {', '.join(required)}"
+    if any(name in takes for name in _PICTURES):
+        return "it begins with a picture, and panokit has its own way to do so"
+    if any(name in takes for name in _FILMS) and pipeline.__name__ not in _FRAMES:
+        return "it makes films"
+    if any("prior" in name for name in names):
+        return "a second model reads the prompt in its call"
+    if hasattr(pipeline, "_pack_latents_no_patch"):
+        return "it lays its latents out in a row of cells, not of patches"
+    return next((reason for name, reason in _LACKING.items() if name in names), _BY_NAME.get(pipeline.__name__))
 
 
 def _network(pipe: Any) -> Any:
@@ -224,9 +302,9 @@ def _network(pipe: Any) -> Any:
     raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer: use a pipeline that denoises latents")
 
 
-def _blank(options: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """Arguments for a call with `n` texts that are encoded already."""
-    return {**options, **{name: [""] * n for name in ("prompt", "negative_prompt") if name in options}}
+def _picked(answers: list[Any], k: int, texts: Sequence[int]) -> list[Any]:
+    """What `encode_prompt` would return for some of `k` texts, call by call."""
+    return [_rows(answer, k, texts) for answer in answers]
 
 
 def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
@@ -240,7 +318,7 @@ def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
     if isinstance(value, list):
         return (
             [value[text] for text in texts]
-            if len(value) == k and isinstance(value[0], Tensor)
+            if len(value) == k and isinstance(value[0], Tensor | list)
             else [_rows(part, k, texts) for part in value]
         )
     return value
@@ -259,8 +337,10 @@ def _packed(pipe: Any, x: Tensor) -> Tensor:
 
 
 def _unpacked(pred: Tensor, x: Tensor) -> Tensor:
-    """A prediction in the layout of the canvas: from tokens, which are patches of cells, or from a film of one frame."""
+    """A prediction in the layout of the canvas: from patches, in a row or on a grid, or from a film of one frame."""
     if pred.ndim == 3:
         side = math.isqrt(pred.shape[2] // x.shape[1])
         return rearrange(pred, "n (h w) (c p q) -> n c (h p) (w q)", h=x.shape[2] // side, p=side, q=side)
+    if pred.ndim == 4 and pred.shape[-2:] != x.shape[-2:]:
+        return rearrange(pred, "n (c p q) h w -> n c (h p) (w q)", p=2, q=2)
     return pred[:, :, 0] if pred.ndim == 5 else pred
