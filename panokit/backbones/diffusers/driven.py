@@ -42,6 +42,15 @@ class Driven:
         self._class: Any = type(pipe)
         self._call: Callable[..., Any] = inspect.unwrap(self._class.__call__)  # without its `no_grad`
         self._skips = "interrupt" in self._call.__code__.co_names
+        self._encoder: _SteadyEncoder | None = None
+
+    def steady(self, vae: Any) -> None:
+        """Have the pipeline encode pictures without noise, and each picture once.
+
+        Args:
+            vae: the pipeline's autoencoder.
+        """
+        self._encoder = self.pipe.vae = _SteadyEncoder(vae)
 
     def encode(self, **options: Any) -> list[Any]:
         """Let the pipeline encode its texts, and stop it before its loop.
@@ -69,18 +78,22 @@ class Driven:
         self._ready(scheduler, {**options, "num_inference_steps": steps}, texts)
         return scheduler
 
-    def predict(self, level: Level, texts: list[Any], **options: Any) -> Tensor:
+    def predict(self, level: Level, texts: list[Any], seen: list[Tensor], **options: Any) -> Tensor:
         """The pipeline's guided prediction for noisy latents, in its own layout.
 
         Args:
             level: the noise level of the latents.
             texts: what `encode` returned, one row for each window.
+            seen: the pictures that the pipeline encoded in an earlier call with the same pictures, in order. An empty list is
+                filled.
             options: arguments of the pipeline's call; `latents` are among them.
         """
         if not self._skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
         one = _OneLevel(self.scheduler, level)
         self.pipe.answers, self.pipe.ahead = iter(texts), level.step
+        if self._encoder:
+            self._encoder.begin(seen)
         with self._set(scheduler=one):
             self._until_stopped({**options, "num_inference_steps": level.steps, "output_type": "latent"})
         return one.prediction
@@ -90,6 +103,8 @@ class Driven:
         self.pipe.answers, self.pipe.remembered = None if texts is None else iter(texts), []
         self.pipe.device_of_run = self._class._execution_device.fget(self.pipe)
         self.pipe.rehearses = True
+        if self._encoder:
+            self._encoder.begin([])
         try:
             with self._set(scheduler=scheduler):
                 self._until_stopped({**options, "output_type": "latent"})
@@ -203,3 +218,34 @@ class _OneLevel:
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> None:
         self.prediction = model_output
         raise _Stopped
+
+
+@final
+class _SteadyEncoder:
+    """Stands in for an autoencoder. It encodes to the mode, for a picture that shows what to paint must not be another at each
+    step; and it encodes each picture once.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self.begin([])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._vae, name)
+
+    def begin(self, known: list[Tensor]) -> None:
+        """Begin a call of the pipeline, with what the same call encoded before."""
+        self._known, self._next = known, 0
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Any:
+        if self._next == len(self._known):
+            dtype = next(self._vae.parameters()).dtype
+            code = self._vae.encode(pixels.to(dtype), return_dict=False)[0]
+            self._known.append(code if isinstance(code, Tensor) else code.mode())
+        z = self._known[self._next]
+        self._next += 1
+        posterior = SimpleNamespace(sample=lambda generator=None: z, mode=lambda: z)
+        return SimpleNamespace(latent_dist=posterior)

@@ -18,6 +18,7 @@ from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, mo
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError
+from panokit.grid import Grid
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
@@ -34,12 +35,16 @@ class Embeddings:
         options: the other arguments of its call.
         scene: the scene itself, which decides the texts of each window.
         maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
+        pictures: the pictures of the scene on each canvas, by name and size, from when they are first asked for.
+        encoded: for each size of a canvas, its windows, and what the pipeline encoded of pictures for some of them.
     """
 
     texts: list[Any]
     options: Mapping[str, Any]
     scene: Scene
     maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+    pictures: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    encoded: dict[tuple[int, ...], tuple[Windows, dict[tuple[int, ...], list[Tensor]]]] = field(default_factory=dict)
 
 
 @final
@@ -51,11 +56,13 @@ class Condition:
         texts: what `encode_prompt` is to return, call by call, with a row for each entry of the mixture.
         options: the other arguments of the pipeline's call.
         mixture: which entries belong to a window, and their shares.
+        seen: what the pipeline encoded of pictures for these windows before; it is filled by the first call.
     """
 
     texts: list[Any]
     options: Mapping[str, Any]
     mixture: Mixture
+    seen: list[Tensor]
 
 
 @final
@@ -96,6 +103,10 @@ class PipelineDenoiser(Denoiser):
             if not name.startswith(OTHERS):
                 add_casts(network)
         self._networks = networks
+        self._control = _control_argument(type(pipe)) if getattr(pipe, "controlnet", None) is not None else None
+        if self._control:
+            self.fields = frozenset({"control_image"})
+            self._driven.steady(self._driven.pipe.vae)
         self._config: Any = _network(pipe).config
         self.multiple = 2 if hasattr(pipe, "_pack_latents") or hasattr(pipe, "_patchify_latents") else 1
         self.window = window or self._own_window(pipe)
@@ -131,9 +142,12 @@ class PipelineDenoiser(Denoiser):
         if any(scene.negatives):
             options["negative_prompt"] = list(scene.negatives)
         sizes = self._sizes(torch.zeros(len(scene.texts), self.channels, *self.window))
-        texts = self._driven.encode(**copy.deepcopy(options), **sizes)  # some pipelines write into the lists they are given
+        one = Grid(self.window, self.window, self.window, (False,) * len(self.window))
+        shown = self._shown(Embeddings([], {}, scene), one, [0] * len(scene.texts))
+        texts = self._driven.encode(**copy.deepcopy(options), **shown, **sizes)  # some pipelines write into the lists they are given
         texts = cast_all(texts, torch.float32)
-        self._first = _rows(texts, len(scene.texts), [0]), _blank(options, 1)
+        shown = {name: picture[:1] for name, picture in shown.items()}
+        self._first = _rows(texts, len(scene.texts), [0]), {**_blank(options, 1), **shown}
         return Embeddings(texts, options, scene)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
@@ -142,13 +156,42 @@ class PipelineDenoiser(Denoiser):
             embeddings.maps[size] = scene.maps(size)
         mixture = scene.mixture(embeddings.maps[size], windows, index)
         texts = _rows(embeddings.texts, len(scene.texts), mixture.texts)
-        return Condition(texts, _blank(embeddings.options, len(mixture.texts)), mixture)
+        numbers = [index[row] for row in mixture.rows]
+        options = {**_blank(embeddings.options, len(numbers)), **self._shown(embeddings, windows, numbers)}
+        return Condition(texts, options, mixture, self._seen(embeddings, windows, numbers))
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
         entries = x if mixture.shares is None else x[mixture.rows]
-        pred = self._driven.predict(level, condition.texts, **condition.options, **self._sizes(entries))
+        pred = self._driven.predict(level, condition.texts, condition.seen, **condition.options, **self._sizes(entries))
         return mixture.mix(_unpacked(pred, entries).to(x.dtype))
+
+    def _shown(self, embeddings: Embeddings, windows: Windows, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The pictures that windows are shown, as an argument of the pipeline's call: crops of pictures of the whole canvas."""
+        if not self._control or "control_image" not in embeddings.scene.fields:
+            return {}
+        pixels = windows.refined(self.factor)
+        key = ("control_image", pixels.size)
+        if key not in embeddings.pictures:
+            picture = embeddings.scene.stretched(*key)
+            embeddings.pictures[key] = picture.to(next(iter(self._networks.values())).device)
+        crops = pixels.crop(embeddings.pictures[key], numbers)
+        return {self._control: crops * 2 - 1 if self._takes_signed_pictures else crops}
+
+    @property
+    def _takes_signed_pictures(self) -> bool:
+        """Whether the pipeline takes tensors as they are, in [-1, 1], and not as pictures in [0, 1]."""
+        return not hasattr(self._driven.pipe, "control_image_processor")
+
+    def _seen(self, embeddings: Embeddings, windows: Windows, numbers: Sequence[int]) -> list[Tensor]:
+        """What the pipeline encoded of pictures for these windows before: an empty list the first time."""
+        if not self._control:
+            return []
+        kept, seen = embeddings.encoded.get(windows.size, (None, {}))
+        if kept != windows:  # a layout has moved them
+            seen = {}
+            embeddings.encoded[windows.size] = windows, seen
+        return seen.setdefault(tuple(numbers), [])
 
     def _sizes(self, x: Tensor) -> dict[str, Any]:
         """The arguments of the pipeline's call that say which latents it denoises."""
@@ -173,7 +216,8 @@ class PipelineDenoiser(Denoiser):
     def _scheduled(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window."""
         if self._first is None:
-            self.encode(Scene("", "", self.guidance_scale))
+            black = torch.zeros(3, *(cells * self.factor for cells in self.window))
+            self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black)))
         texts, options = self._first or ([], {})
         return self._driven.scheduled(steps, texts, **options, **self._sizes(torch.zeros(1, self.channels, *self.window)))
 
@@ -227,6 +271,12 @@ def _network(pipe: Any) -> Any:
 def _blank(options: Mapping[str, Any], n: int) -> dict[str, Any]:
     """Arguments for a call with `n` texts that are encoded already."""
     return {**options, **{name: [""] * n for name in ("prompt", "negative_prompt") if name in options}}
+
+
+def _control_argument(pipeline: type) -> str:
+    """The argument of a pipeline's call that takes the picture for its ControlNet."""
+    takes = inspect.signature(pipeline.__call__).parameters
+    return "control_image" if "control_image" in takes else "image"
 
 
 def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
