@@ -340,7 +340,7 @@ class Sampler:
         reads, name = self.model.denoiser.fields, self.model.name
         given = {field: pixels for field, pixels in pictures.items() if field not in ("image", "mask")}
         for field in reads - given.keys():
-            raise SettingError(f"the model {name} needs a {field}: give {field}=FILE, such as edges or depth of the whole canvas")
+            raise SettingError(f"the model {name} needs a {field}: give {field}=FILE, such as the edges of the whole canvas")
         for field, pixels in given.items():
             if field not in reads:
                 raise SettingError(f"the model {name} reads no {field}: leave it out, or use a model with a ControlNet")

@@ -17,9 +17,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from panokit.backbones.diffusers.packing import SIDE
+from panokit.backbones.diffusers.reading import Reading
+from panokit.backbones.diffusers.scheduler import quiet
 from panokit.errors import ModelError
 from panokit.scheduler import Level
 
+_TABLES = ("_prepare_latent_image_ids", "_prepare_latent_ids", "prepare_position_ids")
+"""The methods of pipelines that make tables of positions."""
 _SILENT = nullcontext(SimpleNamespace(update=lambda n=1: None))
 """A progress bar that shows nothing."""
 
@@ -44,24 +49,38 @@ class Driven:
         self._skips = "interrupt" in self._call.__code__.co_names
         self._encoder: _SteadyEncoder | None = None
 
-    def steady(self, vae: Any) -> None:
-        """Have the pipeline encode pictures without noise, and each picture once.
+    @property
+    def device(self) -> torch.device:
+        """The device on which the pipeline computes."""
+        return self._class._execution_device.fget(self.pipe)
 
-        Args:
-            vae: the pipeline's autoencoder.
-        """
-        self._encoder = self.pipe.vae = _SteadyEncoder(vae)
+    @property
+    def tells_places(self) -> bool:
+        """Whether the pipeline makes a table of positions, into which the place of a window can be added."""
+        return any(hasattr(self._class, name) for name in _TABLES)
 
-    def encode(self, **options: Any) -> list[Any]:
+    def encode_steadily(self) -> None:
+        """Have the pipeline encode pictures without noise, and each picture once."""
+        self._encoder = self.pipe.vae = _SteadyEncoder(self.pipe.vae)
+
+    def encode(self, reading: Reading, **options: Any) -> list[Any]:
         """Let the pipeline encode its texts, and stop it before its loop.
 
         Args:
+            reading: notes which texts the tokenizers cut.
             options: arguments of the pipeline's call.
 
         Returns:
             What its `encode_prompt` returned, call by call.
         """
-        return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options)
+        tokenizers = {name: part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part}
+        self.pipe.encoded_images = []
+        try:
+            with self._set(**{name: reading.watched(tokenizer) for name, tokenizer in tokenizers.items()}):
+                return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options)
+        finally:
+            for name, tokenizer in tokenizers.items():
+                setattr(self.pipe, name, tokenizer)
 
     def scheduled(self, steps: int, texts: list[Any], **options: Any) -> Any:
         """Let the pipeline set its own scheduler.
@@ -78,7 +97,9 @@ class Driven:
         self._ready(scheduler, {**options, "num_inference_steps": steps}, texts)
         return scheduler
 
-    def predict(self, level: Level, texts: list[Any], seen: list[Tensor], **options: Any) -> Tensor:
+    def predict(
+        self, level: Level, texts: list[Any], seen: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
+    ) -> Tensor:
         """The pipeline's guided prediction for noisy latents, in its own layout.
 
         Args:
@@ -86,12 +107,14 @@ class Driven:
             texts: what `encode` returned, one row for each window.
             seen: the pictures that the pipeline encoded in an earlier call with the same pictures, in order. An empty list is
                 filled.
+            origin: the place that the windows are told, in cells; None for none.
             options: arguments of the pipeline's call; `latents` are among them.
         """
         if not self._skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
         one = _OneLevel(self.scheduler, level)
-        self.pipe.answers, self.pipe.ahead = iter(texts), level.step
+        self.pipe.answers, self.pipe.ahead, self.pipe.origin = iter(texts), level.step, origin
+        self.pipe.image_number = 0
         if self._encoder:
             self._encoder.begin(seen)
         with self._set(scheduler=one):
@@ -101,12 +124,13 @@ class Driven:
     def _ready(self, scheduler: Any, options: Mapping[str, Any], texts: list[Any] | None = None) -> list[Any]:
         """Call the pipeline until it begins its loop: what its `encode_prompt` returned."""
         self.pipe.answers, self.pipe.remembered = None if texts is None else iter(texts), []
-        self.pipe.device_of_run = self._class._execution_device.fget(self.pipe)
+        self.pipe.device_of_run = self.device
+        self.pipe.image_number = 0
         self.pipe.rehearses = True
         if self._encoder:
             self._encoder.begin([])
         try:
-            with self._set(scheduler=scheduler):
+            with self._set(scheduler=scheduler), quiet():
                 self._until_stopped({**options, "output_type": "latent"})
         finally:
             self.pipe.rehearses = False
@@ -136,6 +160,9 @@ def _subclassed(pipe: Any) -> Any:
         remembered: list[Any]
         rehearses = False
         ahead = 0
+        origin: tuple[int, int] | None = None
+        encoded_images: list[Any]
+        image_number = 0
         device_of_run: Any = None
 
         @property
@@ -159,6 +186,31 @@ def _subclassed(pipe: Any) -> Any:
             self.remembered.append(super().encode_prompt(*args, **kwargs))
             return self.remembered[-1]
 
+        def encode_image(self, *args: Any, **kwargs: Any) -> Any:
+            """Pictures of an adapter stay the same, so each is encoded once a run."""
+            if self.image_number == len(self.encoded_images):
+                self.encoded_images.append(super().encode_image(*args, **kwargs))
+            self.image_number += 1
+            return self.encoded_images[self.image_number - 1]
+
+        def _prepare_latent_image_ids(self, *args: Any, **kwargs: Any) -> Tensor:
+            return self._moved(super()._prepare_latent_image_ids(*args, **kwargs))
+
+        def _prepare_latent_ids(self, *args: Any, **kwargs: Any) -> Tensor:
+            return self._moved(super()._prepare_latent_ids(*args, **kwargs))
+
+        def prepare_position_ids(self, text_seq_len: int, *args: Any, **kwargs: Any) -> Tensor:
+            ids = super().prepare_position_ids(text_seq_len, *args, **kwargs)
+            return torch.cat([ids[:text_seq_len], self._moved(ids[text_seq_len:])])
+
+        def _moved(self, ids: Tensor) -> Tensor:
+            """A table of positions (frame, row, column, ...) of patches, moved to the place of the window."""
+            if self.origin is None:
+                return ids
+            shift = torch.zeros(ids.shape[-1], dtype=ids.dtype, device=ids.device)
+            shift[1], shift[2] = (cells / SIDE for cells in self.origin)
+            return ids + shift
+
         def __setattr__(self, name: str, value: Any) -> None:
             object.__setattr__(self, name, value)  # diffusers' own looks each name up in its configuration
 
@@ -169,8 +221,8 @@ def _subclassed(pipe: Any) -> Any:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Inside, diffusers logs errors alone. It would repeat its advice at each call, which here means for each window."""
-    handlers = logging.getLogger("diffusers").handlers
+    """Inside, libraries log errors alone. They would repeat their advice at each call, which here means for each window."""
+    handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
     levels = [handler.level for handler in handlers]
     for handler in handlers:
         handler.setLevel(logging.ERROR)
@@ -222,8 +274,9 @@ class _OneLevel:
 
 @final
 class _SteadyEncoder:
-    """Stands in for an autoencoder. It encodes to the mode, for a picture that shows what to paint must not be another at each
-    step; and it encodes each picture once.
+    """Stands in for an autoencoder: it encodes to the mode, and each picture once.
+
+    With noise, a picture that shows what to paint would be another one at each step and on each rank.
     """
 
     def __init__(self, vae: Any) -> None:

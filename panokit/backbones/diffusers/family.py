@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.model import StableDiffusion
 from panokit.backbones.diffusers.networks import shared
-from panokit.backbones.diffusers.pipeline import PipelineDenoiser, require_drivable
+from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions, require_drivable
 from panokit.denoiser import Model
 from panokit.errors import ModelError, SettingError
 from panokit.family import Family
@@ -40,6 +40,7 @@ class Diffusers(Family):
 
     Attributes:
         window: cells along a side of a window; None for the size that the pipeline makes by itself.
+        positions: what a window is told of its place. `local`: it is a whole picture. `offset`: its place on the canvas.
         call: other arguments of the pipeline's call, such as `true_cfg_scale`. They may also be given as settings themselves.
 
     Raises:
@@ -48,6 +49,7 @@ class Diffusers(Family):
 
     others: ClassVar[str | None] = "call"
     window: int | None = None
+    positions: Positions = "local"
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,11 @@ class Diffusers(Family):
         factor = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
         codec = VAECodec(shared(pipe.vae), factor)
         window = None if self.window is None else (self.window, self.window)
-        return Model(PipelineDenoiser(pipe, codec.channels, factor, window, self.call), codec, name)
+        return Model(
+            PipelineDenoiser(pipe, codec.channels, factor, window=window, positions=self.positions, options=self.call),
+            codec,
+            name,
+        )
 
     def _require_arguments(self, pipeline: type) -> None:
         """Check that the pipeline's call takes all arguments that the user chose."""
