@@ -1,5 +1,6 @@
 """Models by name: where they are, and which family reads them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,11 +8,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from panokit import registry
 from panokit.composition import build
 from panokit.denoiser import Model
 from panokit.errors import ModelError, PluginNotFoundError, SettingError
 from panokit.family import Family
+from panokit.plain import map_leaves
 
 
 def load_model(source: Any, /, **settings: Any) -> Model:
@@ -34,7 +38,13 @@ def load_model(source: Any, /, **settings: Any) -> Model:
     if isinstance(source, Path):
         source = str(source)
     if not isinstance(source, str):
-        return _built(_holding(source), settings).hold(source)
+        model = _built(_holding(source), settings).hold(source)
+        noted = map_leaves(settings, _noted)
+        return replace(model, settings={**noted, "in_hand": model.settings.get("in_hand", type(source).__name__)})
+    if "in_hand" in settings:
+        raise ModelError(
+            f"the model {source} was a {settings['in_hand']} in somebody's hand: make it again in Python, and give it to Sampler"
+        )
     place, family = _found(source)
     return replace(_built(family, settings).load(place, source), settings=settings)
 
@@ -42,6 +52,14 @@ def load_model(source: Any, /, **settings: Any) -> Model:
 def family_of(name: str) -> str:
     """The name of the family that reads a model; see `load_model`."""
     return _found(name)[1]
+
+
+def _noted(value: Any) -> Any:
+    """A setting as recipes note it: pictures and tensors by the SHA-256 of their numbers."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    data = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
+    return f"sha256:{hashlib.sha256(data.tobytes()).hexdigest()}" if hasattr(data, "tobytes") else type(value).__name__
 
 
 def _built(family: str, settings: Mapping[str, Any]) -> Family:

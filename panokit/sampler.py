@@ -29,6 +29,7 @@ from panokit.progress import steps_bar
 from panokit.recipe import PICTURES
 from panokit.run import Run
 from panokit.runtime import Runtime
+from panokit.runtime.placement import sharing
 from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, takes_settings
@@ -159,7 +160,7 @@ class Sampler:
         self.runtime.launch()
         self.model = _model(model)
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
-            self.model = deepcopy(model)  # the caller, or another sampler, may still use this one
+            self.model = deepcopy(model, sharing(model.networks))  # the caller, or another sampler, may still use this one
         self.scheduler: Scheduler = named or _plugin(self.model.denoiser.scheduler, Scheduler)
         for network in self.model.networks:
             self.runtime.place(network)

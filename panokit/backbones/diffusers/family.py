@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, final
 
@@ -69,7 +69,9 @@ class Diffusers(Family):
 
     def hold(self, model: Any) -> Model:
         name = str(model.config.get("_name_or_path") or "") or type(model).__name__
-        return self._model(model, name)
+        adapters = model.get_active_adapters() if hasattr(model, "get_active_adapters") else ()
+        kind = f"{type(model).__name__} with {', '.join(adapters)}" if adapters else type(model).__name__
+        return replace(self._model(model, name), settings={"in_hand": kind})
 
     def load(self, source: str, name: str) -> Model:
         from diffusers import DiffusionPipeline

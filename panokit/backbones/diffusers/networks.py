@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from panokit.runtime.placement import sharing
 
 OTHERS = ("text_encoder", "image_encoder", "vae", "safety_checker")
 """How the names of the networks begin that do not predict: they encode, decode and judge."""
@@ -26,10 +27,7 @@ def shared(network: nn.Module) -> nn.Module:
         for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
             object.__setattr__(other, name, getattr(network, name).copy())
         return other
-    weights: dict[int, Any] = {}
-    for tensor in chain(network.parameters(), network.buffers()):
-        weights[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor
-    return copy.deepcopy(network, weights).eval()
+    return copy.deepcopy(network, sharing([network])).eval()
 
 
 def moves_itself(network: nn.Module) -> bool:

@@ -119,7 +119,7 @@ class PipelineDenoiser(Denoiser):
     ) -> None:
         require_drivable(type(pipe))
         self.channels, self.factor, self.positions = channels, factor, positions
-        self._takes = inspect.signature(type(pipe).__call__).parameters
+        self._takes = dict(inspect.signature(type(pipe).__call__).parameters)
         self._driven = Driven(pipe)
         self._networks = {name: shared(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         for name, network in self._networks.items():
