@@ -100,18 +100,19 @@ def test_a_folder_that_nobody_reads_names_the_families(tmp_path: Path) -> None:
             load_model(str(tmp_path))
 
 
-def test_weights_of_a_variant_are_read_when_it_is_asked_for(folder: Path, tmp_path: Path, cpu: Runtime) -> None:
+def test_weights_of_the_only_variant_are_read(folder: Path, tmp_path: Path, cpu: Runtime) -> None:
     copy = shutil.copytree(folder, tmp_path / "model")
     for part in ("unet", "vae", "text_encoder"):
         for weights in (copy / part).glob("*.safetensors"):
             weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
-    with pytest.raises(ModelError, match=r"has no weights in unet/ but of the variant fp16: set the model's variant"):
-        load_model(str(copy))
     with pytest.raises(ModelError, match=r"has no bf16 weights in unet/ but of the variant fp16"):
         load_model(str(copy), variant="bf16")
-    models = (str(folder), {"plugin": str(copy), "variant": "fp16"})
-    one, other = (Sampler(model, runtime=cpu)("a lake", **SIZE).latents for model in models)
-    assert torch.equal(one, other)
+    models = (str(folder), str(copy), {"plugin": str(copy), "variant": "fp16"})
+    plain, only, chosen = (Sampler(model, runtime=cpu)("a lake", **SIZE).latents for model in models)
+    assert torch.equal(plain, only)
+    assert torch.equal(plain, chosen)
+    with pytest.raises(ModelError, match="has no fp16 weights but plain ones: leave the model's variant out"):
+        load_model(str(folder), variant="fp16")
 
 
 def test_the_window_is_a_setting(folder: Path) -> None:

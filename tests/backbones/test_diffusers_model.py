@@ -62,7 +62,7 @@ def truncate(folder: Path) -> None:
         (drop("scheduler"), "has no scheduler/scheduler_config.json"),
         (drop("tokenizer"), "has no tokenizer"),
         (pickle, r"only pickled weights \(diffusion_pytorch_model.bin\), which can run code"),
-        (truncate, "cannot load unet of the model"),
+        (truncate, "has a damaged file unet/diffusion_pytorch_model.safetensors: .*; fetch it again"),
     ],
 )
 def test_a_folder_that_cannot_be_loaded_says_why(

@@ -3,19 +3,20 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer, logging
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
+from panokit.backbones.diffusers.parts import explained, quiet, read_network
+from panokit.backbones.diffusers.sources import folder_of
+from panokit.backbones.diffusers.weights import find_weights
 from panokit.denoiser import Codec, Denoiser, Model
 from panokit.errors import ModelError, PromptWarning, SettingError
 from panokit.family import Family
@@ -198,7 +199,8 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x, and models that are built like them. Weights are read as float32.
 
     Attributes:
-        variant: reads weights of this variant, such as `fp16` for files `*.fp16.safetensors`.
+        variant: reads weights of this variant, such as `fp16` for files `*.fp16.safetensors`; None for plain names, or for the
+            only variant that there is.
         window: cells along a side of a window, a multiple of 8; None for the size that the model was trained at.
 
     Raises:
@@ -218,71 +220,32 @@ class StableDiffusion(Family):
         return "unet" in index and not {"transformer", "text_encoder_2", "text_encoder_3"} & index.keys()
 
     def load(self, source: str, name: str) -> Model:
-        if Path(source).is_dir():
-            self._check(Path(source))
-
-        def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
-            try:
-                return load(source, subfolder=subfolder, **options)
-            except Exception as cause:  # broken files and hub failures come in many types
-                reason = str(cause).strip().partition("\n")[0]
-                raise ModelError(
-                    f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the "
-                    "connection"
-                ) from cause
-
-        safe = {"use_safetensors": True, "variant": self.variant}
-        # low_cpu_mem_usage needs the package accelerate, and diffusers warns at length if it is missing
-        weights = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **safe}
-        unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
-        vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
-        with _without_progress_bar():
-            text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, **safe)
-        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
-        config = part(DDIMScheduler.load_config, "scheduler")
+        what = f"the model {source}"
+        folder = folder_of(source, variant=self.variant)
+        for needed in ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"):
+            if not (folder / needed).is_file():
+                raise ModelError(f"{what} has no {needed}: it must be in diffusers' format")
+        if not (folder / "tokenizer").is_dir():
+            raise ModelError(f"{what} has no tokenizer: it must be in diffusers' format")
+        kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+        weights = {part: find_weights(folder / part, self.variant, what) for part in kinds}
+        if self.variant and not any(found.variant for found in weights.values()):
+            raise ModelError(f"{what} has no {self.variant} weights but plain ones: leave the model's variant out")
+        unet, vae, text_encoder = (read_network(kind, weights[part], torch.float32, what) for part, kind in kinds.items())
+        with quiet(), explained(what, "check the tokenizer and the scheduler, or fetch them again"):
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            config = DDIMScheduler.load_config(folder / "scheduler", local_files_only=True)
         reason = _unfit(unet.config, vae.config, text_encoder.config, config)
         if reason:
             raise ModelError(
                 f"the model {source} is of a kind that panokit cannot drive, {reason}: use Stable Diffusion 1.x or 2.x"
             )
-        known = Path(source) / "tokenizer" / "known_words.json"
+        known = folder / "tokenizer" / "known_words.json"
         words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
         denoiser = UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words)
         if self.window is not None:
             denoiser.window = (self.window, self.window)
         return Model(denoiser, VAECodec(vae), name)
-
-    def _check(self, folder: Path) -> None:
-        """Check that a folder has all parts.
-
-        Raises:
-            ModelError: a part is missing, or its weights are pickled.
-        """
-        for part in ("unet", "vae", "text_encoder"):
-            if not (folder / part / "config.json").is_file():
-                raise ModelError(f"the model folder {folder} has no {part}/config.json: it must be in diffusers' format")
-            self._check_weights(folder, part)
-        for needed in ("scheduler/scheduler_config.json", "tokenizer"):
-            if not (folder / needed).exists():
-                raise ModelError(f"the model folder {folder} has no {needed}: it must be in diffusers' format")
-
-    def _check_weights(self, folder: Path, part: str) -> None:
-        files = {path.name for path in (folder / part).glob("*.safetensors")}
-        variants = {match[1] for file in files if (match := re.search(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$", file))}
-        if self.variant in variants or (self.variant is None and any(file.count(".") == 1 for file in files)):
-            return
-        if files:
-            there = " and ".join(sorted(variants)) or "none"
-            raise ModelError(
-                f"the model folder {folder} has no {f'{self.variant} ' if self.variant else ''}weights in {part}/ but of the "
-                f"variant {there}: set the model's variant"
-            )
-        pickled = [path.name for end in ("bin", "pt", "ckpt") for path in (folder / part).glob(f"*.{end}")]
-        weights = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
-        raise ModelError(
-            f"the model folder {folder} has {weights} in {part}/: panokit reads safetensors; "
-            "save the model again with save_pretrained(..., safe_serialization=True)"
-        )
 
 
 def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) -> str | None:
@@ -307,18 +270,6 @@ def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) ->
     if scheduler.get("trained_betas") is not None:
         return "its scheduler has a list of betas (trained_betas)"
     return None
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Inside, transformers shows no progress bar. It would show one even for weights that load in an instant."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _training(config: dict[str, Any]) -> Training:
