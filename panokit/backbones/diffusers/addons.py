@@ -133,29 +133,30 @@ def add_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
         if not hasattr(pipe, "load_textual_inversion"):
             raise ModelError(f"a {kind} takes no textual inversion, and {embedding.path} is set: remove embeddings")
         file = file_of(embedding.path, embedding.weight_name)
-        with (
-            quiet(),
-            explained(f"the textual inversion {file}", f"use one for the text encoders of a {kind}, with another token"),
-        ):
+        what = f"the textual inversion {file}"
+        with explained(what, "check the file"):
             tensors = load_file(file)
-            if tensors.keys() != {"clip_l", "clip_g"}:
-                width = pipe.text_encoder.get_input_embeddings().weight.shape[-1]
-                odd = {tuple(tensor.shape) for tensor in tensors.values() if tensor.shape[-1] != width}
-                if odd:
-                    raise ModelError(
-                        f"the textual inversion {file} is of width {next(iter(odd))[-1]}, and the text encoder of this {kind} "
-                        f"of {width}: use one for this model"
-                    )
-                pipe.load_textual_inversion(tensors, token=embedding.token)
-            elif embedding.token is None or getattr(pipe, "text_encoder_2", None) is None:
+        pair = tensors.keys() == {"clip_l", "clip_g"}
+        if not pair and len(tensors) != 1:
+            raise ModelError(
+                f"{what} has {len(tensors)} tensors, and one was expected: check the path, it may be another kind of file"
+            )
+        token = embedding.token or next(iter(tensors))
+        if embedding.token is None and (pair or token == "emb_params"):
+            raise ModelError(f"{what} does not say its word: set its token")
+        for tensor, encoder in ((tensors[key], key) for key in sorted(tensors, reverse=True)):
+            which = "_2" if encoder == "clip_g" else ""
+            text_encoder, tokenizer = (getattr(pipe, part + which, None) for part in ("text_encoder", "tokenizer"))
+            width = text_encoder.get_input_embeddings().weight.shape[-1] if text_encoder else 0
+            if tensor.shape[-1] != width:
                 raise ModelError(
-                    f"the textual inversion {file} is for two text encoders: "
-                    + ("set its token" if embedding.token is None else f"a {kind} has one; use one for this model")
+                    f"{what} has vectors of {tensor.shape[-1]} numbers, and text_encoder{which} of a {kind} reads {width}: use "
+                    "one for this model"
                 )
-            else:
-                pipe.load_textual_inversion(tensors["clip_l"], token=embedding.token)
-                second = {"text_encoder": pipe.text_encoder_2, "tokenizer": pipe.tokenizer_2}
-                pipe.load_textual_inversion(tensors["clip_g"], token=embedding.token, **second)
+            if token in tokenizer.get_vocab():
+                raise ModelError(f"{what} is for the word {token}, which the model knows already: set another token")
+            with quiet(), explained(what, f"use one for the text encoders of a {kind}"):
+                pipe.load_textual_inversion({token: tensor}, token=token, text_encoder=text_encoder, tokenizer=tokenizer)
 
 
 def add_ip_adapter(pipe: Any, adapter: IPAdapter, dtype: torch.dtype) -> None:

@@ -143,8 +143,8 @@ def _index(folder: Path, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if odd or not isinstance(index.get("_class_name"), str):
         code = odd or f"_class_name {index.get('_class_name')!r}"
         raise ModelError(
-            f"{model} wants code of its own, {code} in its model_index.json, and panokit never runs a model's code: use a model "
-            "whose pipeline is a class of diffusers"
+            f"{model} wants code of its own, {code} in its model_index.json, and panokit never runs a model's code: use a "
+            "model whose pipeline is a class of diffusers"
         )
     return index, listed_parts(index, model)
 

@@ -1,6 +1,7 @@
 """The parts of a model: their classes, and how the networks among them are read."""
 
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ from panokit.errors import ModelError
 
 UNUSED = frozenset({"safety_checker"})
 """Parts that look at finished pictures, outside of what panokit runs. They are not read."""
+
+_MISFIT = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)")
+"""What torch says of a tensor of another size: its name, the size in the file and the size in the model."""
 
 
 @contextmanager
@@ -56,9 +60,15 @@ def explained(what: str, advice: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as cause:  # broken files and hub failures come in many types
-        reason = " ".join(str(cause).split())
-        reason = f"{reason[:300]} ..." if len(reason) > 300 else reason or type(cause).__name__
-        raise ModelError(f"cannot load {what}: {reason.rstrip('.')}; {advice}") from cause
+        raise ModelError(f"cannot load {what}: {_reason(cause)}; {advice}") from cause
+
+
+def _reason(cause: Exception) -> str:
+    """The message of a library in one line. Of many tensors that do not fit, it names the first."""
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    if odd := _MISFIT.search(text):
+        return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
+    return (f"{text[:300]} ..." if len(text) > 300 else text).rstrip(".")
 
 
 def read_json(path: Path) -> dict[str, Any]:

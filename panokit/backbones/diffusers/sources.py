@@ -39,9 +39,10 @@ def folder_of(source: str, *, revision: str | None = None, variant: str | None =
         wanted = _wanted(files, index, variant, weights)
         return huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=wanted)
 
-    return Path(
-        _from_hub(source, fetch, lambda: huggingface_hub.snapshot_download(source, revision=revision, local_files_only=True))
-    )
+    def kept() -> str:
+        return huggingface_hub.snapshot_download(source, revision=revision, local_files_only=True)
+
+    return Path(_from_hub(source, fetch, kept))
 
 
 def file_of(source: str, name: str | None = None, subfolder: str | None = None) -> Path:

@@ -112,8 +112,8 @@ def pipeline_class(name: Any, model: str) -> Any:
         cls = getattr(diffusers, str(name), None)
     if cls is None:
         raise ModelError(
-            f"{model} needs the pipeline {name}, which diffusers {diffusers.__version__} does not have: update diffusers, or use "
-            "another model"
+            f"{model} needs the pipeline {name}, which diffusers {diffusers.__version__} does not have: update diffusers, or "
+            "use another model"
         )
     require_backends(cls, model)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline)):

@@ -156,7 +156,8 @@ def _lacking(folder: Path, variant: str | None, held: Mapping[str | None, Weight
         return f"{broken[variant]}: fetch the missing files"
     if held:
         there = " and ".join(sorted(name for name in held if name))
-        return f"no {f'{variant} ' if variant else ''}weights in {folder.name}/ but of the variant {there}: set the model's variant"
+        asked = f"{variant} " if variant else ""
+        return f"no {asked}weights in {folder.name}/ but of the variant {there}: set the model's variant"
     if broken:
         return f"{next(iter(broken.values()))}: fetch the missing files"
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
