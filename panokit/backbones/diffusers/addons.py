@@ -149,9 +149,9 @@ def add_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
             text_encoder, tokenizer = (getattr(pipe, part + which, None) for part in ("text_encoder", "tokenizer"))
             width = text_encoder.get_input_embeddings().weight.shape[-1] if text_encoder else 0
             if tensor.shape[-1] != width:
+                reads = f"of a {kind} reads {width}" if width else f"is not in a {kind}"
                 raise ModelError(
-                    f"{what} has vectors of {tensor.shape[-1]} numbers, and text_encoder{which} of a {kind} reads {width}: use "
-                    "one for this model"
+                    f"{what} has vectors of {tensor.shape[-1]} numbers, and text_encoder{which} {reads}: use one for this model"
                 )
             if token in tokenizer.get_vocab():
                 raise ModelError(f"{what} is for the word {token}, which the model knows already: set another token")
