@@ -3,11 +3,12 @@
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from panokit.backbones.diffusers.model import UNetDenoiser, VAECodec
 from panokit.denoiser import Model
 from panokit.scheduler import Prediction, Training
+from panokit.testing.tokenizers import clip_tokenizer
 
 
 def tiny_model(
@@ -23,7 +24,7 @@ def tiny_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = _tokenizer()
+        tokenizer = clip_tokenizer()
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
@@ -64,14 +65,6 @@ def tiny_model(
     for part in parts:
         nn.Module.to(part, dtype).eval().requires_grad_(False)
     return Model(UNetDenoiser(unet, text_encoder, tokenizer, Training(prediction)), VAECodec(vae), "tiny")
-
-
-def _tokenizer() -> CLIPTokenizer:
-    """A tokenizer for any text. Every byte is a token, with and without the end of a word, and no tokens are merged."""
-    printable = [chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    letters = printable + [chr(256 + k) for k in range(256 - len(printable))]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=16)
 
 
 def _enliven(module: nn.Module) -> None:
