@@ -147,13 +147,13 @@ def add_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
         for tensor, encoder in ((tensors[key], key) for key in sorted(tensors, reverse=True)):
             which = "_2" if encoder == "clip_g" else ""
             text_encoder, tokenizer = (getattr(pipe, part + which, None) for part in ("text_encoder", "tokenizer"))
-            width = text_encoder.get_input_embeddings().weight.shape[-1] if text_encoder else 0
+            width = text_encoder.get_input_embeddings().weight.shape[-1] if text_encoder and tokenizer else 0
             if tensor.shape[-1] != width:
                 reads = f"of a {kind} reads {width}" if width else f"is not in a {kind}"
                 raise ModelError(
                     f"{what} has vectors of {tensor.shape[-1]} numbers, and text_encoder{which} {reads}: use one for this model"
                 )
-            if token in tokenizer.get_vocab():
+            if tokenizer and token in tokenizer.get_vocab():
                 raise ModelError(f"{what} is for the word {token}, which the model knows already: set another token")
             with quiet(), explained(what, f"use one for the text encoders of a {kind}"):
                 pipe.load_textual_inversion({token: tensor}, token=token, text_encoder=text_encoder, tokenizer=tokenizer)

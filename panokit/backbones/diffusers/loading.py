@@ -15,6 +15,12 @@ from panokit.backbones.diffusers.swaps import Part, controlled, find_controlnet,
 from panokit.backbones.diffusers.weights import DTYPES, PICKLES, Weights, find_weights
 from panokit.errors import ModelError, SettingError
 
+DENOISERS = ("transformer", "unet")
+"""The names of the networks that denoise."""
+
+COMPANIONS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
+"""How the weights of other parts begin in a file that holds a whole model."""
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -113,24 +119,33 @@ def _from_folder(source: str, settings: Loading) -> Any:
 
 def _from_file(source: str, settings: Loading) -> Any:
     model, file = f"the model {source}", file_of(source)
-    advice = "set config to a folder or hub id of a model of this kind, in diffusers' format"
+    advice = (
+        "set config to a folder in diffusers' format of a model of this kind, with weights of the parts that the file lacks"
+    )
     with quiet(), explained(model, advice):
-        config = settings.config or fetch_diffusers_config(load_file(file))["pretrained_model_name_or_path"]
+        tensors = load_file(file)  # they stay in the file until they are used
+        config = settings.config or fetch_diffusers_config(tensors)["pretrained_model_name_or_path"]
         folder = folder_of(config, weights=False)
     index, kinds = _index(folder, f"the config {config}")
-    for name, kind in kinds.items():
-        if is_network(kind) and any(path.suffix in PICKLES for path in (folder / name).iterdir()):
-            find_weights(folder / name, None, f"the config {config}")
     cls, swaps = _swaps(folder, index, settings, model)
     if not hasattr(cls, "from_single_file"):
         raise ModelError(f"{model} is a single file, and a {cls.__name__} cannot be read from one: use a folder or a hub id")
+    alone = not any(key.startswith(COMPANIONS) for key in tensors)
+    parts = {}
+    for name, kind in kinds.items():
+        if not is_network(kind) or name in swaps:
+            continue
+        pickled = any(path.suffix in PICKLES for path in (folder / name).glob("*"))
+        if pickled or (alone and name not in DENOISERS):
+            parts[name] = [Part(kind, find_weights(folder / name, settings.variant, f"the config {config}"))]
     dtype = DTYPES[settings.torch_dtype] if settings.torch_dtype else Weights(file.parent, None, (file,), False).dtype
-    options = {"config": str(folder), "torch_dtype": dtype, "local_files_only": True, **_read(cls, swaps, settings, model)}
-    with quiet(), explained(model, f"{advice}, with weights of the parts that the file lacks"):
+    networks = _read(cls, {**parts, **swaps} if alone else swaps, settings, model)
+    with quiet(), explained(model, advice):
+        options = {"config": str(folder), "torch_dtype": dtype, "local_files_only": True, **networks}
         pipe = cls.from_single_file(str(file), **options)
     for name, part in pipe.components.items():
         if is_network(type(part)) and any(weight.is_meta for weight in part.parameters()):
-            raise ModelError(f"{model} lacks weights of {name}, a {kinds[name].__name__} in {config}: {advice}")
+            raise ModelError(f"{model} lacks weights of {name}, a {type(part).__name__}: {advice}")
     return pipe
 
 
@@ -157,7 +172,7 @@ def _swaps(folder: Path, index: Mapping[str, Any], settings: Loading, model: str
     if not settings.controlnet:
         return pipeline_class(name, model), swaps
     sources = (settings.controlnet,) if isinstance(settings.controlnet, str) else settings.controlnet
-    network = next((folder / part for part in ("transformer", "unet") if part in index), folder)
+    network = next((folder / part for part in DENOISERS if part in index), folder)
     swaps["controlnet"] = [find_controlnet(source, network, settings.variant) for source in sources]
     return controlled(name, swaps["controlnet"], model), swaps
 

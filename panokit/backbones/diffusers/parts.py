@@ -64,8 +64,10 @@ def explained(what: str, advice: str) -> Iterator[None]:
 
 
 def _reason(cause: Exception) -> str:
-    """The message of a library in one line. Of many tensors that do not fit, it names the first."""
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    """The message of a library in one line, without its advice. Of many tensors that do not fit, it names the first."""
+    text = " ".join(str(cause).split()).partition(" Please ")[0] or type(cause).__name__
+    if isinstance(cause, LookupError):
+        return f"tensors in it have other names or shapes than expected ({text})"
     if odd := _MISFIT.search(text):
         return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
     return (f"{text[:300]} ..." if len(text) > 300 else text).rstrip(".")
@@ -96,17 +98,16 @@ def listed_parts(index: Mapping[str, Any], model: str) -> dict[str, Any]:
     Raises:
         ModelError: a part is code that comes with the model, or its class is unknown.
     """
-    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and name[0] != "_"}
     return {
-        name: _part_class(name, library, kind, model)
-        for name, (library, kind) in entries.items()
-        if library is not None and kind is not None and name not in UNUSED
+        name: _part_class(name, entry[0], entry[1], model)
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry) and name not in UNUSED
     }
 
 
-def _part_class(name: str, library: Any, kind: Any, model: str) -> Any:
+def _part_class(name: str, library: str, kind: str, model: str) -> Any:
     """The class of a part. Only diffusers and transformers are asked for it."""
-    home: Any = getattr(diffusers.pipelines, str(library), None)
+    home: Any = getattr(diffusers.pipelines, library, None)
     if library in ("diffusers", "transformers"):
         home = import_module(library)
     if home is None:
@@ -115,7 +116,7 @@ def _part_class(name: str, library: Any, kind: Any, model: str) -> Any:
             "whose parts are classes of diffusers and transformers"
         )
     with explained(f"{name} of {model}", f"install what {kind} needs"):
-        cls = getattr(home, str(kind), None)
+        cls = getattr(home, kind, None)
     if cls is None or not hasattr(cls, "from_pretrained"):
         raise ModelError(f"{library} has no {kind}, which is {name} of {model}: update {library}, or use another model")
     require_backends(cls, model)
