@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from panokit.testing.families import (
     tiny_controlnet,
     tiny_pipeline,
 )
+from panokit.testing.families.pipelines import denoiser
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -308,9 +309,7 @@ def test_a_lora_is_loaded_at_its_strength(saved: Callable[[str], Path], tmp_path
     path = str(save_tiny_lora(tiny_pipeline(family), tmp_path))
     pipe = load_pipeline(str(saved(family)), Loading(loras=({"path": path, "weight": 0.25, "name": "moss"},)))
     scales = {
-        layer.scaling["moss"]
-        for layer in networks(pipe)["unet" if "unet" in networks(pipe) else "transformer"].modules()
-        if hasattr(layer, "lora_A") and "moss" in layer.scaling
+        layer.scaling["moss"] for layer in denoiser(pipe).modules() if hasattr(layer, "lora_A") and "moss" in layer.scaling
     }
     assert scales == {0.25}
 
@@ -385,6 +384,7 @@ def test_a_learned_word_of_two_text_encoders(saved: Callable[[str], Path], tmp_p
     told(saved("sd"), "text_encoder(_2 is not in)? a StableDiff", embeddings=({"path": str(file), "token": "<pair>"},))
 
 
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed")  # by diffusers itself, as the ControlNet is made
 def test_a_controlnet_makes_the_pipeline_one_that_takes_it(saved: Callable[[str], Path], tmp_path: Path) -> None:
     for family in ("sd", "sdxl", "sd3", "flux"):
         tiny_controlnet(family).controlnet.save_pretrained(tmp_path / family)
@@ -452,16 +452,53 @@ def test_an_ip_adapter_that_does_not_fit(saved: Callable[[str], Path], tmp_path:
     told(saved("sd"), "is no IP-Adapter, it has no image_proj and ip_adapter", ip_adapter={"path": str(tmp_path)})
 
 
-def test_a_single_file_is_read_with_a_config(saved: Callable[[str], Path], tmp_path: Path) -> None:
-    """Without one, diffusers asks the hub."""
-    file = tmp_path / "flux.safetensors"
-    transformer = tiny_pipeline("flux").transformer
-    assert isinstance(transformer, FluxTransformer2DModel)
-    save_file(transformer.state_dict(), file)
-    told(file, "cannot load the model .*flux.safetensors|from the hub.*")
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_a_single_file_of_a_network_is_read_with_a_config(saved: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    """The other parts come from the config."""
+    file, made = tmp_path / "network.safetensors", tiny_pipeline(family)
+    state = {key: value.bfloat16() + 1 for key, value in denoiser(made).state_dict().items()}
+    save_file(state, file)
+    pipe = load_pipeline(str(file), Loading(config=str(saved(family))))
+    network = denoiser(pipe)
+    assert network.dtype == torch.bfloat16
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert torch.equal(*(one.text_encoder.get_input_embeddings().weight for one in (pipe, made)))
+    other = shutil.copytree(saved(family), tmp_path / "other")
+    drop("vae/diffusion_pytorch_model.safetensors")(other)
+    told(file, "the config .*other has no weights in vae/", config=str(other))
+
+
+def test_a_single_file_that_cannot_be_read_says_why(
+    saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "network.safetensors"
+    save_file(tiny_pipeline("sd").unet.state_dict(), file)
+    told(file, r"cannot load the model .* as a FluxPipeline: .*; set config to a folder", config=str(saved("flux")))
+    told(file, "is a single file, and a Krea2Pipeline cannot be read from one", config=str(saved("krea2")))
+    told(file, "has no model_index.json", config=str(tmp_path))
+    save_file({"first_stage_model.a": torch.ones(1)}, tmp_path / "part.safetensors")
+    told(
+        tmp_path / "part.safetensors",
+        "Failed to load CLIPTextModel.*appear to be missing.*; set config",
+        config=str(saved("sd")),
+    )
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
+    told(file, "does not say how it is built, and neither does its config: .* no route to host; .*; set config to")
     told(tmp_path / "a.safetensors", "there is no file or folder")
     (tmp_path / "a.ckpt").touch()
     told(tmp_path / "a.ckpt", "is pickled, which can run code")
+    other = shutil.copytree(saved("sd"), tmp_path / "other")
+    pickle(other)
+    told(file, r"the config .*other has only pickled weights \(diffusion_pytorch_model.bin\)", config=str(other))
+
+
+def fail(*args: Any, **kwargs: Any) -> str:
+    raise ConnectionError("no route\nto host")
+
+
+def lost(*args: Any, **kwargs: Any) -> str:
+    raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
 
 
 @pytest.mark.parametrize(
@@ -520,12 +557,6 @@ def test_what_the_hub_has_is_fetched_without_pickles(copy: Path, monkeypatch: py
 
 
 def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> str:
-        raise ConnectionError("no route\nto host")
-
-    def lost(*args: Any, **kwargs: Any) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
-
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
     told("owner/model", "cannot load owner/model from the hub: no route to host; check the hub id and the connection")

@@ -119,28 +119,27 @@ def _from_folder(source: str, settings: Loading) -> Any:
 
 def _from_file(source: str, settings: Loading) -> Any:
     model, file = f"the model {source}", file_of(source)
-    advice = (
-        "set config to a folder in diffusers' format of a model of this kind, with weights of the parts that the file lacks"
-    )
-    with quiet(), explained(model, advice):
+    advice = "set config to a folder in diffusers' format of a model of this kind, with the parts that the file lacks"
+    with quiet(), explained(model, "fetch it again"):
         tensors = load_file(file)  # they stay in the file until they are used
         config = settings.config or fetch_diffusers_config(tensors)["pretrained_model_name_or_path"]
+    try:
         folder = folder_of(config, weights=False)
+    except ModelError as cause:
+        raise ModelError(f"{model} does not say how it is built, and neither does its config: {cause}; {advice}") from cause
     index, kinds = _index(folder, f"the config {config}")
     cls, swaps = _swaps(folder, index, settings, model)
     if not hasattr(cls, "from_single_file"):
         raise ModelError(f"{model} is a single file, and a {cls.__name__} cannot be read from one: use a folder or a hub id")
     alone = not any(key.startswith(COMPANIONS) for key in tensors)
     parts = {}
-    for name, kind in kinds.items():
-        if not is_network(kind) or name in swaps:
-            continue
+    for name in (name for name, kind in kinds.items() if is_network(kind) and name not in swaps):
         pickled = any(path.suffix in PICKLES for path in (folder / name).glob("*"))
-        if pickled or (alone and name not in DENOISERS):
-            parts[name] = [Part(kind, find_weights(folder / name, settings.variant, f"the config {config}"))]
+        if pickled or (alone and name not in DENOISERS):  # diffusers itself would read pickles of a config
+            parts[name] = [Part(kinds[name], find_weights(folder / name, settings.variant, f"the config {config}"))]
     dtype = DTYPES[settings.torch_dtype] if settings.torch_dtype else Weights(file.parent, None, (file,), False).dtype
     networks = _read(cls, {**parts, **swaps} if alone else swaps, settings, model)
-    with quiet(), explained(model, advice):
+    with quiet(), explained(f"{model} as a {cls.__name__}", advice):
         options = {"config": str(folder), "torch_dtype": dtype, "local_files_only": True, **networks}
         pipe = cls.from_single_file(str(file), **options)
     for name, part in pipe.components.items():
