@@ -43,7 +43,7 @@ def load_model(source: Any, /, **settings: Any) -> Model:
         return replace(model, settings={**noted, "in_hand": model.settings.get("in_hand", type(source).__name__)})
     if "in_hand" in settings:
         raise ModelError(
-            f"the model {source} was a {settings['in_hand']} in somebody's hand: make it again in Python, and give it to Sampler"
+            f"the model {source} was a {settings['in_hand']} in Python: make it again there, and give it to Sampler"
         )
     place, family = _found(source)
     return replace(_built(family, settings).load(place, source), settings=settings)
@@ -90,7 +90,7 @@ def _found(name: str) -> tuple[str, str]:
             if isinstance(cls, type) and issubclass(cls, Family):
                 return name, plugin.entry.value
             return str(target), _reading(str(target))
-    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return name, _reading(name)
     message = registry.unknown("models", name)
     raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
@@ -98,7 +98,8 @@ def _found(name: str) -> tuple[str, str]:
 
 def _reading(source: str) -> str:
     """The name of the first family that reads a model."""
-    index, families, broken = _index(source), registry.plugins("families"), []
+    index, broken = _index(source), []
+    families = sorted(registry.plugins("families"), key=lambda plugin: plugin.origin[0] == "panokit")  # strangers know better
     for plugin in families:
         try:
             if registry.made_class(registry.maker("families", plugin.name, Family)).reads(index):
@@ -115,8 +116,10 @@ def _reading(source: str) -> str:
 
 
 def _index(source: str) -> Mapping[str, Any]:
-    """The content of a model's `model_index.json`; of a folder without one, its subfolders."""
+    """The content of a model's `model_index.json`; of a folder without one, its subfolders; of a file, its name."""
     folder = Path(source)
+    if folder.is_file():
+        return {"_file": folder.name}
     if not folder.is_dir():
         from diffusers import DiffusionPipeline
 

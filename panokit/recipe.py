@@ -46,6 +46,8 @@ DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
 
 PICTURES = ("image", "mask", "control_image")
 """The settings that are pictures."""
+MODEL_FILES = frozenset({"config", "controlnet", "embeddings", "ip_adapter", "loras", "vae"})
+"""The settings of a model that name files, or models of the hub."""
 
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that every parser reads as a text."""

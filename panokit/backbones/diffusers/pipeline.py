@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
-from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, shared
+from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, require_window, shared
 from panokit.backbones.diffusers.own import own_solver, training_of
-from panokit.backbones.diffusers.packing import packed, packs, patched_noise, patchifies, unpacked
+from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
 from panokit.backbones.diffusers.reading import Reading
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError, PromptWarning, SettingError
@@ -131,7 +131,7 @@ class PipelineDenoiser(Denoiser):
             self.fields = frozenset({control.FIELD})
             self._driven.encode_steadily()
         self._config: Any = _network(pipe).config
-        self.multiple = 2 if packs(pipe) else 1
+        self.multiple = SIDE if packs(pipe) else 1
         self.window = window or self._own_window(pipe)
         self._require_fit(type(pipe))
         self._guidance = self._guidance_argument()
@@ -303,10 +303,7 @@ class PipelineDenoiser(Denoiser):
         Raises:
             SettingError: they do not, or it cannot.
         """
-        for cells in self.window:
-            if cells < self.multiple or cells % self.multiple:
-                near = max(self.multiple, round(cells / self.multiple) * self.multiple)
-                raise SettingError(f"window is {cells}: it must be a multiple of {self.multiple} cells; the nearest is {near}")
+        require_window(self.window, self._config, self.multiple)
         if self.positions == "offset" and not self._driven.tells_places and "crops_coords_top_left" not in self._takes:
             raise SettingError(
                 f"positions is offset, and {pipeline.__name__} makes positions of the shape of a window alone: use local"
