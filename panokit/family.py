@@ -39,7 +39,7 @@ class Family(ABC):
 
         Args:
             index: the content of `model_index.json`: the class of the pipeline under `_class_name`, and its parts by name. A
-                folder without one has the names of its subfolders.
+                folder without one has the names of its subfolders, and a single file its name under `_file`.
         """
 
     @abstractmethod

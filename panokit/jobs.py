@@ -21,7 +21,7 @@ from panokit.hints import make
 from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
-from panokit.recipe import check_files, check_plain, embedded
+from panokit.recipe import MODEL_FILES, check_files, check_plain, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
@@ -202,7 +202,8 @@ def require_installed(model: object) -> None:
         model: the model as the recipe describes it: a name, or a mapping of a name and settings.
 
     Raises:
-        SettingError: no installed model has that name. It may be a folder, a hub id, or no name at all.
+        SettingError: no installed model has that name. It may be a folder, a hub id, or no name at all. Or its settings read
+            files.
     """
     name = model.get("plugin") if isinstance(model, Mapping) else model
     if all(plugin.name != name for plugin in registry.plugins("models")):
@@ -210,6 +211,8 @@ def require_installed(model: object) -> None:
             f"the recipe names the model {name!r:.80}, which is not installed by that name: "
             "trust it (--trust) to load a folder or from the hub"
         )
+    for setting in sorted(set(model) & MODEL_FILES) if isinstance(model, Mapping) else ():
+        raise SettingError(f"the recipe sets {setting} of its model, which reads files: trust it (--trust) to read them")
 
 
 def part_of(jobs: Sequence[Any], part: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """Models by name: where they are, and which family reads them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,11 +8,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from panokit import registry
 from panokit.composition import build
 from panokit.denoiser import Model
 from panokit.errors import ModelError, PluginNotFoundError, SettingError
 from panokit.family import Family
+from panokit.plain import map_leaves
 
 
 def load_model(source: Any, /, **settings: Any) -> Model:
@@ -34,7 +38,13 @@ def load_model(source: Any, /, **settings: Any) -> Model:
     if isinstance(source, Path):
         source = str(source)
     if not isinstance(source, str):
-        return _built(_holding(source), settings).hold(source)
+        model = _built(_holding(source), settings).hold(source)
+        noted = map_leaves(settings, _noted)
+        return replace(model, settings={**noted, "in_hand": model.settings.get("in_hand", type(source).__name__)})
+    if "in_hand" in settings:
+        raise ModelError(
+            f"the model {source} was a {settings['in_hand']} in Python: make it again there, and give it to Sampler"
+        )
     place, family = _found(source)
     return replace(_built(family, settings).load(place, source), settings=settings)
 
@@ -42,6 +52,14 @@ def load_model(source: Any, /, **settings: Any) -> Model:
 def family_of(name: str) -> str:
     """The name of the family that reads a model; see `load_model`."""
     return _found(name)[1]
+
+
+def _noted(value: Any) -> Any:
+    """A setting as recipes note it: pictures and tensors by the SHA-256 of their numbers."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    data = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
+    return f"sha256:{hashlib.sha256(data.tobytes()).hexdigest()}" if hasattr(data, "tobytes") else type(value).__name__
 
 
 def _built(family: str, settings: Mapping[str, Any]) -> Family:
@@ -72,7 +90,7 @@ def _found(name: str) -> tuple[str, str]:
             if isinstance(cls, type) and issubclass(cls, Family):
                 return name, plugin.entry.value
             return str(target), _reading(str(target))
-    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return name, _reading(name)
     message = registry.unknown("models", name)
     raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
@@ -80,7 +98,8 @@ def _found(name: str) -> tuple[str, str]:
 
 def _reading(source: str) -> str:
     """The name of the first family that reads a model."""
-    index, families, broken = _index(source), registry.plugins("families"), []
+    index, broken = _index(source), []
+    families = sorted(registry.plugins("families"), key=lambda plugin: plugin.origin[0] == "panokit")  # strangers know better
     for plugin in families:
         try:
             if registry.made_class(registry.maker("families", plugin.name, Family)).reads(index):
@@ -97,8 +116,10 @@ def _reading(source: str) -> str:
 
 
 def _index(source: str) -> Mapping[str, Any]:
-    """The content of a model's `model_index.json`; of a folder without one, its subfolders."""
+    """The content of a model's `model_index.json`; of a folder without one, its subfolders; of a file, its name."""
     folder = Path(source)
+    if folder.is_file():
+        return {"_file": folder.name}
     if not folder.is_dir():
         from diffusers import DiffusionPipeline
 

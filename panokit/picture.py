@@ -137,7 +137,8 @@ def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], fa
     if "mask" in pictures:
         anew = _fitted_mask(pictures["mask"].mean(0) >= 0.5, (pixels.shape[1], pixels.shape[2]))
     if settings.place is None:
-        _require_shape((pixels.shape[1], pixels.shape[2]), size, factor)
+        advice = ", or place the picture on a larger canvas with at, such as 0,0"
+        require_shape((pixels.shape[1], pixels.shape[2]), size, factor, advice=advice)
         pixels = _resized(pixels, size)
         anew = None if anew is None else _any(anew, size)
         top, left = 0, 0
@@ -198,15 +199,26 @@ def _fitted_mask(anew: Tensor, size: SIZE) -> Tensor:
     return _any(anew, size)
 
 
-def _require_shape(picture: SIZE, canvas: SIZE, factor: int) -> None:
-    """Check that a picture can be resized to the canvas without being stretched by more than a cell."""
+def require_shape(picture: SIZE, canvas: SIZE, factor: int, name: str = "the picture", advice: str = "") -> None:
+    """Check that a picture can be resized to the canvas without being stretched by more than a cell.
+
+    Args:
+        picture: height and width of the picture.
+        canvas: height and width of the canvas.
+        factor: pixels along a side of a cell.
+        name: what the picture is for, for the error.
+        advice: what else the user may do, for the error.
+
+    Raises:
+        SettingError: it has another shape.
+    """
     (high, wide), (height, width) = picture, canvas
     scale = max(height / high, width / wide)
     if max(abs(high * scale - height), abs(wide * scale - width)) > factor * max(1.0, scale):
         fit = round(height / high * wide / factor) * factor
         raise SettingError(
-            f"the picture of {wide} x {high} pixels has another shape than the canvas of {width} x {height}: make the width "
-            f"{fit}, or place the picture on a larger canvas with at, such as 0,0"
+            f"{name} of {wide} x {high} pixels has another shape than the canvas of {width} x {height}: make the width "
+            f"{fit}{advice}"
         )
 
 

@@ -44,6 +44,11 @@ WORK = 1 << 21
 DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
 """The deepest nesting of such a recipe, its most parts and regions, and the largest whole number among a part's settings."""
 
+PICTURES = ("image", "mask", "control_image")
+"""The settings that are pictures."""
+MODEL_FILES = frozenset({"config", "controlnet", "embeddings", "ip_adapter", "loras", "vae"})
+"""The settings of a model that name files, or models of the hub."""
+
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that every parser reads as a text."""
 _IMPORTABLE = re.compile(r".*\.\s*[^\W\d].*")
@@ -197,10 +202,10 @@ def check_files(recipe: Mapping[str, Any]) -> None:
         recipe: the recipe, or a job.
 
     Raises:
-        SettingError: it starts from a picture, or a region of its prompt has a mask.
+        SettingError: it names a picture, or a region of its prompt has a mask.
     """
     mappings = (node.value for node in walk(recipe.get("prompt")) if isinstance(node.value, Mapping))
-    for file in (recipe.get("image"), recipe.get("mask"), *(mapping.get("mask") for mapping in mappings)):
+    for file in (*(recipe.get(name) for name in PICTURES), *(mapping.get("mask") for mapping in mappings)):
         if file is not None:
             raise SettingError(
                 f"the recipe names the picture {file!r:.80}, a file of this machine: trust it (--trust) to read it"

@@ -23,11 +23,13 @@ from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama, to_image
 from panokit.passes import Parts
-from panokit.picture import Start, own_size, painted_steps, start
+from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
 from panokit.progress import steps_bar
+from panokit.recipe import PICTURES
 from panokit.run import Run
 from panokit.runtime import Runtime
+from panokit.runtime.placement import sharing
 from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, takes_settings
@@ -158,7 +160,7 @@ class Sampler:
         self.runtime.launch()
         self.model = _model(model)
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
-            self.model = deepcopy(model)  # the caller, or another sampler, may still use this one
+            self.model = deepcopy(model, sharing(model.networks))  # the caller, or another sampler, may still use this one
         self.scheduler: Scheduler = named or _plugin(self.model.denoiser.scheduler, Scheduler)
         for network in self.model.networks:
             self.runtime.place(network)
@@ -315,8 +317,8 @@ class Sampler:
         """Check each value by itself, and plan the panorama."""
         if not isinstance(prompt, str | Regions):
             raise SettingError(f"prompt is a {type(prompt).__name__}: it must be text, or Regions")
-        given = {name: settings[name] for name in ("image", "mask") if settings.get(name) is not None}
-        sources = {name: read(source, name) for name, source in given.items()} if "image" in given else {}
+        given = {name: settings[name] for name in PICTURES if settings.get(name) is not None}
+        sources = {name: read(source, name) for name, source in given.items() if name != "mask" or "image" in given}
         pictures = {name: pixels for name, (pixels, _) in sources.items()}
         hashes = {name: digest for name, (_, digest) in sources.items()}
         labels = {name: label(source, hashes.get(name, "")) for name, source in given.items()}
@@ -326,9 +328,26 @@ class Sampler:
             read_prompt, masks = prompt.read()
             read_prompt.maps(windows.size)  # it raises if regions do not fit
             hashes |= masks
-        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0)
-        begins = start(chosen, pictures, self.model.factor) if pictures else None
+        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, self._fields(chosen, pictures))
+        begins = start(chosen, pictures, self.model.factor) if "image" in pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
+
+    def _fields(self, settings: Settings, pictures: Mapping[str, Float[torch.Tensor, "3 H W"]]) -> dict[str, torch.Tensor]:
+        """The pictures that lie on the canvas and that the model reads.
+
+        Raises:
+            SettingError: one is missing, the model does not read it, or it has another shape than the canvas.
+        """
+        reads, name = self.model.denoiser.fields, self.model.name
+        given = {field: pixels for field, pixels in pictures.items() if field not in ("image", "mask")}
+        for field in reads - given.keys():
+            raise SettingError(f"the model {name} needs a {field}: give {field}=FILE, such as the edges of the whole canvas")
+        for field, pixels in given.items():
+            if field not in reads:
+                raise SettingError(f"the model {name} reads no {field}: leave it out, or use a model with a ControlNet")
+            canvas = (settings.height or 0, settings.width or 0)
+            require_shape((pixels.shape[1], pixels.shape[2]), canvas, self.model.factor, f"the {field}")
+        return given
 
     def _filled(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
         """The settings with the model's defaults.

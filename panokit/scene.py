@@ -277,10 +277,19 @@ class Scene:
             The crops, `n c *window`, with `factor` times the cells of a window along each axis.
         """
         fine = windows.refined(factor) if factor > 1 else windows
+        return fine.crop(self.stretched(name, fine.size), index)
+
+    def stretched(self, name: str, size: tuple[int, ...]) -> Float[Tensor, "c H W"]:
+        """A field in the size of a canvas. A denoiser keeps it for each size.
+
+        Args:
+            name: of the field.
+            size: height and width of the result.
+        """
         picture = self.fields[name]
-        if tuple(picture.shape[-2:]) != fine.size:
-            picture = nn.functional.interpolate(picture[None], size=fine.size, mode="bilinear", antialias=True)[0]
-        return fine.crop(picture, index)
+        if tuple(picture.shape[-2:]) == size:
+            return picture
+        return nn.functional.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 def _summed(entries: Tensor, rows: Sequence[int]) -> Tensor:

@@ -40,6 +40,8 @@ class Settings:
             0.8, and 1 with mask or at.
         mask: A picture as large as image. White is painted anew, and black stays as it is.
         at: Left and top, in pixels, at which image lies on a larger canvas, such as 240,48. The rest is painted around it.
+        control_image: A picture for a model with a ControlNet, such as edges or depth: its file. It is stretched over the whole
+            canvas, and each window is shown its part.
         seed: Seed of all random numbers, from 0 to 2^64 - 1. The same seed makes the same picture.
 
     Raises:
@@ -57,6 +59,7 @@ class Settings:
     strength: float | None = None
     mask: str | None = None
     at: str | tuple[int, int] | None = None
+    control_image: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from panokit import Model, Runtime, Sampler, SettingError, load_model, recipe
-from panokit.backbones.diffusers.model import StableDiffusion
+from panokit.backbones.diffusers.model import is_stable_diffusion
 from panokit.cli import main
 from panokit.errors import ModelError
 from panokit.jobs import Worker
@@ -51,7 +51,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_family_that_comes_from_outside_reads_its_folders(toys: Path, cpu: Runtime) -> None:
     folder = toys / "model"
     folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": ["toys", "ToyPipeline"]}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
     assert family_of(str(folder)) == "toys"
     model = load_model(str(folder), side=6)
     assert model.denoiser.window == (6, 6)
@@ -72,11 +72,9 @@ def test_a_broken_family_keeps_nobody_from_his_model(toys: Path, folder: Path) -
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[panokit.families]\naaa = nowhere:Lost\n")
-    assert family_of(str(folder)) == "stable_diffusion"
+    assert family_of(str(folder)) == "diffusers"
     (toys / "empty").mkdir()
-    with pytest.raises(
-        ModelError, match=r"installed are aaa, diffusers, stable_diffusion, toys; aaa fails: .*cannot be imported"
-    ):
+    with pytest.raises(ModelError, match=r"installed are aaa, toys, diffusers; aaa fails: .*cannot be imported"):
         family_of(str(toys / "empty"))
 
 
@@ -89,8 +87,8 @@ def test_a_strangers_settings_of_a_model_import_nothing(toys: Path) -> None:
 
 
 def test_a_folder_that_nobody_reads_names_the_families(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": 3, "transformer": ["a", "b"]}))
-    message = f"no family reads the model {tmp_path}, a 3 with transformer: installed are diffusers, stable_diffusion"
+    (tmp_path / "model_index.json").write_text(json.dumps({"transformer": ["a", "b"]}))
+    message = f"no family reads the model {tmp_path}, with transformer: installed are diffusers"
     with pytest.raises(ModelError, match=re.escape(message)):
         load_model(str(tmp_path))
     (tmp_path / "model_index.json").unlink()
@@ -102,34 +100,38 @@ def test_a_folder_that_nobody_reads_names_the_families(tmp_path: Path) -> None:
             load_model(str(tmp_path))
 
 
-def test_weights_of_a_variant_are_read_when_it_is_asked_for(folder: Path, tmp_path: Path, cpu: Runtime) -> None:
+def test_weights_of_the_only_variant_are_read(folder: Path, tmp_path: Path, cpu: Runtime) -> None:
     copy = shutil.copytree(folder, tmp_path / "model")
     for part in ("unet", "vae", "text_encoder"):
         for weights in (copy / part).glob("*.safetensors"):
             weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
-    with pytest.raises(ModelError, match=r"has no weights in unet/ but of the variant fp16: set the model's variant"):
-        load_model(str(copy))
     with pytest.raises(ModelError, match=r"has no bf16 weights in unet/ but of the variant fp16"):
         load_model(str(copy), variant="bf16")
-    models = (str(folder), {"plugin": str(copy), "variant": "fp16"})
-    one, other = (Sampler(model, runtime=cpu)("a lake", **SIZE).latents for model in models)
-    assert torch.equal(one, other)
+    models = (str(folder), str(copy), {"plugin": str(copy), "variant": "fp16"})
+    plain, only, chosen = (Sampler(model, runtime=cpu)("a lake", **SIZE).latents for model in models)
+    assert torch.equal(plain, only)
+    assert torch.equal(plain, chosen)
+    with pytest.raises(ModelError, match="has no fp16 weights but plain ones: leave the model's variant out"):
+        load_model(str(folder), variant="fp16")
 
 
 def test_the_window_is_a_setting(folder: Path) -> None:
     assert load_model(str(folder), window=16).denoiser.window == (16, 16)
-    with pytest.raises(SettingError, match="window is 12: it must be a multiple of 8 cells; the nearest is 16"):
-        load_model(str(folder), window=12)
-    with pytest.raises(SettingError, match="stable_diffusion has no setting 'varient': did you mean 'variant'"):
+    with pytest.raises(SettingError, match="window is 13: it must be a multiple of 2 cells; the nearest is 12"):
+        load_model(str(folder), window=13)
+    with pytest.raises(
+        SettingError,
+        match="there is no setting 'varient', .* did you mean 'variant'",
+    ):
         load_model(str(folder), varient="fp16")
-    with pytest.raises(SettingError, match="window of stable_diffusion came as 'wide': it must be a whole number"):
+    with pytest.raises(SettingError, match="window of diffusers came as 'wide': it must be a whole number"):
         load_model(str(folder), window="wide")
 
 
 def test_other_pipelines_with_a_unet_are_not_stable_diffusion() -> None:
-    assert StableDiffusion.reads({"unet": None, "text_encoder": None, "vae": None})
-    assert not StableDiffusion.reads({"unet": None, "text_encoder": None, "text_encoder_2": None})
-    assert not StableDiffusion.reads({"transformer": None})
+    assert is_stable_diffusion({"unet": None, "text_encoder": None, "vae": None})
+    assert not is_stable_diffusion({"unet": None, "text_encoder": None, "text_encoder_2": None})
+    assert not is_stable_diffusion({"transformer": None})
 
 
 def test_the_command_line_sets_settings_of_the_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """Placement of networks: their device, their precision, and how they compute."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from panokit.runtime.offload import Turns, release
 from panokit.settings import Execution
@@ -44,11 +46,10 @@ class Placement:
     def holds(self, module: nn.Module) -> bool:
         """Whether a network is placed like this already. One that was never placed counts if its device and type fit."""
         placed = _PLACED.get(module, Placement(self.device, self.dtype))
-        parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
         return (
             self == replace(placed, device=self.device, dtype=self.dtype)
-            and all(self.dtype in (None, parameter.dtype) for parameter in parameters)
-            and (self.offload or all(parameter.device == self.device for parameter in parameters))
+            and all(self.dtype in (None, weight.dtype) for weight in _converted(module, self.dtype))
+            and (self.offload or all(parameter.device == self.device for parameter in module.parameters()))
         )
 
     def place(self, module: nn.Module, fabric: "Fabric", turns: Turns | None) -> None:
@@ -65,7 +66,9 @@ class Placement:
         module.requires_grad_(False).eval()
         if not turns and _PLACED.get(module) == self and self.holds(module):
             return  # it is placed already, by another sampler
-        module = fabric.strategy.precision.convert_module(module)
+        if self.dtype is not None:
+            for weight in _converted(module, self.dtype):
+                weight.data = weight.data.to(self.dtype)
         release(module)
         if turns:
             turns.take(module)
@@ -73,6 +76,34 @@ class Placement:
             fabric.to_device(module)
         module.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         _PLACED[module] = self
+
+
+def _converted(module: nn.Module, dtype: torch.dtype | None) -> Iterable[Tensor]:
+    """The weights of a network that take a type: not those that it keeps in float32 (diffusers names them)."""
+    weights = [(name, weight) for name, weight in chain(module.named_parameters(), module.named_buffers())]
+    floating = [(name, weight) for name, weight in weights if weight.is_floating_point()]
+    if dtype in (None, torch.float64):
+        return [weight for _, weight in floating]
+    if dtype == torch.float16 and getattr(getattr(module, "config", None), "force_upcast", False):  # an SDXL VAE overflows
+        return []
+    kept = {part for part in module.modules() for part in getattr(part, "_keep_in_fp32_modules", None) or ()}
+    return [weight for name, weight in floating if kept.isdisjoint(name.split("."))]
+
+
+def sharing(networks: Iterable[nn.Module]) -> dict[int, Any]:
+    """A memo for `copy.deepcopy`, with which copies of networks share the weights in memory.
+
+    To freeze, move or convert such a copy leaves the original as it is. What moves or changes its type takes memory of its own.
+
+    Args:
+        networks: the networks to be copied.
+    """
+    weights: dict[int, Any] = {}
+    for network in networks:
+        for tensor in chain(network.parameters(), network.buffers()):
+            plain = type(tensor) is nn.Parameter
+            weights[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False) if plain else tensor
+    return weights
 
 
 _PLACED: "WeakKeyDictionary[nn.Module, Placement]" = WeakKeyDictionary()

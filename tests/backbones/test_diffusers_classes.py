@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from panokit import Sampler, load_model
+from panokit import load_model
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.driven import skips
 from panokit.backbones.diffusers.own import training_of
@@ -42,6 +42,8 @@ PICTURES = re.compile(r"(control_)?image|control_video")
 STARTS = {"strength", "mask_image", "video"}
 """Arguments of pipelines that begin with a picture or a film."""
 REMARKS = {
+    "CogView4ControlPipeline": "with its own scheduler alone",
+    "CogView4Pipeline": "with its own scheduler alone",
     "PRXPipeline": "one window at a time",
     "WanPipeline": "films of one frame",
 }
@@ -129,12 +131,6 @@ def test_a_pipeline_that_would_be_driven_wrongly_is_refused(name: str, reason: s
 def test_an_option_about_some_of_the_steps_is_refused_where_steps_have_no_number() -> None:
     with pytest.raises(SettingError, match=r"cfg_trunc_ratio depends on the number of a step, which Lumina2Pipeline cannot"):
         load_model(tiny_pipeline("lumina2"), cfg_trunc_ratio=0.5)
-
-
-def test_a_negative_prompt_is_refused_where_a_pipeline_takes_none() -> None:
-    model = load_model(tiny_pipeline("klein"), window=8)
-    with pytest.raises(SettingError, match=r"Flux2KleinPipeline takes no negative prompt"):
-        Sampler(model)("a lake", negative_prompt="rain", height=16, width=16, steps=1, progress=False)
 
 
 def test_noise_without_a_formula_is_refused() -> None:

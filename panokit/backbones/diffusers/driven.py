@@ -18,9 +18,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from panokit.backbones.diffusers.packing import SIDE
+from panokit.backbones.diffusers.reading import Reading
+from panokit.backbones.diffusers.scheduler import quiet
 from panokit.errors import ModelError
 from panokit.scheduler import Level
 
+_TABLES = ("_prepare_latent_image_ids", "_prepare_latent_ids", "prepare_position_ids")
+"""The methods of pipelines that make tables of positions."""
 _SILENT = nullcontext(SimpleNamespace(update=lambda n=1: None))
 """A progress bar that shows nothing."""
 
@@ -43,17 +48,40 @@ class Driven:
         self._class: Any = type(pipe)
         self._call: Callable[..., Any] = inspect.unwrap(self._class.__call__)  # without its `no_grad`
         self.skips = skips(self._class)
+        self._encoder: _SteadyEncoder | None = None
 
-    def encode(self, **options: Any) -> list[Any]:
+    @property
+    def device(self) -> torch.device:
+        """The device on which the pipeline computes."""
+        return self._class._execution_device.fget(self.pipe)
+
+    @property
+    def tells_places(self) -> bool:
+        """Whether the pipeline makes a table of positions, into which the place of a window can be added."""
+        return any(hasattr(self._class, name) for name in _TABLES)
+
+    def encode_steadily(self) -> None:
+        """Have the pipeline encode pictures without noise, and each picture once."""
+        self._encoder = self.pipe.vae = _SteadyEncoder(self.pipe.vae)
+
+    def encode(self, reading: Reading, **options: Any) -> list[Any]:
         """Let the pipeline encode its texts, and stop it before its loop.
 
         Args:
+            reading: notes which texts the tokenizers cut.
             options: arguments of the pipeline's call.
 
         Returns:
             What its `encode_prompt` returned, call by call.
         """
-        return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options)
+        tokenizers = {name: part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part}
+        self.pipe.encoded_images = []
+        try:
+            with self._set(**{name: reading.watched(tokenizer) for name, tokenizer in tokenizers.items()}):
+                return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options)
+        finally:
+            for name, tokenizer in tokenizers.items():
+                setattr(self.pipe, name, tokenizer)
 
     def scheduled(self, steps: int, texts: list[Any], **options: Any) -> Any:
         """Let the pipeline set its own scheduler.
@@ -70,18 +98,26 @@ class Driven:
         self._ready(scheduler, {**options, "num_inference_steps": steps}, texts)
         return scheduler
 
-    def predict(self, level: Level, texts: list[Any], **options: Any) -> Tensor:
+    def predict(
+        self, level: Level, texts: list[Any], seen: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
+    ) -> Tensor:
         """The pipeline's guided prediction for noisy latents, in its own layout.
 
         Args:
             level: the noise level of the latents.
             texts: what `encode` returned, one row for each window.
+            seen: the pictures that the pipeline encoded in an earlier call with the same pictures, in order. An empty list is
+                filled.
+            origin: the place that the windows are told, in cells; None for none.
             options: arguments of the pipeline's call; `latents` are among them.
         """
         if not self.skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
         one = _OneLevel(self.scheduler, level)
-        self.pipe.answers, self.pipe.ahead = iter(texts), level.step
+        self.pipe.answers, self.pipe.ahead, self.pipe.origin = iter(texts), level.step, origin
+        self.pipe.image_number = 0
+        if self._encoder:
+            self._encoder.begin(seen)
         with self._set(scheduler=one):
             self._until_stopped({**options, "num_inference_steps": level.steps, "output_type": "latent"})
         return one.prediction
@@ -89,10 +125,13 @@ class Driven:
     def _ready(self, scheduler: Any, options: Mapping[str, Any], texts: list[Any] | None = None) -> list[Any]:
         """Call the pipeline until it begins its loop: what its `encode_prompt` returned."""
         self.pipe.answers, self.pipe.remembered = None if texts is None else iter(texts), []
-        self.pipe.device_of_run = self._class._execution_device.fget(self.pipe)
+        self.pipe.device_of_run = self.device
+        self.pipe.image_number = 0
         self.pipe.rehearses = True
+        if self._encoder:
+            self._encoder.begin([])
         try:
-            with self._set(scheduler=scheduler):
+            with self._set(scheduler=scheduler), quiet():
                 self._until_stopped({**options, "output_type": "latent"})
         finally:
             self.pipe.rehearses = False
@@ -136,6 +175,9 @@ def _subclassed(pipe: Any) -> Any:
         remembered: list[Any]
         rehearses = False
         ahead = 0
+        origin: tuple[int, int] | None = None
+        encoded_images: list[Any]
+        image_number = 0
         device_of_run: Any = None
 
         @property
@@ -159,6 +201,31 @@ def _subclassed(pipe: Any) -> Any:
             self.remembered.append(super().encode_prompt(*args, **kwargs))
             return self.remembered[-1]
 
+        def encode_image(self, *args: Any, **kwargs: Any) -> Any:
+            """Pictures of an adapter stay the same, so each is encoded once a run."""
+            if self.image_number == len(self.encoded_images):
+                self.encoded_images.append(super().encode_image(*args, **kwargs))
+            self.image_number += 1
+            return self.encoded_images[self.image_number - 1]
+
+        def _prepare_latent_image_ids(self, *args: Any, **kwargs: Any) -> Tensor:
+            return self._moved(super()._prepare_latent_image_ids(*args, **kwargs))
+
+        def _prepare_latent_ids(self, *args: Any, **kwargs: Any) -> Tensor:
+            return self._moved(super()._prepare_latent_ids(*args, **kwargs))
+
+        def prepare_position_ids(self, text_seq_len: int, *args: Any, **kwargs: Any) -> Tensor:
+            ids = super().prepare_position_ids(text_seq_len, *args, **kwargs)
+            return torch.cat([ids[:text_seq_len], self._moved(ids[text_seq_len:])])
+
+        def _moved(self, ids: Tensor) -> Tensor:
+            """A table of positions (frame, row, column, ...) of patches, moved to the place of the window."""
+            if self.origin is None:
+                return ids
+            shift = torch.zeros(ids.shape[-1], dtype=ids.dtype, device=ids.device)
+            shift[1], shift[2] = (cells / SIDE for cells in self.origin)
+            return ids + shift
+
         def __setattr__(self, name: str, value: Any) -> None:
             object.__setattr__(self, name, value)  # diffusers' own looks each name up in its configuration
 
@@ -169,8 +236,8 @@ def _subclassed(pipe: Any) -> Any:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Inside, diffusers logs errors alone. It would repeat its advice at each call, which here means for each window."""
-    handlers = logging.getLogger("diffusers").handlers
+    """Inside, libraries log errors alone. They would repeat their advice at each call, which here means for each window."""
+    handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
     levels = [handler.level for handler in handlers]
     for handler in handlers:
         handler.setLevel(logging.ERROR)
@@ -219,3 +286,35 @@ class _OneLevel:
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> None:
         self.prediction = model_output
         raise _Stopped
+
+
+@final
+class _SteadyEncoder:
+    """Stands in for an autoencoder: it encodes to the mode, and each picture once.
+
+    With noise, a picture that shows what to paint would be another one at each step and on each rank.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self.begin([])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._vae, name)
+
+    def begin(self, known: list[Tensor]) -> None:
+        """Begin a call of the pipeline, with what the same call encoded before."""
+        self._known, self._next = known, 0
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Any:
+        if self._next == len(self._known):
+            dtype = next(self._vae.parameters()).dtype
+            code = self._vae.encode(pixels.to(dtype), return_dict=False)[0]
+            self._known.append(code if isinstance(code, Tensor) else code.mode())
+        z = self._known[self._next]
+        self._next += 1
+        posterior = SimpleNamespace(sample=lambda generator=None: z, mode=lambda: z)
+        return SimpleNamespace(latent_dist=posterior)

@@ -2,14 +2,20 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.model import StableDiffusion
+from panokit.backbones.diffusers.loading import Loading, load_pipeline
+from panokit.backbones.diffusers.model import is_stable_diffusion, load_stable_diffusion
 from panokit.backbones.diffusers.networks import shared
-from panokit.backbones.diffusers.pipeline import PipelineDenoiser, require_drivable
+from panokit.backbones.diffusers.packing import patchifies
+from panokit.backbones.diffusers.parts import read_json
+from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions, require_drivable
+from panokit.backbones.diffusers.sources import folder_of
+from panokit.backbones.diffusers.swaps import pipeline_class
 from panokit.denoiser import Model
 from panokit.errors import ModelError, SettingError
 from panokit.family import Family
@@ -33,31 +39,51 @@ _PANOKITS = {
 """Arguments of a pipeline's call that panokit sets, and what to use instead."""
 
 
+LOADED = tuple(entry.name for entry in fields(Loading))
+"""The settings that say how a model is loaded."""
+
+
 @final
 @dataclass(frozen=True)
-class Diffusers(Family):
+class Diffusers(Loading, Family):
     """Any text-to-image pipeline of diffusers, driven through its own call.
 
+    Stable Diffusion 1.x and 2.x by name, without additions, is read as float32, and its UNet is called directly: the
+    predictions are the same.
+
     Attributes:
+        variant: reads weights of this variant, such as `fp16` for files `*.fp16.safetensors`; None for plain names, or for the
+            only variant that there is.
+        revision: the branch, tag or commit of the model on the hub.
+        torch_dtype: the precision of the weights, `float32`, `bfloat16` or `float16`; None for that of the files.
+        config: a folder or hub id that says how a single file's model is built; None for the hub id that diffusers knows.
+        vae: a folder or hub id of another autoencoder.
+        controlnet: a folder or hub id of a ControlNet, or several.
+        loras: LoRAs, each a mapping of `path` and maybe `weight`, `name` and `weight_name`.
+        embeddings: words of textual inversion, each a mapping of `path` and maybe `token` and `weight_name`.
+        ip_adapter: an IP-Adapter, a mapping of `path` and maybe `subfolder`, `weight_name`, `scale` and `image_encoder`.
         window: cells along a side of a window; None for the size that the pipeline makes by itself.
+        positions: what a window is told of its place. `local`: it is a whole picture. `offset`: its place on the canvas.
         call: other arguments of the pipeline's call, such as `true_cfg_scale`. They may also be given as settings themselves.
 
     Raises:
-        SettingError: panokit itself sets an argument of the call.
+        SettingError: panokit itself sets an argument of the call, or a mapping has other entries.
     """
 
     others: ClassVar[str | None] = "call"
     window: int | None = None
+    positions: Positions = "local"
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.call:
             if name in _PANOKITS:
                 raise SettingError(f"{name} of a pipeline's call {_PANOKITS[name]}: leave it out of the model's settings")
 
     @classmethod
     def reads(cls, index: Mapping[str, Any]) -> bool:
-        return isinstance(index.get("_class_name"), str) and not StableDiffusion.reads(index)
+        return "_class_name" in index or is_stable_diffusion(index) or str(index.get("_file", "")).endswith(".safetensors")
 
     @classmethod
     def holds(cls, model: object) -> bool:
@@ -66,32 +92,55 @@ class Diffusers(Family):
         return isinstance(model, DiffusionPipeline)
 
     def hold(self, model: Any) -> Model:
+        for name in LOADED:
+            if getattr(self, name) != getattr(Diffusers(), name):
+                raise SettingError(f"{name} is a setting of models by name: load it into the pipeline in hand yourself")
         name = str(model.config.get("_name_or_path") or "") or type(model).__name__
-        return self._model(model, name)
+        adapters = model.get_active_adapters() if hasattr(model, "get_active_adapters") else ()
+        kind = f"{type(model).__name__} with {', '.join(adapters)}" if adapters else type(model).__name__
+        return replace(self._model(model, name), settings={"in_hand": kind})
 
     def load(self, source: str, name: str) -> Model:
-        from diffusers import DiffusionPipeline
-
-        return self._model(DiffusionPipeline.from_pretrained(source, use_safetensors=True), name)
+        if Path(source).is_file():
+            return self._model(load_pipeline(source, self), name)
+        folder = folder_of(source, revision=self.revision, variant=self.variant)
+        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        stable = is_stable_diffusion(index or dict.fromkeys(part.name for part in folder.iterdir()))
+        kind = index.get("_class_name", "StableDiffusionPipeline" if stable else None)
+        if isinstance(kind, str) and not self.controlnet:  # before anything large is read
+            self._require_drivable(pipeline_class(kind, f"the model {name}"))
+        plain = self == Diffusers(variant=self.variant, revision=self.revision, window=self.window)
+        if stable and plain and (model := load_stable_diffusion(folder, name, self.variant, self.window)):
+            return model
+        model = self._model(load_pipeline(source, self), name)
+        if stable:
+            model.denoiser.scheduler = "ddim"  # as without additions
+        return model
 
     def _model(self, pipe: Any, name: str) -> Model:
-        require_drivable(type(pipe))
-        self._require_arguments(type(pipe))
+        self._require_drivable(type(pipe))
         if getattr(pipe, "vae", None) is None:
-            raise ModelError(
-                f"the pipeline {type(pipe).__name__} has no vae: panokit paints latents, and needs what decodes them"
-            )
+            kind = type(pipe).__name__
+            raise ModelError(f"the pipeline {kind} has no vae: panokit paints latents, and needs what decodes them")
         cells = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
-        patches = hasattr(pipe, "_patchify_latents")  # some of these count the pixels of a patch
-        codec = VAECodec(shared(pipe.vae), None if patches else cells)
+        codec = VAECodec(shared(pipe.vae), None if patchifies(pipe) else cells)  # some of those count the pixels of a patch
         window = None if self.window is None else (self.window, self.window)
-        return Model(PipelineDenoiser(pipe, codec.channels, codec.factor, window, self.call), codec, name)
+        denoiser = PipelineDenoiser(
+            pipe, codec.channels, codec.factor, window=window, positions=self.positions, options=self.call
+        )
+        return Model(denoiser, codec, name)
 
-    def _require_arguments(self, pipeline: type) -> None:
-        """Check that the pipeline's call takes all arguments that the user chose."""
+    def _require_drivable(self, pipeline: type) -> None:
+        """Check that a pipeline can be driven, and that its call takes all arguments that the user chose.
+
+        Raises:
+            ModelError: it cannot.
+            SettingError: it has no such argument.
+        """
+        require_drivable(pipeline)
         takes = inspect.signature(pipeline.__call__).parameters
         for name in self.call:
             if name not in takes:
-                close = get_close_matches(name, takes, n=1)
+                close = get_close_matches(name, [*takes, *inspect.signature(Diffusers).parameters], n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "see its documentation"
-                raise SettingError(f"the call of {pipeline.__name__} has no argument {name!r}: {hint}")
+                raise SettingError(f"there is no setting {name!r}, and the call of {pipeline.__name__} has none: {hint}")

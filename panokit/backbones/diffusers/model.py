@@ -3,23 +3,25 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final, get_args
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer, logging
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
+from panokit.backbones.diffusers.networks import require_window
+from panokit.backbones.diffusers.own import training_from
+from panokit.backbones.diffusers.parts import explained, quiet, read_json, read_network
+from panokit.backbones.diffusers.weights import find_weights
 from panokit.denoiser import Denoiser, Model
-from panokit.errors import ModelError, PromptWarning, SettingError
-from panokit.family import Family
+from panokit.errors import ModelError, PromptWarning
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
@@ -164,142 +166,66 @@ def _entries(texts: Tensor, mixture: Mixture) -> Tensor:
     return texts.expand(len(mixture.rows), -1, -1) if len(texts) == 1 else texts[mixture.texts]
 
 
-@final
-@dataclass(frozen=True)
-class StableDiffusion(Family):
-    """Stable Diffusion 1.x and 2.x, and models that are built like them. Weights are read as float32.
+def is_stable_diffusion(index: Mapping[str, Any]) -> bool:
+    """Whether a model's index lists the parts of Stable Diffusion 1.x or 2.x."""
+    return "unet" in index and not {"transformer", "text_encoder_2", "text_encoder_3", "controlnet"} & index.keys()
 
-    Attributes:
-        variant: reads weights of this variant, such as `fp16` for files `*.fp16.safetensors`.
-        window: cells along a side of a window, a multiple of 8; None for the size that the model was trained at.
+
+def load_stable_diffusion(folder: Path, name: str, variant: str | None, window: int | None) -> Model | None:
+    """Load Stable Diffusion 1.x or 2.x, in float32.
+
+    Args:
+        folder: the folder of the model.
+        name: what the user calls the model.
+        variant: reads weights of this variant; None for plain names, or for the only variant that there is.
+        window: cells along a side of a window; None for the size that the model was trained at.
+
+    Returns:
+        The model; None if it is of another kind after all.
 
     Raises:
-        SettingError: the window is below 8 cells, or no multiple of 8.
+        ModelError: a part is missing or broken, or its weights are pickled.
     """
-
-    variant: str | None = None
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.window is not None and (self.window < 8 or self.window % 8):
-            near = max(8, round(self.window / 8) * 8)
-            raise SettingError(f"window is {self.window}: it must be a multiple of 8 cells; the nearest is {near}")
-
-    @classmethod
-    def reads(cls, index: Mapping[str, Any]) -> bool:
-        return "unet" in index and not {"transformer", "text_encoder_2", "text_encoder_3"} & index.keys()
-
-    def load(self, source: str, name: str) -> Model:
-        if Path(source).is_dir():
-            self._check(Path(source))
-
-        def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
-            try:
-                return load(source, subfolder=subfolder, **options)
-            except Exception as cause:  # broken files and hub failures come in many types
-                reason = str(cause).strip().partition("\n")[0]
-                raise ModelError(
-                    f"cannot load {subfolder} of the model {source}: {reason}; check the folder, or the hub id and the "
-                    "connection"
-                ) from cause
-
-        safe = {"use_safetensors": True, "variant": self.variant}
-        # low_cpu_mem_usage needs the package accelerate, and diffusers warns at length if it is missing
-        weights = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **safe}
-        unet = part(UNet2DConditionModel.from_pretrained, "unet", **weights)
-        vae = part(AutoencoderKL.from_pretrained, "vae", **weights)
-        with _without_progress_bar():
-            text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", dtype=torch.float32, **safe)
-        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
-        config = part(DDIMScheduler.load_config, "scheduler")
-        reason = _unfit(unet.config, vae.config, text_encoder.config, config)
-        if reason:
-            raise ModelError(
-                f"the model {source} is of a kind that panokit cannot drive, {reason}: use Stable Diffusion 1.x or 2.x"
-            )
-        known = Path(source) / "tokenizer" / "known_words.json"
-        words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
-        denoiser = UNetDenoiser(unet, text_encoder, tokenizer, _training(config), words)
-        if self.window is not None:
-            denoiser.window = (self.window, self.window)
-        return Model(denoiser, VAECodec(vae), name)
-
-    def _check(self, folder: Path) -> None:
-        """Check that a folder has all parts.
-
-        Raises:
-            ModelError: a part is missing, or its weights are pickled.
-        """
-        for part in ("unet", "vae", "text_encoder"):
-            if not (folder / part / "config.json").is_file():
-                raise ModelError(f"the model folder {folder} has no {part}/config.json: it must be in diffusers' format")
-            self._check_weights(folder, part)
-        for needed in ("scheduler/scheduler_config.json", "tokenizer"):
-            if not (folder / needed).exists():
-                raise ModelError(f"the model folder {folder} has no {needed}: it must be in diffusers' format")
-
-    def _check_weights(self, folder: Path, part: str) -> None:
-        files = {path.name for path in (folder / part).glob("*.safetensors")}
-        variants = {match[1] for file in files if (match := re.search(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$", file))}
-        if self.variant in variants or (self.variant is None and any(file.count(".") == 1 for file in files)):
-            return
-        if files:
-            there = " and ".join(sorted(variants)) or "none"
-            raise ModelError(
-                f"the model folder {folder} has no {f'{self.variant} ' if self.variant else ''}weights in {part}/ but of the "
-                f"variant {there}: set the model's variant"
-            )
-        pickled = [path.name for end in ("bin", "pt", "ckpt") for path in (folder / part).glob(f"*.{end}")]
-        weights = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
-        raise ModelError(
-            f"the model folder {folder} has {weights} in {part}/: panokit reads safetensors; "
-            "save the model again with save_pretrained(..., safe_serialization=True)"
-        )
+    what = f"the model {folder}"
+    for needed in ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"):
+        if not (folder / needed).is_file():
+            raise ModelError(f"{what} has no {needed}: it must be in diffusers' format")
+    if not (folder / "tokenizer").is_dir():
+        raise ModelError(f"{what} has no tokenizer: it must be in diffusers' format")
+    configs = {part: read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    if not _fits(configs, scheduler):
+        return None
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    weights = {part: find_weights(folder / part, variant, what) for part in kinds}
+    if variant and not any(found.variant for found in weights.values()):
+        raise ModelError(f"{what} has no {variant} weights but plain ones: leave the model's variant out")
+    unet, vae, text_encoder = (read_network(kind, weights[part], torch.float32, what) for part, kind in kinds.items())
+    with quiet(), explained(what, "check the tokenizer, or fetch it again"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    known = folder / "tokenizer" / "known_words.json"
+    words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
+    denoiser = UNetDenoiser(unet, text_encoder, tokenizer, training_from(scheduler), words)
+    if window is not None:
+        require_window((window, window), unet.config)
+        denoiser.window = (window, window)
+    return Model(denoiser, VAECodec(vae), name)
 
 
-def _unfit(unet: Any, vae: Any, text_encoder: Any, scheduler: dict[str, Any]) -> str | None:
-    """The reason why a model's configuration is not that of Stable Diffusion 1.x or 2.x; None if it is."""
-    channels = (unet.in_channels, unet.out_channels, vae.latent_channels)
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if len(set(channels)) > 1:
-        return f"its UNet takes {channels[0]} channels and returns {channels[1]}, and its latents have {channels[2]}"
-    if unet.addition_embed_type is not None or unet.class_embed_type is not None:
-        return "its UNet needs more than a text"
-    if unet.cross_attention_dim != text_encoder.hidden_size:
-        return (
-            f"its UNet reads texts of width {unet.cross_attention_dim}, and its text encoder writes {text_encoder.hidden_size}"
-        )
-    if unet.sample_size is None:
-        return "its UNet's configuration lacks the size that it was trained at (sample_size)"
-    if prediction not in get_args(Prediction):
-        return f"it predicts {prediction!r}"
-    kind = str(scheduler.get("_class_name", ""))
-    if "FlowMatch" in kind or "EDM" in kind or scheduler.get("use_flow_sigmas"):
-        return f"its scheduler, {kind or 'of flow matching'}, has other noise levels than betas make"
-    if scheduler.get("trained_betas") is not None:
-        return "its scheduler has a list of betas (trained_betas)"
-    return None
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Inside, transformers shows no progress bar. It would show one even for weights that load in an instant."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _training(config: dict[str, Any]) -> Training:
-    """The training noise of a model, from the configuration of its diffusers scheduler."""
-    return Training(
-        prediction=config.get("prediction_type", "epsilon"),
-        timesteps=config.get("num_train_timesteps", 1000),
-        beta_start=config.get("beta_start", 0.0001),
-        beta_end=config.get("beta_end", 0.02),
-        beta_schedule=config.get("beta_schedule", "linear"),
-        zero_snr=config.get("rescale_betas_zero_snr", False),
+def _fits(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any]) -> bool:
+    """Whether networks and scheduler have the configurations of Stable Diffusion 1.x or 2.x."""
+    unet, vae = configs["unet"], configs["vae"]
+    channels = {unet.get("in_channels", 4), unet.get("out_channels", 4), vae.get("latent_channels", 4)}
+    more = [
+        unet.get(name) for name in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type")
+    ]
+    name = str(scheduler.get("_class_name", ""))
+    betas = not ("FlowMatch" in name or "EDM" in name or scheduler.get("use_flow_sigmas") or scheduler.get("trained_betas"))
+    return (
+        len(channels) == 1
+        and not any(more)
+        and unet.get("cross_attention_dim") == configs["text_encoder"].get("hidden_size", 512)
+        and unet.get("sample_size") is not None
+        and scheduler.get("prediction_type", "epsilon") in get_args(Prediction)
+        and betas
     )

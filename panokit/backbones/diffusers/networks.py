@@ -1,12 +1,14 @@
-"""The networks of a pipeline that somebody holds in hand: shared weights, and the types in which they compute."""
+"""The networks of a pipeline: how their weights are shared, in which type they compute, and on which windows."""
 
 import copy
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from panokit.errors import SettingError
+from panokit.runtime.placement import sharing
 
 OTHERS = ("text_encoder", "image_encoder", "vae", "safety_checker")
 """How the names of the networks begin that do not predict: they encode, decode and judge."""
@@ -26,10 +28,7 @@ def shared(network: nn.Module) -> nn.Module:
         for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
             object.__setattr__(other, name, getattr(network, name).copy())
         return other
-    weights: dict[int, Any] = {}
-    for tensor in chain(network.parameters(), network.buffers()):
-        weights[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor
-    return copy.deepcopy(network, weights).eval()
+    return copy.deepcopy(network, sharing([network])).eval()
 
 
 def moves_itself(network: nn.Module) -> bool:
@@ -73,6 +72,34 @@ def cast_all(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(cast_all(part, dtype) for part in value)
     return value
+
+
+def require_window(window: tuple[int, ...], config: Any, multiple: int = 1) -> None:
+    """Check that a network can compute on windows of a size.
+
+    Args:
+        window: cells of a window along each axis.
+        config: the configuration of the network.
+        multiple: of how many cells the pipeline makes a token of its own accord.
+
+    Raises:
+        SettingError: a UNet cannot halve it at each of its levels, a transformer cannot cut it into patches, or it is larger
+            than the table of positions. The message names the nearest that works.
+    """
+    patch = config.get("patch_size") or 1
+    patch = patch if isinstance(patch, int) else patch[-1]
+    fits = 2 ** (len(config["block_out_channels"]) - 1) if "block_out_channels" in config else max(patch, multiple)
+    for cells in window:
+        if cells < fits or cells % fits:
+            near = max(fits, round(cells / fits) * fits)
+            raise SettingError(f"window is {cells}: it must be a multiple of {fits} cells; the nearest is {near}")
+    tables = [config.get("pos_embed_max_size"), config.get("rope_max_seq_len"), *(config.get("axes_lens") or ())[-2:]]
+    most = min((table for table in tables if table), default=None)
+    if most and max(window) > most * max(patch, multiple):
+        raise SettingError(
+            f"window is {max(window)}, and the model's table of positions ends at {most * max(patch, multiple)} cells: "
+            "make the window smaller"
+        )
 
 
 def _narrow_inputs(network: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -1,11 +1,14 @@
 """The model's own scheduler: that of its pipeline, as the pipeline sets it."""
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast, get_args
 
 import torch
 
-from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind
+from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind, quiet
 from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Prediction, Training
 
@@ -39,6 +42,33 @@ def training_of(scheduler: Any) -> Training:
         beta_schedule=config.get("beta_schedule", "linear"),
         zero_snr=config.get("rescale_betas_zero_snr", False),
     )
+
+
+def training_from(config: Mapping[str, Any]) -> Training:
+    """The noise that a model was trained with, and its own scheduler, by the configuration that its folder holds.
+
+    Args:
+        config: the content of `scheduler_config.json`.
+
+    Raises:
+        ModelError: diffusers has no such scheduler.
+    """
+    import diffusers  # it imports each of its classes on first use
+
+    name = str(config.get("_class_name", "DDIMScheduler"))
+    cls = getattr(diffusers, name, None)
+    if cls is None or not hasattr(cls, "from_config"):
+        raise ModelError(f"the model's scheduler is a {name}, which this version of diffusers does not have: update diffusers")
+    scheduler = cls.from_config(config)
+    return replace(training_of(scheduler), own=partial(_set, scheduler))
+
+
+def _set(scheduler: Any, steps: int, device: torch.device) -> DiffusersSolver:
+    """A solver with a copy of a scheduler, as Stable Diffusion's pipeline sets it."""
+    scheduler = copy.deepcopy(scheduler)
+    with quiet():
+        scheduler.set_timesteps(steps)
+    return own_solver(scheduler, device, {"eta": 0.0})
 
 
 def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any]) -> DiffusersSolver:

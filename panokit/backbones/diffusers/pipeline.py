@@ -2,26 +2,32 @@
 
 import copy
 import inspect
-import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
-from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, shared
+from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, require_window, shared
 from panokit.backbones.diffusers.own import own_solver, training_of
+from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
+from panokit.backbones.diffusers.reading import Reading
 from panokit.denoiser import Denoiser
-from panokit.errors import ModelError, SettingError
+from panokit.errors import ModelError, PromptWarning, SettingError
+from panokit.grid import Grid
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
 from panokit.windows import Windows
+
+Positions = Literal["local", "offset"]
+"""Whether a window is told that it is a whole picture, or its place on the canvas."""
 
 _REWRITES = ("use_pe", "enable_prompt_rewrite", "prompt_upsampling")
 """Arguments of pipelines' calls that have a language model rewrite the prompt, with chance that no seed of panokit decides."""
@@ -61,13 +67,35 @@ class Embeddings:
         texts: what its `encode_prompt` returned, call by call, with a row for each text of the scene.
         options: the other arguments of its call.
         scene: the scene itself, which decides the texts of each window.
+        shown: the control picture; None if there is none.
         maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
     """
 
     texts: list[Any]
     options: Mapping[str, Any]
     scene: Scene
+    shown: control.Shown | None
     maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True)
+class Call:
+    """One call of a pipeline, for some windows.
+
+    Attributes:
+        rows: the windows' rows among the entries of the mixture.
+        texts: what `encode_prompt` is to return, call by call, with a row for each window.
+        options: the other arguments of the pipeline's call.
+        seen: what the pipeline encoded of pictures for these windows before; the first call fills it.
+        origin: the place that the windows are told, in cells; None for none.
+    """
+
+    rows: slice
+    texts: list[Any]
+    options: Mapping[str, Any]
+    seen: list[Tensor]
+    origin: tuple[int, int] | None = None
 
 
 @final
@@ -76,14 +104,12 @@ class Condition:
     """The conditioning of some windows.
 
     Attributes:
-        texts: what `encode_prompt` is to return, call by call, with a row for each entry of the mixture.
-        options: the other arguments of the pipeline's call.
-        mixture: which entries belong to a window, and their shares.
+        mixture: which texts belong to a window, and their shares.
+        calls: the calls of the pipeline that denoise the entries of the mixture, in order.
     """
 
-    texts: list[Any]
-    options: Mapping[str, Any]
     mixture: Mixture
+    calls: Sequence[Call]
 
 
 @final
@@ -97,10 +123,13 @@ class PipelineDenoiser(Denoiser):
         channels: channels of its latents.
         factor: pixels along a side of a latent cell.
         window: cells of a window along each axis; None for the size that the pipeline makes by itself.
+        positions: `local` tells the model that each window is a whole picture. `offset` tells it the window's place on the
+            canvas; then windows are denoised one by one, for a pipeline takes one place a call.
         options: other arguments of the pipeline's call, the same at each step.
 
     Raises:
         ModelError: the pipeline cannot be driven. The message says what it lacks.
+        SettingError: the pipeline tells its model no positions, or the window does not fit its patches.
     """
 
     choices = frozenset({"attention", "checkpointing", "compile"})
@@ -111,23 +140,29 @@ class PipelineDenoiser(Denoiser):
         pipe: Any,
         channels: int,
         factor: int,
+        *,
         window: tuple[int, int] | None = None,
+        positions: Positions = "local",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         require_drivable(type(pipe))
-        self.channels, self.factor = channels, factor
-        self._takes = inspect.signature(type(pipe).__call__).parameters
+        self.channels, self.factor, self.positions = channels, factor, positions
+        self._name = type(pipe).__name__
+        self._takes = dict(inspect.signature(type(pipe).__call__).parameters)
         self._driven = Driven(pipe)
-        networks = {name: shared(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-        for name, network in networks.items():
+        self._networks = {name: shared(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+        for name, network in self._networks.items():
             setattr(self._driven.pipe, name, network)
             if not name.startswith(OTHERS):
                 add_casts(network)
-        self._networks = networks
-        self._name = type(pipe).__name__
+        self._control = control.argument_of(pipe)
+        if self._control:
+            self.fields = frozenset({control.FIELD})
+            self._driven.encode_steadily()
         self._config: Any = _network(pipe).config
-        self.multiple = 2 if hasattr(pipe, "_pack_latents") or hasattr(pipe, "_patchify_latents") else 1
+        self.multiple = SIDE if packs(pipe) else 1
         self.window = window or self._own_window(pipe)
+        self._require_fit(type(pipe))
         self._guidance = self._guidance_argument()
         self.steps = self._default("num_inference_steps", 50)
         self.guidance_scale = float(self._default(self._guidance, 1.0))
@@ -138,7 +173,7 @@ class PipelineDenoiser(Denoiser):
         training = training_of(pipe.scheduler)
         flows = training.prediction == "flow_prediction"
         self.training = replace(training, own=self._own, sigmas=self._sigmas if flows else None)
-        self._first: tuple[list[Any], Mapping[str, Any]] | None = None  # texts and options that a schedule can be asked with
+        self._last: Embeddings | None = None
 
     def modules(self) -> Iterable[nn.Module]:
         return [network for name, network in self._networks.items() if name != "vae" and not moves_itself(network)]
@@ -151,58 +186,117 @@ class PipelineDenoiser(Denoiser):
                 set_compiled(network, execution.compile)
 
     def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
-        if not hasattr(self._driven.pipe, "_patchify_latents"):
-            return super().noise(size, generator)
-        high, wide = size  # such pipelines draw noise for patches
-        patches = torch.randn((self.channels * 4, high // 2, wide // 2), generator=generator)
-        return rearrange(patches, "(c p q) h w -> c (h p) (w q)", p=2, q=2)
+        if patchifies(self._driven.pipe):
+            return patched_noise(self.channels, size, generator)
+        return super().noise(size, generator)
 
     def encode(self, scene: Scene) -> Embeddings:
-        options: dict[str, Any] = {**self._options, self._guidance: scene.guidance_scale, "prompt": list(scene.texts)}
-        if any(scene.negatives):
-            if "negative_prompt" not in self._takes:
-                raise SettingError(f"{self._name} takes no negative prompt: leave it out")
-            options["negative_prompt"] = list(scene.negatives)
-        sizes = self._sizes(torch.zeros(len(scene.texts), self.channels, *self.window))
-        texts = self._driven.encode(**copy.deepcopy(options), **sizes)  # some pipelines write into the lists they are given
-        texts = cast_all(texts, torch.float32)
-        self._first = _picked(texts, len(scene.texts), [0]), self._blank(options, 1)
-        return Embeddings(texts, options, scene)
+        options = {**self._options, self._guidance: scene.guidance_scale, **self._texts(scene)}
+        reading = Reading()
+        shown = control.Shown(scene, self._driven.device) if scene.fields else None
+        windows, numbers = self._one_window(), [0] * len(scene.texts)
+        pictures = self._pictures(shown, windows, numbers)
+        # Some pipelines write into the lists that they are given.
+        texts = self._driven.encode(reading, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
+        reading.warn(scene.texts)
+        self._warn_of_guidance(scene)
+        brought = {name for name in options if name.endswith("prompt_embeds")}
+        options = {name: value for name, value in options.items() if name not in brought}
+        if "negative_prompt_embeds" in brought:
+            options["negative_prompt"] = None
+        self._last = Embeddings(cast_all(texts, torch.float32), options, scene, shown)
+        return self._last
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         scene, size = embeddings.scene, windows.size
         if size not in embeddings.maps:
             embeddings.maps[size] = scene.maps(size)
         mixture = scene.mixture(embeddings.maps[size], windows, index)
-        texts = _picked(embeddings.texts, len(scene.texts), mixture.texts)
-        return Condition(texts, self._blank(embeddings.options, len(mixture.texts)), mixture)
+        entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
+        step = len(entries) if self.positions == "local" and self._name not in _ALONE else 1
+        calls = [self._call(embeddings, windows, entries, slice(k, k + step)) for k in range(0, len(entries), step)]
+        return Condition(mixture, calls)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
         entries = x if mixture.shares is None else x[mixture.rows]
-        if self._name in _ALONE and len(entries) > 1:
-            n = len(entries)
-            texts = [_picked(condition.texts, n, [k]) for k in range(n)]
-            options = self._blank(condition.options, 1)
-            pred = torch.cat([self._predict(entries[k : k + 1], level, texts[k], options) for k in range(n)])
-        else:
-            pred = self._predict(entries, level, condition.texts, condition.options)
-        return mixture.mix(pred.to(x.dtype))
+        preds = []
+        for call in condition.calls:
+            some = entries[call.rows]
+            latents = packed(self._driven.pipe, some)
+            pred = self._driven.predict(level, call.texts, call.seen, call.origin, latents=latents, **call.options)
+            preds.append(unpacked(pred, some).to(x.dtype))
+        return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
-    def _predict(self, x: Tensor, level: Level, texts: list[Any], options: Mapping[str, Any]) -> Tensor:
-        return _unpacked(self._driven.predict(level, texts, **options, **self._sizes(x)), x)
+    def _texts(self, scene: Scene) -> dict[str, Any]:
+        """The arguments of the pipeline's call that are texts."""
+        if any(name.endswith("prompt_embeds") for name in self._options):
+            if any(scene.texts) or any(scene.negatives):
+                raise SettingError(
+                    "the model was given prompt_embeds, which stand in the place of texts: make the prompt empty"
+                )
+            return {"prompt": None}
+        if not any(scene.negatives):
+            return {"prompt": list(scene.texts)}
+        if "negative_prompt" not in self._takes:
+            message = "this model takes no negative prompt, so it has no effect: leave it out"
+            warnings.warn(message, PromptWarning, stacklevel=5)
+            return {"prompt": list(scene.texts)}
+        return {"prompt": list(scene.texts), "negative_prompt": list(scene.negatives)}
 
-    def _sizes(self, x: Tensor) -> dict[str, Any]:
-        """The arguments of the pipeline's call that say which latents it denoises."""
-        height, width = (cells * self.factor for cells in x.shape[-2:])
-        area = {"max_area": height * width} if "max_area" in self._takes else {}  # it would resize the picture to that
-        latents = _packed(self._driven.pipe, x[:, :, None] if "num_frames" in self._takes else x)
-        return {"height": height, "width": width, "latents": latents, **area}
+    def _warn_of_guidance(self, scene: Scene) -> None:
+        """Warn about a strength of guidance that the user chose and that the pipeline does not use."""
+        guides = getattr(self._driven.pipe, "do_classifier_free_guidance", True)
+        embeds = self._config.get("guidance_embeds") or self._config.get("time_cond_proj_dim")
+        chosen = scene.guidance_scale > 1 and scene.guidance_scale != self.guidance_scale
+        if chosen and not guides and not embeds:
+            message = f"this model is distilled and takes no guidance, so guidance_scale {scene.guidance_scale:g} has no effect"
+            warnings.warn(message, PromptWarning, stacklevel=5)
+
+    def _call(self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice) -> Call:
+        """The call of the pipeline for some entries of a mixture: pairs of a window and a text."""
+        numbers, texts = [number for number, _ in entries[rows]], [text for _, text in entries[rows]]
+        options = {**self._blank(embeddings.options, len(texts)), **self._pictures(embeddings.shown, windows, numbers)}
+        origin = None
+        if self.positions == "offset":
+            top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
+            origin = top, left
+            options |= self._place(windows, origin)
+        seen = embeddings.shown.seen(windows, numbers) if embeddings.shown else []
+        picked = _picked(embeddings.texts, len(embeddings.scene.texts), texts)
+        return Call(rows, picked, {**options, **self._size()}, seen, origin)
 
     def _blank(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Arguments for a call with `n` texts that are encoded already, which no language model need rewrite."""
         texts = {name: [""] * n for name in ("prompt", "negative_prompt") if name in options}
         return {**options, **texts, **{name: False for name in _REWRITES if name in self._takes}}
+
+    def _place(self, windows: Windows, origin: tuple[int, int]) -> dict[str, Any]:
+        """The place of a window, for a model that is told where a picture was cropped (SDXL)."""
+        if "crops_coords_top_left" not in self._takes:
+            return {}
+        canvas, crop, window = ([cells * self.factor for cells in place] for place in (windows.size, origin, self.window))
+        return {"original_size": tuple(canvas), "crops_coords_top_left": tuple(crop), "target_size": tuple(window)}
+
+    def _pictures(self, shown: control.Shown | None, windows: Windows, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The argument of the pipeline's call that shows windows their part of the control picture."""
+        if not self._control or not shown:
+            return {}
+        return {self._control: control.as_taken(self._driven.pipe, shown.crops(windows.refined(self.factor), numbers))}
+
+    def _size(self) -> dict[str, int]:
+        height, width = (cells * self.factor for cells in self.window)
+        area = {"max_area": height * width} if "max_area" in self._takes else {}  # it would resize the picture to that
+        return {"height": height, "width": width, **area}
+
+    def _latents(self, n: int) -> dict[str, Any]:
+        """Arguments of the pipeline's call for `n` empty windows."""
+        empty = torch.zeros(n, self.channels, *self.window)
+        return {"latents": packed(self._driven.pipe, empty), **self._size()}
+
+    def _one_window(self) -> Grid:
+        """The layout of a canvas that is one window."""
+        return Grid(self.window, self.window, self.window, (False,) * len(self.window))
 
     def _own(self, steps: int, device: torch.device) -> Solver:
         """The pipeline's own scheduler, set for a picture of one window."""
@@ -212,15 +306,22 @@ class PipelineDenoiser(Denoiser):
     def _sigmas(self, steps: int) -> list[float]:
         """The noise at each step of a flow, as the pipeline sets it."""
         scheduler = self._scheduled(steps)
-        return scheduler.sigmas[: len(scheduler.timesteps) : scheduler.order].tolist()
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps) : scheduler.order]
+        times = scheduler.timesteps[:: scheduler.order] / scheduler.config.num_train_timesteps
+        if not torch.allclose(times.to(sigmas), sigmas, rtol=0, atol=0.01):
+            raise SettingError(
+                f"{self._name} tells its network other times than those of the noise: use its own scheduler, own"
+            )
+        return sigmas.tolist()
 
     @torch.no_grad()
     def _scheduled(self, steps: int) -> Any:
-        """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window."""
-        if self._first is None:
-            self.encode(Scene("", "", self.guidance_scale))
-        texts, options = self._first or ([], {})
-        return self._driven.scheduled(steps, texts, **options, **self._sizes(torch.zeros(1, self.channels, *self.window)))
+        """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window. Texts do not matter."""
+        if self._last is None:
+            black = torch.zeros(3, *(cells * self.factor for cells in self.window))
+            self._last = self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black)))
+        call = self._call(self._last, self._one_window(), [(0, 0)], slice(0, 1))
+        return self._driven.scheduled(steps, call.texts, **{**call.options, **self._latents(1)})
 
     def _require_no_steps(self) -> None:
         """Check that no option depends on the number of a step, in a pipeline that cannot be told that number."""
@@ -247,6 +348,18 @@ class PipelineDenoiser(Denoiser):
             return self._default("height", 0) // self.factor, self._default("width", 0) // self.factor
         size = self._config.get("sample_size") or getattr(pipe, "default_sample_size", 1024 // self.factor)
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def _require_fit(self, pipeline: type) -> None:
+        """Check that windows fit the patches of the pipeline, and that it can tell its model a place.
+
+        Raises:
+            SettingError: they do not, or it cannot.
+        """
+        require_window(self.window, self._config, self.multiple)
+        if self.positions == "offset" and not self._driven.tells_places and "crops_coords_top_left" not in self._takes:
+            raise SettingError(
+                f"positions is offset, and {pipeline.__name__} makes positions of the shape of a window alone: use local"
+            )
 
 
 def require_drivable(pipeline: type) -> None:
@@ -322,25 +435,3 @@ def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
             else [_rows(part, k, texts) for part in value]
         )
     return value
-
-
-def _packed(pipe: Any, x: Tensor) -> Tensor:
-    """Latents as the pipeline takes them."""
-    if hasattr(pipe, "_patchify_latents"):
-        return pipe._patchify_latents(x)
-    if not hasattr(pipe, "_pack_latents"):
-        return x
-    n, c, *_, height, width = x.shape
-    known = {"batch_size": n, "num_channels_latents": c, "height": height, "width": width, "patch_size": 2}
-    takes = inspect.signature(pipe._pack_latents).parameters
-    return pipe._pack_latents(x, **{name: value for name, value in known.items() if name in takes})
-
-
-def _unpacked(pred: Tensor, x: Tensor) -> Tensor:
-    """A prediction in the layout of the canvas: from patches, in a row or on a grid, or from a film of one frame."""
-    if pred.ndim == 3:
-        side = math.isqrt(pred.shape[2] // x.shape[1])
-        return rearrange(pred, "n (h w) (c p q) -> n c (h p) (w q)", h=x.shape[2] // side, p=side, q=side)
-    if pred.ndim == 4 and pred.shape[-2:] != x.shape[-2:]:
-        return rearrange(pred, "n (c p q) h w -> n c (h p) (w q)", p=2, q=2)
-    return pred[:, :, 0] if pred.ndim == 5 else pred

@@ -1,0 +1,79 @@
+"""The picture that steers a ControlNet: each window is shown its part of it."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from panokit.scene import Scene
+from panokit.windows import Windows
+
+FIELD = "control_image"
+"""The name of the picture among the fields of a scene."""
+
+
+@final
+@dataclass(frozen=True)
+class Shown:
+    """What the windows of a run were shown, kept for its later steps.
+
+    Attributes:
+        scene: the scene that holds the picture.
+        device: the device of the crops.
+        pictures: the picture in the size of each canvas, from when it is first asked for.
+        encoded: for each size of a canvas, its windows, and what the pipeline encoded for some of them.
+    """
+
+    scene: Scene
+    device: torch.device
+    pictures: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    encoded: dict[tuple[int, ...], tuple[Windows, dict[tuple[int, ...], list[Tensor]]]] = field(default_factory=dict)
+
+    def crops(self, windows: Windows, numbers: Sequence[int]) -> Tensor:
+        """The parts of the picture that some windows cover, `n 3 H W`, in [0, 1].
+
+        Args:
+            windows: where the windows lie, in pixels.
+            numbers: their numbers.
+        """
+        if windows.size not in self.pictures:
+            self.pictures[windows.size] = self.scene.stretched(FIELD, windows.size).to(self.device)
+        return windows.crop(self.pictures[windows.size], numbers)
+
+    def seen(self, windows: Windows, numbers: Sequence[int]) -> list[Tensor]:
+        """What the pipeline encoded for these windows in an earlier step: a list to fill if it did not yet.
+
+        Args:
+            windows: where the windows lie.
+            numbers: their numbers.
+        """
+        kept, seen = self.encoded.get(windows.size, (None, {}))
+        if kept != windows:  # a layout has moved them
+            seen = {}
+            self.encoded[windows.size] = windows, seen
+        return seen.setdefault(tuple(numbers), [])
+
+
+def argument_of(pipe: Any) -> str | None:
+    """The argument of a pipeline's call that takes the picture for its ControlNet; None if it has no ControlNet.
+
+    Args:
+        pipe: a pipeline of diffusers.
+    """
+    takes = inspect.signature(type(pipe).__call__).parameters
+    if "control_image" in takes:
+        return "control_image"
+    return "image" if getattr(pipe, "controlnet", None) is not None else None
+
+
+def as_taken(pipe: Any, crops: Tensor) -> Tensor:
+    """Crops as a pipeline takes them. One with a processor for them takes pictures; the others take numbers in [-1, 1].
+
+    Args:
+        pipe: a pipeline of diffusers.
+        crops: `n 3 H W`, in [0, 1].
+    """
+    return crops if hasattr(pipe, "control_image_processor") else crops * 2 - 1
