@@ -1,4 +1,7 @@
-"""The code in the README and the docs runs, block after block, in two steps and narrower; sweeps run it unchanged."""
+"""The code in the README and the docs runs, block after block, in two steps and narrower; sweeps run it unchanged.
+
+Models of the hub are replaced by miniatures, whose windows have 32 x 32 pixels.
+"""
 
 import re
 import sys
@@ -11,13 +14,46 @@ ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python\n" in page.read_text()]
 
 
+HUB, LORA, CONTROLNET = (
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "watercolour.safetensors",
+    "diffusers/controlnet-canny-sdxl-1.0",
+)
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The places of a miniature of the hub's model, and of what is added to it, by the names in the docs."""
+    from panokit.testing.families import save_tiny_lora, tiny_controlnet, tiny_pipeline
+
+    pipe, folder = tiny_pipeline("sdxl"), tmp_path_factory.mktemp("miniature")
+    pipe.save_pretrained(folder / "sdxl")
+    tiny_controlnet("sdxl").controlnet.save_pretrained(folder / "controlnet")
+    return {HUB: str(folder / "sdxl"), LORA: str(save_tiny_lora(pipe, folder)), CONTROLNET: str(folder / "controlnet")}
+
+
+def shrunk(block: str, places: dict[str, str]) -> str:
+    """Code for a miniature of the hub's model, with sizes to match."""
+    for name, place in places.items():
+        block = block.replace(f'"{name}"', repr(place))
+    sizes = {r"height=\d+": "height=64", r"width=\d+": "width=128", r"window=\d+": "window=16", r"\(1024, 512\)": "(128, 64)"}
+    for size, small in sizes.items():
+        block = re.sub(size, small, block)
+    return block
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning", "ignore:the prompt has:panokit.errors.PromptWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool) -> None:
+def test_code_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     module = ModuleType(page.stem.replace("-", "_"))  # one that can be found again, so that what it defines can be pickled
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks:
+        if re.search(r"\bpipe\b", block):
+            block = shrunk(block, request.getfixturevalue("miniature"))
         if not sweeps:
             block = re.sub(r"width=\d{4}", "width=512", re.sub(r"steps=\d+", "steps=2", block))
         exec(compile(block, str(page), "exec"), vars(module))

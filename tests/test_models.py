@@ -121,7 +121,7 @@ def test_the_window_is_a_setting(folder: Path) -> None:
         load_model(str(folder), window=13)
     with pytest.raises(
         SettingError,
-        match="there is no setting 'varient', .* did you mean 'variant'",
+        match=r"there is no setting 'varient', .* did you mean 'variant'",
     ):
         load_model(str(folder), varient="fp16")
     with pytest.raises(SettingError, match="window of diffusers came as 'wide': it must be a whole number"):
