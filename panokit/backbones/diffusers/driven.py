@@ -201,6 +201,9 @@ def _subclassed(pipe: Any) -> Any:
             self.remembered.append(super().encode_prompt(*args, **kwargs))
             return self.remembered[-1]
 
+        def prepare_extra_step_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return {}  # diffusers' own reads the signature of the scheduler's step, at each call
+
         def encode_image(self, *args: Any, **kwargs: Any) -> Any:
             """Pictures of an adapter stay the same, so each is encoded once a run."""
             if self.image_number == len(self.encoded_images):

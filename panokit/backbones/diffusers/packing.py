@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,9 +36,15 @@ def packed(pipe: Any, x: Float[Tensor, "n c h w"]) -> Tensor:
     if hasattr(pipe, "_pack_latents"):
         n, c, height, width = x.shape
         known = {"batch_size": n, "num_channels_latents": c, "height": height, "width": width, "patch_size": SIDE}
-        takes = inspect.signature(pipe._pack_latents).parameters
+        takes = _takes(type(pipe)._pack_latents)
         return pipe._pack_latents(x, **{name: value for name, value in known.items() if name in takes})
-    return x[:, :, None] if "num_frames" in inspect.signature(type(pipe).__call__).parameters else x
+    return x[:, :, None] if "num_frames" in _takes(type(pipe).__call__) else x
+
+
+@cache
+def _takes(function: Any) -> frozenset[str]:
+    """The arguments of a function. To read them anew at each step would take as long as the rest of it."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def unpacked(pred: Tensor, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
