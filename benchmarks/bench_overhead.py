@@ -2,9 +2,9 @@
 
 The network returns its input at no cost. So the time goes to cropping, batching, fusion and the solver. Both sides run in turns
 in one process, on one thread, with the same 25 windows: 64 x 256 latents, window 64, stride 8, which diffusers' pipeline
-requires. A pipeline that is driven one noise level at a time does what it does in each call of its own, and may cost as much as
-diffusers' panorama pipeline; a UNet that is called directly must cost a fraction. The first step of each run is not measured, because it sets things up. `pytest benchmarks --benchmark-enable -s`
-prints the table.
+requires. A UNet that is called directly must cost a fraction. A pipeline that is driven one noise level at a time repeats what it
+does at the start of each call, and must not cost more than diffusers' panorama pipeline. The first step of each run is not
+measured, because it sets things up. `pytest benchmarks --benchmark-enable -s` prints the table.
 """
 
 import gc
@@ -161,7 +161,7 @@ def test_overhead_is_a_fraction_of_diffusers(
     own, other = (1e6 * median(side) for side in zip(*timed, strict=True))
     benchmark.extra_info |= {"panokit us": own, "diffusers us": other, "ratio": ratio()}
     print(
-        f"\n{model}, batch {batch}, scale {scale}: panokit {own:.0f} us, diffusers {other:.0f} us, ratio {ratio():.2f}, bar {bar:.2f}"
+        f"\n{model}, batch {batch}, scale {scale}: {own:.0f} us, diffusers {other:.0f} us, ratio {ratio():.2f}, bar {bar:.2f}"
     )
     benchmark.pedantic(ours, (null, batch, scale, steps))
     assert ratio() <= bar

@@ -10,14 +10,15 @@ import torch
 
 from panokit import load_model
 from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.backbones.diffusers.driven import skips
 from panokit.backbones.diffusers.own import training_of
-from panokit.backbones.diffusers.pipeline import _picked, require_drivable
+from panokit.backbones.diffusers.reading import picked
 from panokit.errors import ModelError, SettingError
-from panokit.testing.families import cross_attention, flux, joint_attention, tiny_pipeline, unets
+from panokit.testing.families import controlnets, cross_attention, flux, joint_attention, tiny_pipeline, unets
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-FAMILIES = (unets, flux, joint_attention, cross_attention)
+FAMILIES = (unets, flux, joint_attention, cross_attention, controlnets)
 MINIATURES = {name for family in FAMILIES for name in vars(family) if name.endswith("Pipeline")} - {"DiffusionPipeline"}
 TRIED = {
     "AuraFlowPipeline",
@@ -145,17 +146,17 @@ def test_noise_without_a_formula_is_refused() -> None:
 
 def test_a_text_may_be_encoded_as_several_parts() -> None:
     first, second = [torch.zeros(2, 4)], [torch.ones(3, 4), torch.ones(1, 4)]
-    [(prompts, negatives)] = _picked([([first, second], [])], 2, [1, 0, 1])
+    [(prompts, negatives)] = picked([([first, second], [])], 2, [1, 0, 1])
     assert [len(parts) for parts in prompts] == [2, 1, 2]
     assert negatives == []
-    [(prompts,)] = _picked([([first],)], 1, [0, 0])
+    [(prompts,)] = picked([([first],)], 1, [0, 0])
     assert [len(parts) for parts in prompts] == [1, 1]
 
 
 def test_what_is_encoded_is_picked_call_by_call() -> None:
     calls = [[torch.zeros(2, 4), torch.ones(3, 4)], [torch.zeros(1, 4), torch.zeros(1, 4)]]
-    picked = _picked(calls, 2, [1])
-    assert [[tuple(text.shape) for text in call] for call in picked] == [[(3, 4)], [(1, 4)]]
+    rows = picked(calls, 2, [1])
+    assert [[tuple(text.shape) for text in call] for call in rows] == [[(3, 4)], [(1, 4)]]
 
 
 def test_an_autoencoder_of_pictures_with_opacity_sees_opaque_ones() -> None:

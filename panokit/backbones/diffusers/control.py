@@ -58,7 +58,7 @@ class Shown:
 
 
 def argument_of(pipe: Any) -> str | None:
-    """The argument of a pipeline's call that takes the picture for its ControlNet; None if it has no ControlNet.
+    """The argument of a pipeline's call that takes the picture for its ControlNet or T2I-Adapter; None if it has neither.
 
     Args:
         pipe: a pipeline of diffusers.
@@ -66,14 +66,15 @@ def argument_of(pipe: Any) -> str | None:
     takes = inspect.signature(type(pipe).__call__).parameters
     if "control_image" in takes:
         return "control_image"
-    return "image" if getattr(pipe, "controlnet", None) is not None else None
+    steered = any(getattr(pipe, name, None) is not None for name in ("controlnet", "adapter"))
+    return "image" if steered else None
 
 
 def as_taken(pipe: Any, crops: Tensor) -> Tensor:
-    """Crops as a pipeline takes them. One with a processor for them takes pictures; the others take numbers in [-1, 1].
+    """Crops as a pipeline takes them. Most take numbers in [-1, 1]; those with a processor or a T2I-Adapter take pictures.
 
     Args:
         pipe: a pipeline of diffusers.
         crops: `n 3 H W`, in [0, 1].
     """
-    return crops if hasattr(pipe, "control_image_processor") else crops * 2 - 1
+    return crops if hasattr(pipe, "control_image_processor") or hasattr(pipe, "adapter") else crops * 2 - 1

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.backbones.diffusers.loading import Loading, load_pipeline
 from panokit.backbones.diffusers.model import is_stable_diffusion, load_stable_diffusion
 from panokit.backbones.diffusers.networks import shared
 from panokit.backbones.diffusers.packing import patchifies
 from panokit.backbones.diffusers.parts import read_json
-from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions, require_drivable
+from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions
 from panokit.backbones.diffusers.sources import folder_of
 from panokit.backbones.diffusers.swaps import pipeline_class
 from panokit.denoiser import Model

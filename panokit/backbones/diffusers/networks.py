@@ -33,8 +33,13 @@ def shared(network: nn.Module) -> nn.Module:
 
 def moves_itself(network: nn.Module) -> bool:
     """Whether a network is offloaded by hooks of its own, spread over devices, or quantised: then nobody else may move it."""
-    marked = any(getattr(network, name, None) for name in ("_hf_hook", "_diffusers_hook", "hf_device_map", "is_quantized"))
-    return marked or any(type(parameter) not in (nn.Parameter, Tensor) for parameter in network.parameters())
+    if getattr(network, "hf_device_map", None) or getattr(network, "is_quantized", False):
+        return True
+    for module in network.modules():  # diffusers leaves registries of hooks in networks that it calls, which may be empty
+        registry = getattr(module, "_diffusers_hook", None)
+        if hasattr(module, "_hf_hook") or (registry is not None and registry.hooks):
+            return True
+    return any(type(parameter) not in (nn.Parameter, Tensor) for parameter in network.parameters())
 
 
 def add_casts(network: nn.Module) -> None:

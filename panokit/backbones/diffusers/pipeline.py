@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.backbones.diffusers import control
+from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, require_window, shared
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
-from panokit.backbones.diffusers.reading import Reading
+from panokit.backbones.diffusers.reading import Reading, picked
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError, PromptWarning, SettingError
 from panokit.grid import Grid
@@ -33,29 +34,8 @@ _REWRITES = ("use_pe", "enable_prompt_rewrite", "prompt_upsampling")
 """Arguments of pipelines' calls that have a language model rewrite the prompt, with chance that no seed of panokit decides."""
 _BY_STEP = {"cfg_trunc_ratio", "control_guidance_start", "control_guidance_end", "adapter_conditioning_factor"}
 """Arguments of pipelines' calls that are about some of the steps."""
-_LACKING = {
-    "guider": "its guidance remembers the steps before, and would mix windows",
-    "sigma_data": "its networks compute on latents of another scale than those of its scheduler",
-    "resolutions": "it makes pictures of a few sizes alone",
-}
-"""Names in a pipeline's call, and why such a pipeline cannot be driven."""
 _ALONE = ("PRXPipeline",)
 """Pipelines that guide one picture at a time: they tell their network one time for two, whatever the number of pictures."""
-_PICTURES = ("strength", "mask_image", "control_mask")
-"""Arguments of pipelines that begin with a picture, or mix one in between two steps."""
-_FILMS = ("num_frames", "frames", "video_length", "num_videos_per_prompt")
-"""Arguments of pipelines that make films."""
-_FRAMES = ("WanPipeline",)
-"""Pipelines that make films, and whose films of one frame are pictures here."""
-_BY_NAME = {
-    "BriaFibo2Pipeline": "it draws the words of its prompts as pictures",
-    "CogView3PlusPipeline": "panokit has no formula for the noise of its scheduler",
-    "HiDreamImagePipeline": "it makes pictures of one area alone, and its texts are not rows",
-    "JoyImageEditPipeline": "its latents are several pictures",
-    "StableUnCLIPImg2ImgPipeline": "it draws noise for its picture in each call",
-    "Ideogram4Pipeline": "it encodes its texts for the size of one picture",
-}
-"""Pipelines that cannot be driven, for reasons that their signatures do not tell."""
 
 
 @final
@@ -153,6 +133,10 @@ class PipelineDenoiser(Denoiser):
         self._networks = {name: shared(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         for name, network in self._networks.items():
             setattr(self._driven.pipe, name, network)
+            if getattr(network, "is_cache_enabled", False):
+                raise ModelError(
+                    f"the {name} of {self._name} caches steps, which would mix windows: call disable_cache() on it"
+                )
             if not name.startswith(OTHERS):
                 add_casts(network)
         self._control = control.argument_of(pipe)
@@ -263,8 +247,8 @@ class PipelineDenoiser(Denoiser):
             origin = top, left
             options |= self._place(windows, origin)
         seen = embeddings.shown.seen(windows, numbers) if embeddings.shown else []
-        picked = _picked(embeddings.texts, len(embeddings.scene.texts), texts)
-        return Call(rows, picked, {**options, **self._size()}, seen, origin)
+        encoded = picked(embeddings.texts, len(embeddings.scene.texts), texts)
+        return Call(rows, encoded, {**options, **self._size()}, seen, origin)
 
     def _blank(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Arguments for a call with `n` texts that are encoded already, which no language model need rewrite."""
@@ -362,76 +346,9 @@ class PipelineDenoiser(Denoiser):
             )
 
 
-def require_drivable(pipeline: type) -> None:
-    """Check that a pipeline's class has all that driving it needs.
-
-    Args:
-        pipeline: a class of diffusers.
-
-    Raises:
-        ModelError: it lacks something. The message says what.
-    """
-    reason = _reason(pipeline)
-    if reason:
-        raise ModelError(
-            f"{pipeline.__name__} cannot be driven one noise level at a time, for {reason}: "
-            "use a pipeline that makes pictures from texts and takes latents"
-        )
-
-
-def _reason(pipeline: Any) -> str | None:
-    """Why a pipeline cannot be driven; None if it can."""
-    call: Any = pipeline.__call__
-    takes, inner = inspect.signature(call).parameters, getattr(call, "__wrapped__", None)
-    names = inner.__code__.co_names if inner else ()
-    missing = [f"an argument {name}" for name in ("prompt", "latents", "height", "width") if name not in takes]
-    missing += [f"a call of {name}" for name in ("encode_prompt", "progress_bar", "scheduler") if name not in names]
-    missing += ["a vae"] if "vae" not in inspect.signature(pipeline.__init__).parameters else []
-    if missing:
-        return f"it lacks {', '.join(missing)}"
-    if ".deprecated." in pipeline.__module__:
-        return "diffusers maintains it no longer"
-    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    asked = {name for name, value in takes.items() if value.default is value.empty and value.kind is plain}
-    required = sorted(asked - {"self", "prompt"})
-    if required:
-        return f"it asks for {', '.join(required)}"
-    if any(name in takes for name in _PICTURES):
-        return "it begins with a picture, and panokit has its own way to do so"
-    if any(name in takes for name in _FILMS) and pipeline.__name__ not in _FRAMES:
-        return "it makes films"
-    if any("prior" in name for name in names):
-        return "a second model reads the prompt in its call"
-    if hasattr(pipeline, "_pack_latents_no_patch"):
-        return "it lays its latents out in a row of cells, not of patches"
-    return next((reason for name, reason in _LACKING.items() if name in names), _BY_NAME.get(pipeline.__name__))
-
-
 def _network(pipe: Any) -> Any:
     """The network that predicts."""
     for name in ("transformer", "unet", "transformer_2"):
         if getattr(pipe, name, None) is not None:
             return getattr(pipe, name)
     raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer: use a pipeline that denoises latents")
-
-
-def _picked(answers: list[Any], k: int, texts: Sequence[int]) -> list[Any]:
-    """What `encode_prompt` would return for some of `k` texts, call by call."""
-    return [_rows(answer, k, texts) for answer in answers]
-
-
-def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
-    """Pick the rows of some texts out of what was encoded for `k` texts."""
-    if isinstance(value, Tensor):
-        if not value.ndim or value.shape[0] != k:
-            return value
-        return value.expand(len(texts), *value.shape[1:]) if k == 1 else value[list(texts)]
-    if isinstance(value, tuple):
-        return tuple(_rows(part, k, texts) for part in value)
-    if isinstance(value, list):
-        return (
-            [value[text] for text in texts]
-            if len(value) == k and isinstance(value[0], Tensor | list)
-            else [_rows(part, k, texts) for part in value]
-        )
-    return value

@@ -1,9 +1,11 @@
-"""Tokenizers that notice which texts they cut."""
+"""What a pipeline reads: tokenizers that notice which texts they cut, and the rows of some of the texts."""
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
+
+from torch import Tensor
 
 from panokit.errors import PromptWarning
 
@@ -60,3 +62,31 @@ class Reading:
             if meant and plain not in whole:
                 message = f"the prompt has {count} tokens and this model reads {limit}: {end!r} at its end is cut off"
                 warnings.warn(message, PromptWarning, stacklevel=6)
+
+
+def picked(answers: list[Any], k: int, texts: Sequence[int]) -> list[Any]:
+    """What a pipeline's `encode_prompt` would return for some texts, call by call.
+
+    Args:
+        answers: what it returned for all of them.
+        k: the number of all texts.
+        texts: the positions of those to pick.
+    """
+    return [_rows(answer, k, texts) for answer in answers]
+
+
+def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
+    """Pick the rows of some texts out of what was encoded for `k` texts."""
+    if isinstance(value, Tensor):
+        if not value.ndim or value.shape[0] != k:
+            return value
+        return value.expand(len(texts), *value.shape[1:]) if k == 1 else value[list(texts)]
+    if isinstance(value, tuple):
+        return tuple(_rows(part, k, texts) for part in value)
+    if isinstance(value, list):
+        return (
+            [value[text] for text in texts]
+            if len(value) == k and isinstance(value[0], Tensor | list)
+            else [_rows(part, k, texts) for part in value]
+        )
+    return value
