@@ -9,6 +9,7 @@ with two things replaced. Its scheduler has one noise level, and keeps the predi
 import copy
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from panokit.errors import ModelError
+from panokit.backbones.diffusers.scheduler import quiet
+from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Level
 
 _SILENT = nullcontext(SimpleNamespace(update=lambda n=1: None))
@@ -66,7 +68,8 @@ class Driven:
             A copy of the scheduler, set for so many steps.
         """
         scheduler = copy.deepcopy(self.scheduler)
-        self._ready(scheduler, {**options, "num_inference_steps": steps}, texts)
+        with quiet():
+            self._ready(scheduler, {**options, "num_inference_steps": steps}, texts)
         return scheduler
 
     def predict(self, level: Level, texts: list[Any], **options: Any) -> Tensor:
@@ -93,6 +96,9 @@ class Driven:
         try:
             with self._set(scheduler=scheduler):
                 self._until_stopped({**options, "output_type": "latent"})
+        except ValueError as cause:  # pipelines check their arguments
+            reason = " ".join(str(cause).split()).rstrip(".")
+            raise SettingError(f"{self._class.__name__} refuses what it is called with: {reason}") from cause
         finally:
             self.pipe.rehearses = False
         return self.pipe.remembered
@@ -154,13 +160,18 @@ def _subclassed(pipe: Any) -> Any:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Inside, diffusers logs errors alone. It would repeat its advice at each call, which here means for each window."""
+    """Inside, diffusers logs errors alone. It would repeat its advice at each call, which here means for each window.
+
+    Nor does torch warn that the norms of a network in mixed precision are computed in two steps.
+    """
     handlers = logging.getLogger("diffusers").handlers
     levels = [handler.level for handler in handlers]
     for handler in handlers:
         handler.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
+            yield
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
@@ -190,8 +201,10 @@ class _OneLevel:
         mu: float | None = None,
     ) -> None:
         steps = self._level.steps
-        self.timesteps = torch.full((steps,), self._level.t, device=device)
-        self.sigmas = torch.full((steps + 1,), self._level.sigma)
+        exact = torch.promote_types(torch.get_default_dtype(), torch.float32)  # the default is half where networks are
+        whole = isinstance(self._level.t, int)
+        self.timesteps = torch.full((steps,), self._level.t, device=device, dtype=torch.int64 if whole else exact)
+        self.sigmas = torch.full((steps + 1,), self._level.sigma, dtype=exact)
         self.num_inference_steps = steps
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -34,8 +34,13 @@ def shared(network: nn.Module) -> nn.Module:
 
 def moves_itself(network: nn.Module) -> bool:
     """Whether a network is offloaded by hooks of its own, spread over devices, or quantised: then nobody else may move it."""
-    marked = any(getattr(network, name, None) for name in ("_hf_hook", "_diffusers_hook", "hf_device_map", "is_quantized"))
-    return marked or any(type(parameter) not in (nn.Parameter, Tensor) for parameter in network.parameters())
+    marked = any(getattr(network, name, None) for name in ("_hf_hook", "hf_device_map", "is_quantized"))
+    registry = getattr(network, "_diffusers_hook", None)  # each call of a pipeline leaves an empty one
+    return (
+        marked
+        or bool(registry and registry.hooks)
+        or any(type(parameter) not in (nn.Parameter, Tensor) for parameter in network.parameters())
+    )
 
 
 def add_casts(network: nn.Module) -> None:

@@ -17,7 +17,7 @@ from panokit.backbones.diffusers.execution import set_attention, set_checkpointi
 from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, shared
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.denoiser import Denoiser
-from panokit.errors import ModelError
+from panokit.errors import ModelError, SettingError
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
@@ -73,6 +73,7 @@ class PipelineDenoiser(Denoiser):
 
     Raises:
         ModelError: the pipeline cannot be driven. The message says what it lacks.
+        SettingError: the pipeline packs cells into patches, which do not fill the window.
     """
 
     choices = frozenset({"attention", "checkpointing", "compile"})
@@ -88,7 +89,7 @@ class PipelineDenoiser(Denoiser):
     ) -> None:
         require_drivable(type(pipe))
         self.channels, self.factor = channels, factor
-        self._takes = inspect.signature(type(pipe).__call__).parameters
+        self._takes = dict(inspect.signature(type(pipe).__call__).parameters)  # a sampler may copy it
         self._driven = Driven(pipe)
         networks = {name: shared(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         for name, network in networks.items():
@@ -99,6 +100,10 @@ class PipelineDenoiser(Denoiser):
         self._config: Any = _network(pipe).config
         self.multiple = 2 if hasattr(pipe, "_pack_latents") or hasattr(pipe, "_patchify_latents") else 1
         self.window = window or self._own_window(pipe)
+        if any(cells % self.multiple for cells in self.window):
+            raise SettingError(
+                f"a window of {self.window[0]} cells does not work with {type(pipe).__name__}: give an even number"
+            )
         self._guidance = self._guidance_argument()
         self.steps = self._default("num_inference_steps", 50)
         self.guidance_scale = float(self._default(self._guidance, 1.0))
