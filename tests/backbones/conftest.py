@@ -36,11 +36,13 @@ def literal() -> Callable[..., Tensor]:
         fixed = {"num_frames": 1, "use_resolution_binning": False}
         options = {
             **{name: value for name, value in fixed.items() if name in takes},
-            **{"height": side, "width": side, "generator": torch.Generator().manual_seed(seed)},
+            "height": side,
+            "width": side,
+            "generator": torch.Generator().manual_seed(seed),
             **options,
         }
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "__array__", DeprecationWarning)  # diffusers, in set_timesteps
+            warnings.filterwarnings("ignore", "__array", DeprecationWarning)  # diffusers, in set_timesteps
             made = pipe(prompt=prompt, output_type="np" if pixels else "latent", return_dict=False, **options)[0]
         if pixels:
             return rearrange(torch.as_tensor(made)[..., :3], "... h w c -> (...) c h w")[0]
