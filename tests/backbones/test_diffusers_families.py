@@ -89,7 +89,7 @@ def test_without_settings_a_sampler_paints_what_the_pipeline_paints(
     sampler = Sampler(pipeline(name), runtime=Runtime(accelerator="cpu"))
     if max(sampler.model.denoiser.window) > (128 if sweeps else 16):
         sampler = Sampler(load_model(pipeline(name), window=cells(name)), runtime=sampler.runtime)
-        own = {"cells": cells(name)}
+        own: dict[str, Any] = {"cells": cells(name)}
     else:
         own = {"height": None, "width": None, "cells": sampler.model.denoiser.window[0]}
     if name == "sana":
@@ -243,13 +243,11 @@ def test_in_bfloat16_a_run_is_as_exact_as_the_pipeline(name: str, model: Made, l
     exact = literal(tiny_pipeline(name), **options)
     allowed = 1.5 * float((literal(half, **options).float() - exact).norm()) + 0.01 * float(exact.norm())
     literal(made := tiny_pipeline(name), **options)
+    pipe: Any
+    precision: Any
     for pipe, precision in ((half, "32-true"), (made, "bf16-mixed"), (made, "bf16-true")):
         sampler = Sampler(load_model(pipe, window=cells(name)), runtime=Runtime(accelerator="cpu", precision=precision))
-        kept = {
-            weight.dtype
-            for network in networks(sampler.model.denoiser._driven.pipe).values()
-            for weight in network.parameters()
-        }
+        kept = {weight.dtype for network in sampler.model.networks for weight in network.parameters()}
         assert (torch.bfloat16 in kept) == (precision != "bf16-mixed")
         assert float((finished(sampler).canvas - exact).norm()) < allowed, precision
         guided = Sampler(sampler.model, guidances=[MSDGuidance()], runtime=sampler.runtime)

@@ -8,18 +8,18 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from panokit import Checkpoint, Grid, Runtime, Sampler, Scene, SettingError, load_model
+from panokit import Checkpoint, Grid, Model, Runtime, Sampler, Scene, SettingError, Solver, load_model
 from panokit.backbones.diffusers.pipeline import require_drivable
 from panokit.decoding import encode
 from panokit.errors import ModelError
-from panokit.testing.families import save_tiny_embedding, save_tiny_lora, tiny_pipeline
+from panokit.testing.families import save_tiny_embedding, save_tiny_ip_adapter, save_tiny_lora, tiny_pipeline
 from panokit.testing.ranks import VirtualRanks
 from panokit_msd import MSDGuidance
 
 SEED = 3
-CPU = torch.device("cpu")
 Literal = Callable[..., Tensor]
 Made = Callable[..., Any]
 
@@ -34,6 +34,13 @@ def finished(sampler: Sampler, prompt: str = "a lake", **settings: Any) -> Any:
     while not run.done:
         run.step()
     return run
+
+
+def solver(model: Model) -> Solver:
+    """That of the pipeline's own scheduler, for four steps."""
+    own = model.denoiser.training.own
+    assert own is not None
+    return own(4, torch.device("cpu"))
 
 
 def error(x: Tensor, y: Tensor) -> float:
@@ -100,7 +107,7 @@ def test_noise_levels_of_a_flow_are_the_pipelines_own(
     pipe, model = pipeline(name), load_model(pipeline(name), window=16)
     expected = literal(pipe, num_inference_steps=4)
     sigmas, times = pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist()
-    levels = model.denoiser.training.own(4, CPU).levels
+    levels = solver(model).levels
     assert [level.sigma for level in levels] == sigmas
     assert [level.t for level in levels[:-1]] == times
     for scheduler in ("flow_euler", "dpm++_2m", "unipc"):
@@ -138,6 +145,19 @@ def test_a_word_learned_by_textual_inversion_is_known(literal: Literal, cpu: Run
     assert error(expected, before) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_an_ip_adapter_shows_its_picture_to_each_window(name: str, literal: Literal, cpu: Runtime, tmp_path: Path) -> None:
+    pipe, picture = tiny_pipeline(name), Image.new("RGB", (16, 16), (200, 30, 60))
+    before = literal(pipe, num_inference_steps=4)
+    save_tiny_ip_adapter(pipe, tmp_path)
+    pipe.load_ip_adapter(tmp_path, subfolder="", weight_name="ip-adapter.safetensors")
+    sampler = Sampler(load_model(pipe, window=16, ip_adapter_image=picture), runtime=cpu)
+    expected = literal(pipe, num_inference_steps=4, ip_adapter_image=picture)
+    assert error(finished(sampler).canvas, expected) < 1e-5
+    assert error(expected, before) > 1e-3
+    assert finished(sampler, windows=(1, 2)).canvas.isfinite().all()
+
+
 # --- gradients, ranks and checkpoints -------------------------------------------------------------------------
 
 
@@ -150,7 +170,7 @@ def test_gradients_are_those_of_finite_differences(name: str, pipeline: Made) ->
     x, toward, weight = torch.randn(3, 2, denoiser.channels, 8, 8, generator=generator, dtype=torch.float64)
     with torch.no_grad(), runtime.autocast():
         embeddings = denoiser.encode(Scene("a lake", "", denoiser.guidance_scale))
-        level = denoiser.training.own(4, CPU).levels[1]
+        level = solver(sampler.model).levels[1]
     condition = denoiser.condition(embeddings, grid, [0, 1])
 
     def energy(x: Tensor) -> Tensor:
@@ -178,16 +198,15 @@ def test_ranks_make_the_same_bits(name: str, pipeline: Made) -> None:
 @pytest.mark.parametrize("name", ["sd", "sana", "wan"])
 def test_a_resumed_run_makes_the_same_bits(name: str, pipeline: Made, tmp_path: Path) -> None:
     """PNDM, DPM++ and UniPC remember earlier steps."""
-    runtime, settings = Runtime(accelerator="cpu"), {"steps": 5, "seed": SEED}
-    model = load_model(pipeline(name), window=16)
-    settings |= {"height": 16 * model.factor, "width": 24 * model.factor}
+    runtime, model = Runtime(accelerator="cpu"), load_model(pipeline(name), window=16)
+    settings: dict[str, Any] = {"steps": 5, "seed": SEED, "height": 16 * model.factor, "width": 24 * model.factor}
     for run in Sampler(model, runtime=runtime, callbacks=[Checkpoint(tmp_path / "a", 1)]).stream("a lake", **settings):
         if run.level.step == 3:
             break
     kept = Checkpoint(tmp_path / "a", resume=tmp_path / "a")
     steps = list(Sampler(model, runtime=runtime, callbacks=[kept]).stream("a lake", **settings))
     assert len(steps) < 4
-    assert torch.equal(steps[-1].canvas, finished(Sampler(model, runtime=runtime), windows=(1, 1), **settings).canvas)
+    assert torch.equal(steps[-1].canvas, finished(Sampler(model, runtime=runtime), **settings).canvas)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------
@@ -206,8 +225,9 @@ def test_img2img_is_diffusers_own_at_one_window(name: str, kind: str, literal: L
     model = load_model(pipe, window=16)
     picture = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     picture = torch.nn.functional.interpolate(picture[None], size=(32, 32), mode="bilinear")[0]
-    settings = {"strength": 0.6, "guidance_scale": 4.0}
+    settings: dict[str, Any] = {"strength": 0.6, "guidance_scale": 4.0}
     ours = finished(Sampler(model, runtime=cpu), image=picture, steps=10, **settings).canvas
+    assert model.codec is not None
     latents = encode(model.codec, picture, (False, False))  # diffusers would draw noise to encode it
     other = getattr(diffusers, kind).from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
