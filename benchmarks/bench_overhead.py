@@ -2,8 +2,8 @@
 
 The network returns its input at no cost. So the time goes to cropping, batching, fusion and the solver. Both sides run in turns
 in one process, on one thread, with the same 25 windows: 64 x 256 latents, window 64, stride 8, which diffusers' pipeline
-requires. A UNet that is called directly must cost a fraction. A pipeline that is driven one noise level at a time repeats what it
-does at the start of each call, and must not cost more than diffusers' panorama pipeline. The first step of each run is not
+requires. A UNet that is called directly must cost a fraction. A pipeline that is driven one noise level at a time repeats what
+it does at the start of each call, and must not cost more than diffusers' panorama pipeline. The first step of each run is not
 measured, because it sets things up. `pytest benchmarks --benchmark-enable -s` prints the table.
 """
 

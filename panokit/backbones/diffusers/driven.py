@@ -21,7 +21,7 @@ from torch import Tensor
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Reading
 from panokit.backbones.diffusers.scheduler import quiet
-from panokit.errors import ModelError
+from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Level
 
 _TABLES = ("_prepare_latent_image_ids", "_prepare_latent_ids", "prepare_position_ids")
@@ -133,6 +133,9 @@ class Driven:
         try:
             with self._set(scheduler=scheduler), quiet():
                 self._until_stopped({**options, "output_type": "latent"})
+        except (ValueError, TypeError, AttributeError, LookupError) as cause:  # of a wrong argument any of these can come
+            reason = " ".join(str(cause).split()).rstrip(".")
+            raise SettingError(f"{self._class.__name__} refuses what it is called with: {reason}") from cause
         finally:
             self.pipe.rehearses = False
         return self.pipe.remembered
@@ -276,8 +279,10 @@ class _OneLevel:
         **options: Any,
     ) -> None:
         steps = self._level.steps
-        self.timesteps = torch.full((steps,), self._level.t, device=device)
-        self.sigmas = torch.full((steps + 1,), self._level.sigma)
+        exact = torch.promote_types(torch.get_default_dtype(), torch.float32)  # the default is half where networks are
+        whole = isinstance(self._level.t, int)
+        self.timesteps = torch.full((steps,), self._level.t, device=device, dtype=torch.int64 if whole else exact)
+        self.sigmas = torch.full((steps + 1,), self._level.sigma, dtype=exact)
         self.num_inference_steps = steps
 
     def set_begin_index(self, begin_index: int = 0) -> None:

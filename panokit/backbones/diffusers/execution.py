@@ -37,7 +37,7 @@ def set_attention(unet: Any, attention: Attention) -> None:
 
 
 def set_checkpointing(network: Any, on: bool) -> None:
-    """Set whether a network computes activations again in the backward pass. A UNet does so only at its finer levels.
+    """Set whether a network computes activations again in the backward pass, if it can. A UNet does so only at finer levels.
 
     A level of C channels keeps about C numbers a cell, and needs about C^2 multiplications for them. So the coarse half of the
     levels would take half of the time to compute again, and free a sixth of the memory.
@@ -46,6 +46,8 @@ def set_checkpointing(network: Any, on: bool) -> None:
         network: a network of diffusers.
         on: whether to compute again.
     """
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        return  # as some autoencoders: diffusers would raise
     network.disable_gradient_checkpointing()
     if on:
         network.enable_gradient_checkpointing()
