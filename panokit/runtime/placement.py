@@ -101,8 +101,10 @@ def sharing(networks: Iterable[nn.Module]) -> dict[int, Any]:
     weights: dict[int, Any] = {}
     for network in networks:
         for tensor in chain(network.parameters(), network.buffers()):
-            plain = type(tensor) is nn.Parameter
-            weights[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False) if plain else tensor
+            if type(tensor) is nn.Parameter:
+                weights[id(tensor)] = nn.Parameter(tensor.data, requires_grad=False)
+            else:  # a detached tensor is another object with the same memory; what is quantised stays itself
+                weights[id(tensor)] = tensor.detach() if type(tensor) is Tensor else tensor
     return weights
 
 

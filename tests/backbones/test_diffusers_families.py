@@ -20,6 +20,7 @@ TEXTS = Regions((Region((0, 0, 0.4, 1), "a lake"), Region((0.6, 0, 1, 1), CITY))
 Literal = Callable[..., Tensor]
 Made = Callable[..., Any]
 
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt has:panokit.errors.PromptWarning")  # miniatures read little
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 

@@ -255,11 +255,15 @@ def test_a_pipeline_that_cannot_be_driven_is_refused_with_what_it_lacks(kind: st
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("sd", {"clip_skp": 1}, r"the call of StableDiffusionPipeline has no argument 'clip_skp': did you mean 'clip_skip'\?"),
-        ("sd", {"qqqqq": 1}, r"has no argument 'qqqqq': see its documentation"),
+        (
+            "sd",
+            {"clip_skp": 1},
+            r"no setting 'clip_skp', and the call of StableDiffusionPipeline has none: did you mean 'clip_skip'\?",
+        ),
+        ("sd", {"qqqqq": 1}, r"has none: see its documentation"),
         ("sd", {"num_inference_steps": 4}, "num_inference_steps .* is a setting of the sampler's call, steps: leave it out"),
         ("flux", {"guidance_scale": 2}, "guidance_scale of a pipeline's call is a setting of the sampler's call: leave it out"),
-        ("flux", {"window": 9}, "a window of 9 cells does not work with FluxPipeline: give an even number"),
+        ("flux", {"window": 9}, "window is 9: it must be a multiple of 2 cells; the nearest is 8"),
     ],
 )
 @pytest.mark.usefixtures("unannotated")
