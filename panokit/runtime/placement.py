@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from panokit.errors import SettingError
 from panokit.runtime.offload import Turns, release
 from panokit.settings import Execution
 
@@ -40,7 +41,14 @@ class Placement:
 
     @classmethod
     def on(cls, device: torch.device, precision: str, **options: Any) -> "Placement":
-        """The placement for a device and a precision, as Fabric names it; `options` are the other fields."""
+        """The placement for a device and a precision, as Fabric names it; `options` are the other fields.
+
+        Raises:
+            SettingError: the device does not compute in that precision.
+        """
+        lacks = device.type == "cuda" and precision.startswith("bf16") and not torch.cuda.is_bf16_supported()
+        if lacks or (device.type == "mps" and precision == "64-true"):
+            raise SettingError(f"the device {device} does not compute in the precision {precision}: use 32-true or 16-mixed")
         return cls(device, _WEIGHTS.get(precision), **options)
 
     def holds(self, module: nn.Module) -> bool:

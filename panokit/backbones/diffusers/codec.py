@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.backbones.diffusers.execution import set_checkpointing
+from panokit.backbones.diffusers.networks import moves_itself
 from panokit.denoiser import Codec
 from panokit.settings import Execution
 
@@ -37,7 +38,7 @@ class VAECodec(Codec):
         self.scale, self.mean = _statistics(vae)
 
     def modules(self) -> Iterable[nn.Module]:
-        return (self.vae,)
+        return () if moves_itself(self.vae) else (self.vae,)
 
     def configure(self, execution: Execution) -> None:
         set_checkpointing(self.vae, execution.checkpointing)

@@ -7,11 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import torch
+
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.backbones.diffusers.loading import Loading, load_pipeline
 from panokit.backbones.diffusers.model import is_stable_diffusion, load_stable_diffusion
-from panokit.backbones.diffusers.networks import shared
+from panokit.backbones.diffusers.networks import dtype_of, shared
 from panokit.backbones.diffusers.packing import patchifies
 from panokit.backbones.diffusers.parts import read_json
 from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions
@@ -124,11 +126,12 @@ class Diffusers(Loading, Family):
             kind = type(pipe).__name__
             raise ModelError(f"the pipeline {kind} has no vae: panokit paints latents, and needs what decodes them")
         cells = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
-        codec = VAECodec(shared(pipe.vae), None if patchifies(pipe) else cells)  # some of those count the pixels of a patch
+        vae = shared(pipe.vae)
+        if pipe.vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:
+            vae = vae.float()  # it overflows in half precision, and its pipeline does the same
+        codec = VAECodec(vae, None if patchifies(pipe) else cells)  # some of those count the pixels of a patch
         window = None if self.window is None else (self.window, self.window)
-        denoiser = PipelineDenoiser(
-            pipe, codec.channels, codec.factor, window=window, positions=self.positions, options=self.call
-        )
+        denoiser = PipelineDenoiser(pipe, codec, window=window, positions=self.positions, options=self.call)
         return Model(denoiser, codec, name)
 
     def _require_drivable(self, pipeline: type) -> None:

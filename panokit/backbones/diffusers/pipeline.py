@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.backbones.diffusers import control
+from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
@@ -100,8 +101,7 @@ class PipelineDenoiser(Denoiser):
 
     Args:
         pipe: a text-to-image pipeline. LoRAs and other adapters are loaded already.
-        channels: channels of its latents.
-        factor: pixels along a side of a latent cell.
+        codec: encodes and decodes its latents.
         window: cells of a window along each axis; None for the size that the pipeline makes by itself.
         positions: `local` tells the model that each window is a whole picture. `offset` tells it the window's place on the
             canvas; then windows are denoised one by one, for a pipeline takes one place a call.
@@ -118,19 +118,20 @@ class PipelineDenoiser(Denoiser):
     def __init__(
         self,
         pipe: Any,
-        channels: int,
-        factor: int,
+        codec: VAECodec,
         *,
         window: tuple[int, int] | None = None,
         positions: Positions = "local",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         require_drivable(type(pipe))
-        self.channels, self.factor, self.positions = channels, factor, positions
+        self.channels, self.factor, self.positions = codec.channels, codec.factor, positions
         self._name = type(pipe).__name__
         self._takes = dict(inspect.signature(type(pipe).__call__).parameters)
         self._driven = Driven(pipe)
-        self._networks = {name: shared(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+        networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name != "vae"}
+        self._networks = {name: shared(network) for name, network in networks.items()}
+        self._driven.pipe.vae = codec.vae
         for name, network in self._networks.items():
             setattr(self._driven.pipe, name, network)
             if getattr(network, "is_cache_enabled", False):
@@ -160,7 +161,7 @@ class PipelineDenoiser(Denoiser):
         self._last: Embeddings | None = None
 
     def modules(self) -> Iterable[nn.Module]:
-        return [network for name, network in self._networks.items() if name != "vae" and not moves_itself(network)]
+        return [network for network in self._networks.values() if not moves_itself(network)]
 
     def configure(self, execution: Execution) -> None:
         for name, network in self._networks.items():

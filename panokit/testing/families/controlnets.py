@@ -1,6 +1,7 @@
 """Families steered by a picture, in miniature: with a ControlNet, whose weights are random and not zero."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,7 +32,9 @@ def tiny_controlnet(family: str, *, seed: int = 0) -> DiffusionPipeline:
     pipeline = tiny_pipeline(family, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network(denoiser(pipeline))
+        with warnings.catch_warnings():  # diffusers makes places of FLUX with a class that it calls deprecated itself
+            warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
+            network = _network(denoiser(pipeline))
         enliven(network)
     return frozen(CONTROLNETS[family](**pipeline.components, controlnet=network))
 

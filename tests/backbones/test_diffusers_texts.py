@@ -1,0 +1,76 @@
+"""What a driven pipeline reads of texts: embeddings that the user brings, prompts that are cut, what has no effect."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from panokit import Runtime, Sampler, load_model
+from panokit.errors import PromptWarning, SettingError
+from panokit.testing.families import FAMILIES, tiny_pipeline
+
+LONG = "a lake in the mountains of the moon " * 60
+SILENT = {"flux2", "klein", "schnell"}  # their pipelines have no negative prompt, or read it with true guidance alone
+
+
+def begun(name: str, prompt: str = "a lake", cpu: Runtime | None = None, **settings: Any) -> list[str]:
+    """The warnings of panokit when a run begins."""
+    model = load_model(tiny_pipeline(name), window=16)
+    side = 16 * model.factor
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Sampler(model, runtime=cpu).begin(prompt, height=side, width=side, steps=2, **settings)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, PromptWarning)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_that_is_cut_says_so_and_a_short_one_does_not(name: str, cpu: Runtime) -> None:
+    (message,) = begun(name, LONG, cpu)
+    assert message.startswith("the prompt has ")
+    assert "tokens and this model reads " in message
+    assert message.endswith("at its end is cut off")
+    assert begun(name, "a lake", cpu) == []
+
+
+@pytest.mark.parametrize("name", ["flux2", "klein"])
+def test_a_negative_prompt_that_is_not_read_says_so_once(name: str, cpu: Runtime) -> None:
+    (message,) = begun(name, cpu=cpu, negative_prompt="rain")
+    assert message == "this model takes no negative prompt, so it has no effect: leave it out"
+
+
+def test_guidance_of_a_distilled_model_says_that_it_has_no_effect(cpu: Runtime) -> None:
+    pipe = tiny_pipeline("klein")
+    pipe.register_to_config(is_distilled=True)
+    sampler = Sampler(load_model(pipe, window=16), runtime=cpu)
+    size = {"height": 32, "width": 32, "steps": 2}
+    with pytest.warns(PromptWarning, match="is distilled and takes no guidance, so guidance_scale 3 has no effect"):
+        sampler.begin("a lake", guidance_scale=3.0, **size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PromptWarning)
+        sampler.begin("a lake", **size)  # the pipeline's own default
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "z_image"])
+def test_embeddings_that_the_user_brings_stand_in_the_place_of_texts(
+    name: str, cpu: Runtime, pipeline: Callable[[str], Any], literal: Callable[..., Tensor]
+) -> None:
+    pipe = pipeline(name)
+    with torch.no_grad():
+        if name in ("sdxl", "sd3"):
+            texts = pipe.encode_prompt("a castle", "a castle", "a castle") if name == "sd3" else pipe.encode_prompt("a castle")
+            names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        else:
+            texts = pipe.encode_prompt("a castle", **({"prompt_2": None} if name == "flux" else {}))
+            names = ("prompt_embeds", "pooled_prompt_embeds" if name == "flux" else "negative_prompt_embeds")
+    brought = dict(zip(names, texts, strict=False))
+    model = load_model(pipe, window=16, **brought)
+    side = 16 * model.factor
+    made = Sampler(model, runtime=cpu)("", height=side, width=side, steps=2, seed=3)
+    own = literal(pipe, "a castle", num_inference_steps=2)
+    assert float((made.latents - own).abs().max() / own.abs().max()) < 1e-5
+    assert made.recipe["model"]["prompt_embeds"]
+    with pytest.raises(SettingError, match="was given prompt_embeds, which stand in the place of texts: make the prompt empty"):
+        Sampler(model, runtime=cpu)("a lake", height=side, width=side, steps=2)
