@@ -25,8 +25,8 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def leave_to_sweeps(name: str, sweeps: bool, first: int) -> None:
-    """Skip two of three families where sweeps are not asked for; the first that stays is the one at a place."""
-    if not sweeps and [*FAMILIES].index(name) % 3 != first:
+    """Skip three of four families where sweeps are not asked for; the first that stays is the one at a place."""
+    if not sweeps and [*FAMILIES].index(name) % 4 != first:
         pytest.skip("a sweep")
 
 
@@ -64,7 +64,7 @@ def calls(model: Model, name: str, sweeps: bool) -> list[tuple[int, dict[str, An
     off = {denoiser._guidance: 0.0 if name in ("z_image", "krea2") else 1.0}
     against = {"negative_prompt": "fog, rain"} if "negative_prompt" in denoiser._takes else {}
     every = [(steps, options) for steps in (4, 8) for options in ({}, off, against, {**against, **off})]
-    return every if sweeps else [(4, against), (2, off)]
+    return every if sweeps else [(3, against), (2, off)]
 
 
 @every_family
@@ -145,7 +145,7 @@ def test_compositions_are_the_same_in_any_batches(name: str, model: Made, sweeps
         for batch in (1, 5):
             runtime = Runtime(accelerator="cpu", micro_batch=batch, guided_micro_batch=batch)
             sampler = Sampler(model(name, cells(name)), guidances=COMPOSITIONS[composition](), runtime=runtime)
-            made.append(finished(sampler, prompt, windows=(2, 3), wrap=wrap).canvas)
+            made.append(finished(sampler, prompt, windows=(2, 2), wrap=wrap).canvas)
         assert made[0].isfinite().all()
         assert error(*made) < (1e-2 if composition == "sync" else 2e-5), composition
 
@@ -238,7 +238,7 @@ def test_the_callers_pipeline_stays_as_it_is(name: str, literal: Literal, sweeps
 @every_family
 def test_in_bfloat16_a_run_is_as_exact_as_the_pipeline(name: str, model: Made, literal: Literal, sweeps: bool) -> None:
     """The pipeline itself may come in bfloat16, and then stays so; and it may have painted before."""
-    if not sweeps and name not in ("sdxl", "z_image"):
+    if not sweeps and name not in ("sdxl", "sana"):  # whose times are no whole numbers, and whole numbers
         pytest.skip("a sweep")
     half, options = tiny_pipeline(name).to(torch.bfloat16), {"num_inference_steps": 2, "cells": cells(name)}
     exact = literal(tiny_pipeline(name), **options)

@@ -111,12 +111,13 @@ def test_noise_levels_of_a_flow_are_the_pipelines_own(
     assert [level.sigma for level in levels] == sigmas
     assert [level.t for level in levels[:-1]] == times
     for scheduler in ("flow_euler", "dpm++_2m", "unipc"):
-        sampler = Sampler(model, scheduler=scheduler, runtime=cpu)
-        run = finished(sampler)
+        run = begun(Sampler(model, scheduler=scheduler, runtime=cpu))
         named = torch.tensor([level.sigma for level in run.solver.levels])
         torch.testing.assert_close(named, torch.tensor(sigmas), rtol=0, atol=2e-6)
         if scheduler == "flow_euler" and "Euler" in type(pipe.scheduler).__name__:
-            assert error(run.canvas, expected) < 1e-5
+            assert error(finished(Sampler(model, scheduler=scheduler, runtime=cpu)).canvas, expected) < 1e-5
+        elif sweeps:
+            assert finished(Sampler(model, scheduler=scheduler, runtime=cpu)).canvas.isfinite().all()
 
 
 # --- adapters -------------------------------------------------------------------------------------------------
@@ -185,7 +186,10 @@ def test_gradients_are_those_of_finite_differences(name: str, pipeline: Made) ->
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux", "wan"])
-def test_ranks_make_the_same_bits(name: str, pipeline: Made) -> None:
+def test_ranks_make_the_same_bits(name: str, pipeline: Made, sweeps: bool) -> None:
+    if not sweeps and name == "sdxl":
+        pytest.skip("a sweep")
+
     def canvas(runtime: Runtime) -> Tensor:
         sampler = Sampler(load_model(pipeline(name), window=8), guidances=[MSDGuidance()], runtime=runtime)
         return finished(sampler, windows=(2, 2), steps=2).canvas

@@ -142,7 +142,7 @@ class Driven:
 
     def _until_stopped(self, options: Mapping[str, Any]) -> None:
         try:
-            with _hushed():
+            with _hushed(), _exact_times():
                 self._call(self.pipe, **options)
         except _Stopped:
             return
@@ -241,6 +241,17 @@ def _subclassed(pipe: Any) -> Any:
 
 
 @contextmanager
+def _exact_times() -> Iterator[None]:
+    """Inside, new tensors have 32 bits or more. Where networks have half of them, times would be rounded like their weights."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.promote_types(default, torch.float32))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextmanager
 def _hushed() -> Iterator[None]:
     """Inside, libraries log errors alone. They would repeat their advice at each call, which here means for each window."""
     handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
@@ -279,10 +290,8 @@ class _OneLevel:
         **options: Any,
     ) -> None:
         steps = self._level.steps
-        exact = torch.promote_types(torch.get_default_dtype(), torch.float32)  # the default is half where networks are
-        whole = isinstance(self._level.t, int)
-        self.timesteps = torch.full((steps,), self._level.t, device=device, dtype=torch.int64 if whole else exact)
-        self.sigmas = torch.full((steps + 1,), self._level.sigma, dtype=exact)
+        self.timesteps = torch.full((steps,), self._level.t, device=device)
+        self.sigmas = torch.full((steps + 1,), self._level.sigma)
         self.num_inference_steps = steps
 
     def set_begin_index(self, begin_index: int = 0) -> None:
