@@ -186,9 +186,9 @@ class PipelineDenoiser(Denoiser):
         reading.warn(scene.texts)
         self._warn_of_guidance(scene)
         brought = {name for name in options if name.endswith("prompt_embeds")}
-        options = {name: value for name, value in options.items() if name not in brought}
-        if "negative_prompt_embeds" in brought:
-            options["negative_prompt"] = None
+        if brought and texts:  # they came back from `encode_prompt`, and are what it returns from now on
+            options = {name: value for name, value in options.items() if name not in brought}
+            options |= {"prompt": [""], **({"negative_prompt": [""]} if "negative_prompt_embeds" in brought else {})}
         self._last = Embeddings(cast_all(texts, torch.float32), options, scene, shown)
         return self._last
 
@@ -253,7 +253,10 @@ class PipelineDenoiser(Denoiser):
 
     def _blank(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
         """Arguments for a call with `n` texts that are encoded already, which no language model need rewrite."""
-        texts = {name: [""] * n for name in ("prompt", "negative_prompt") if name in options}
+        texts: dict[str, Any] = {name: [""] * n for name in ("prompt", "negative_prompt") if options.get(name)}
+        for name in options:
+            if name.endswith("prompt_embeds"):  # a pipeline that reads them without `encode_prompt`
+                (texts[name],) = picked([options[name]], 1, [0] * n)
         return {**options, **texts, **{name: False for name in _REWRITES if name in self._takes}}
 
     def _place(self, windows: Windows, origin: tuple[int, int]) -> dict[str, Any]:
