@@ -126,7 +126,8 @@ def _region(data: Any) -> Region | None:
     """A region from plain data: a mapping, or a pair of a box and a text; None if it is neither."""
     if isinstance(data, list | tuple) and len(data) == 2:
         data = dict(zip(("box", "text"), data, strict=True))
-    kinds: dict[str, Any] = {"box": tuple, "mask": str, "text": str, "negative_prompt": str, "weight": float | None}
+    texts = dict.fromkeys(("mask", "text", "negative_prompt", "ip_adapter_image"), str)
+    kinds: dict[str, Any] = {"box": tuple, "weight": float | None, **texts}
     if not isinstance(data, Mapping) or not data.keys() <= kinds.keys() or ("box" in data) == ("mask" in data):
         return None
     try:

@@ -155,7 +155,9 @@ class Worker:
         job = job if isinstance(job, Job) else Job.of({**self.defaults, **job})
         if not self.trusted:
             regions = () if isinstance(job.prompt, str) else job.prompt.parts
-            check_files({**job.settings.as_data(), "prompt": [{"mask": region.area} for region in regions if region.is_mask]})
+            files = [{"mask": region.area} for region in regions if region.is_mask]
+            files += [{"ip_adapter_image": region.ip_adapter_image} for region in regions]
+            check_files({**job.settings.as_data(), "prompt": files})
         return self._sampler(job.composition).plan(job.prompt, **job.settings.as_data())
 
     if not TYPE_CHECKING:  # type checkers know the attributes

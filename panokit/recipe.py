@@ -44,7 +44,7 @@ WORK = 1 << 21
 DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
 """The deepest nesting of such a recipe, its most parts and regions, and the largest whole number among a part's settings."""
 
-PICTURES = ("image", "mask", "control_image")
+PICTURES = ("image", "mask", "control_image", "ip_adapter_image")
 """The settings that are pictures."""
 MODEL_FILES = frozenset({"config", "controlnet", "embeddings", "ip_adapter", "loras", "vae"})
 """The settings of a model that name files, or models of the hub."""
@@ -204,8 +204,9 @@ def check_files(recipe: Mapping[str, Any]) -> None:
     Raises:
         SettingError: it names a picture, or a region of its prompt has a mask.
     """
-    mappings = (node.value for node in walk(recipe.get("prompt")) if isinstance(node.value, Mapping))
-    for file in (*(recipe.get(name) for name in PICTURES), *(mapping.get("mask") for mapping in mappings)):
+    regions = [node.value for node in walk(recipe.get("prompt")) if isinstance(node.value, Mapping)]
+    of_regions = (region.get(name) for region in regions for name in ("mask", "ip_adapter_image"))
+    for file in (*(recipe.get(name) for name in PICTURES), *of_regions):
         if file is not None:
             raise SettingError(
                 f"the recipe names the picture {file!r:.80}, a file of this machine: trust it (--trust) to read it"

@@ -328,9 +328,24 @@ class Sampler:
             read_prompt, masks = prompt.read()
             read_prompt.maps(windows.size)  # it raises if regions do not fit
             hashes |= masks
-        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, self._fields(chosen, pictures))
+        look = pictures.pop("ip_adapter_image", None)
+        fields = self._fields(chosen, pictures)
+        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, look)
+        self._require_looks(scene)
         begins = start(chosen, pictures, self.model.factor) if "image" in pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
+
+    def _require_looks(self, scene: Scene) -> None:
+        """Check that the pictures for an IP-Adapter are there where the model reads them, and nowhere else.
+
+        Raises:
+            SettingError: one is missing, or the model reads none.
+        """
+        reads, name = self.model.denoiser.reads_looks, self.model.name
+        if reads and any(look is None for look in scene.looks):
+            raise SettingError(f"the model {name} has an IP-Adapter: give ip_adapter_image=FILE, how the panorama is to look")
+        if not reads and any(look is not None for look in scene.looks):
+            raise SettingError(f"the model {name} reads no ip_adapter_image: leave it out, or load an IP-Adapter")
 
     def _fields(self, settings: Settings, pictures: Mapping[str, Float[torch.Tensor, "3 H W"]]) -> dict[str, torch.Tensor]:
         """The pictures that lie on the canvas and that the model reads.

@@ -32,6 +32,8 @@ class Region:
         negative_prompt: what to avoid there; None for the negative prompt of the scene.
         weight: None if the region lies on top of earlier ones. Where regions with weights overlap, their predictions are mixed
             in these proportions.
+        ip_adapter_image: for a model with an IP-Adapter, a picture that shows how the region is to look: a file, a picture of
+            Pillow, or a tensor; None for that of the scene.
 
     Raises:
         SettingError: a box is empty or leaves the canvas, or the weight is not above 0.
@@ -41,6 +43,7 @@ class Region:
     text: str
     negative_prompt: str | None = None
     weight: Number | None = None
+    ip_adapter_image: Any = None
 
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight > 0:
@@ -58,7 +61,8 @@ class Region:
 
     def _key(self) -> tuple[Any, ...]:
         area = self.area if isinstance(self.area, tuple | str) else id(self.area)  # tensors have no single truth value
-        return area, self.text, self.negative_prompt, self.weight
+        look = self.ip_adapter_image if isinstance(self.ip_adapter_image, str | None) else id(self.ip_adapter_image)
+        return area, self.text, self.negative_prompt, self.weight, look
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Region) and self._key() == other._key()
@@ -146,19 +150,23 @@ class Regions:
         return maps
 
     def read(self) -> "tuple[Regions, dict[str, str]]":
-        """Read all masks, once for a run.
+        """Read all masks and pictures, once for a run.
 
         Returns:
-            The regions with tensors for masks, and the SHA-256 of each mask by its place in plain data.
+            The regions with tensors in their place, and the SHA-256 of each by its place in plain data.
 
         Raises:
-            SettingError: a mask cannot be read.
+            SettingError: one cannot be read.
         """
         regions, hashes = [], {}
         for k, region in enumerate(self.parts):
             if region.is_mask:
                 pixels, hashes[f"prompt.regions.{k}.mask"] = read(region.area, f"the mask of the region {region.text!r}")
                 region = replace(region, area=pixels)
+            if region.ip_adapter_image is not None:
+                name = f"the ip_adapter_image of the region {region.text!r}"
+                pixels, hashes[f"prompt.regions.{k}.ip_adapter_image"] = read(region.ip_adapter_image, name)
+                region = replace(region, ip_adapter_image=pixels)
             regions.append(region)
         return Regions(tuple(regions), self.elsewhere), hashes
 
@@ -168,13 +176,21 @@ class Regions:
         Args:
             hashes: what `read` returned.
         """
-        if not any(region.is_mask or region.negative_prompt is not None or region.weight for region in self.parts):
+        more_than_boxes = (
+            region.is_mask or region.negative_prompt is not None or region.weight or region.ip_adapter_image is not None
+            for region in self.parts
+        )
+        if not any(more_than_boxes):
             return {"boxes": [[list(region.area), region.text] for region in self.parts], "elsewhere": self.elsewhere}
         regions = []
         for k, region in enumerate(self.parts):
             digest = hashes.get(f"prompt.regions.{k}.mask", "")
             area: dict[str, Any] = {"mask": label(region.area, digest)} if region.is_mask else {"box": list(region.area)}
-            more = {"text": region.text, "negative_prompt": region.negative_prompt, "weight": region.weight}
+            more: dict[str, Any] = {"text": region.text, "negative_prompt": region.negative_prompt, "weight": region.weight}
+            if region.ip_adapter_image is not None:
+                more["ip_adapter_image"] = label(
+                    region.ip_adapter_image, hashes.get(f"prompt.regions.{k}.ip_adapter_image", "")
+                )
             regions.append({**area, **{name: value for name, value in more.items() if value is not None}})
         return {"regions": regions, "elsewhere": self.elsewhere}
 
@@ -220,12 +236,21 @@ class Scene:
         negative_prompt: what to avoid; an empty text for nothing.
         guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
         fields: pictures that lie on the canvas, by name, such as a control picture: `c H W`, each stretched over the canvas.
+        ip_adapter_image: how everything is to look, `3 H W` of any size in [0, 1]; None for no such picture.
     """
 
     prompt: Prompt
     negative_prompt: str = ""
     guidance_scale: float = 1.0
     fields: Mapping[str, Tensor] = field(default_factory=dict)
+    ip_adapter_image: Tensor | None = None
+
+    @property
+    def looks(self) -> tuple[Tensor | None, ...]:
+        """How things are to look, for each of `texts`: the picture of its region, or that of the scene; None for neither."""
+        regions = () if isinstance(self.prompt, str) else self.prompt.parts
+        own = (region.ip_adapter_image for region in regions)
+        return (self.ip_adapter_image, *(self.ip_adapter_image if look is None else look for look in own))
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ class Settings:
         at: Left and top, in pixels, at which image lies on a larger canvas, such as 240,48. The rest is painted around it.
         control_image: A picture for a model with a ControlNet, such as edges or depth: its file. It is stretched over the whole
             canvas, and each window is shown its part.
+        ip_adapter_image: A picture for a model with an IP-Adapter: its file. It shows how the panorama is to look. Regions may
+            have their own.
         seed: Seed of all random numbers, from 0 to 2^64 - 1. The same seed makes the same picture.
 
     Raises:
@@ -60,6 +62,7 @@ class Settings:
     mask: str | None = None
     at: str | tuple[int, int] | None = None
     control_image: str | None = None
+    ip_adapter_image: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

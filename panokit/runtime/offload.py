@@ -1,5 +1,6 @@
 """Offload: networks take turns on a device, and wait in the memory of the host."""
 
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
@@ -53,6 +54,16 @@ class _CallIn:
         device = self.turns.device
         moved = tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)
         return moved, {key: arg.to(device) if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
+
+
+def turns_on(networks: Iterable[Any]) -> torch.device | None:
+    """The device on which networks take turns; None if they take none.
+
+    Args:
+        networks: networks, and other parts of a model.
+    """
+    hooks = (hook for network in networks if isinstance(network, nn.Module) for hook in network._forward_pre_hooks.values())
+    return next((hook.turns.device for hook in hooks if isinstance(hook, _CallIn)), None)
 
 
 def release(network: nn.Module) -> None:

@@ -114,7 +114,7 @@ def test_windows_of_a_smaller_canvas_are_handed_more_of_the_picture(cpu: Runtime
     whole = [picture for picture in pictures if len(picture) == 1]
     assert whole
     assert whole[0].shape[-2:] == (side, side)
-    assert float(whole[0].amax() - whole[0].amin()) > 0.98
+    assert float(whole[0].amax() - whole[0].amin()) > 0.95
     assert all(float(picture[0].amax() - picture[0].amin()) < 0.6 for picture in pictures if len(picture) > 1)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from panokit import Checkpoint, Grid, Model, Runtime, Sampler, Scene, SettingError, Solver, load_model
+from panokit import Checkpoint, Grid, Model, Region, Regions, Runtime, Sampler, Scene, SettingError, Solver, load_model
 from panokit.backbones.diffusers.pipeline import require_drivable
 from panokit.decoding import encode
 from panokit.errors import ModelError
@@ -152,11 +152,33 @@ def test_an_ip_adapter_shows_its_picture_to_each_window(name: str, literal: Lite
     before = literal(pipe, num_inference_steps=4)
     save_tiny_ip_adapter(pipe, tmp_path)
     pipe.load_ip_adapter(tmp_path, subfolder="", weight_name="ip-adapter.safetensors")
-    sampler = Sampler(load_model(pipe, window=16, ip_adapter_image=picture), runtime=cpu)
+    sampler = Sampler(load_model(pipe, window=16), runtime=cpu)
     expected = literal(pipe, num_inference_steps=4, ip_adapter_image=picture)
-    assert error(finished(sampler).canvas, expected) < 1e-5
+    assert error(finished(sampler, ip_adapter_image=picture).canvas, expected) < 1e-5
     assert error(expected, before) > 1e-3
-    assert finished(sampler, windows=(1, 2)).canvas.isfinite().all()
+    assert finished(sampler, windows=(1, 2), ip_adapter_image=picture).canvas.isfinite().all()
+
+
+def test_a_region_may_have_an_ip_adapter_picture_of_its_own(cpu: Runtime, tmp_path: Path) -> None:
+    """Each half is the one that its text and its picture make alone, for the windows of the halves do not overlap."""
+    pipe = tiny_pipeline("sdxl")
+    save_tiny_ip_adapter(pipe, tmp_path)
+    pipe.load_ip_adapter(tmp_path, subfolder="", weight_name="ip-adapter.safetensors")
+    sampler = Sampler(load_model(pipe, window=16), runtime=cpu)
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ((200, 30, 60), (20, 40, 220)))
+    blue.save(tmp_path / "blue.png")
+    halves = Regions((Region((0.5, 0, 1, 1), "a lake", ip_adapter_image=str(tmp_path / "blue.png")),), "a lake")
+    both = finished(sampler, halves, windows=(1, 2), stride=32, ip_adapter_image=red)
+    left, right = (finished(sampler, "a lake", windows=(1, 2), stride=32, ip_adapter_image=picture) for picture in (red, blue))
+    assert error(both.canvas[..., :16], left.canvas[..., :16]) < 1e-5
+    assert error(both.canvas[..., 16:], right.canvas[..., 16:]) < 1e-5
+    assert error(both.canvas[..., 16:], left.canvas[..., 16:]) > 1e-3
+    assert both.recipe["prompt"]["regions"][0]["ip_adapter_image"] == str(tmp_path / "blue.png")
+    assert both.recipe["hashes"].keys() == {"ip_adapter_image", "prompt.regions.0.ip_adapter_image"}
+    with pytest.raises(SettingError, match="has an IP-Adapter: give ip_adapter_image=FILE"):
+        sampler.plan(halves, height=32, width=64)
+    with pytest.raises(SettingError, match="reads no ip_adapter_image: leave it out, or load an IP-Adapter"):
+        Sampler(load_model(tiny_pipeline("sdxl"), window=16), runtime=cpu).plan("a lake", ip_adapter_image=red)
 
 
 # --- gradients, ranks and checkpoints -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, final
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from panokit.backbones.diffusers.packing import SIDE
-from panokit.backbones.diffusers.reading import Reading
+from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
 from panokit.backbones.diffusers.scheduler import quiet
 from panokit.errors import ModelError, SettingError
+from panokit.runtime.offload import turns_on
 from panokit.scheduler import Level
 
 _TABLES = ("_prepare_latent_image_ids", "_prepare_latent_ids", "prepare_position_ids")
@@ -53,7 +54,7 @@ class Driven:
     @property
     def device(self) -> torch.device:
         """The device on which the pipeline computes."""
-        return self._class._execution_device.fget(self.pipe)
+        return turns_on(self.pipe.components.values()) or self._class._execution_device.fget(self.pipe)
 
     @property
     def tells_places(self) -> bool:
@@ -64,48 +65,49 @@ class Driven:
         """Have the pipeline encode pictures without noise, and each picture once."""
         self._encoder = self.pipe.vae = _SteadyEncoder(self.pipe.vae)
 
-    def encode(self, reading: Reading, **options: Any) -> list[Any]:
-        """Let the pipeline encode its texts, and stop it before its loop.
+    def encode(self, reading: Reading, looks: Sequence[Any], **options: Any) -> Encoded:
+        """Let the pipeline encode its texts and the pictures of an IP-Adapter, and stop it before its loop.
 
         Args:
             reading: notes which texts the tokenizers cut.
+            looks: the picture of an IP-Adapter for each text; empty if there is none.
             options: arguments of the pipeline's call.
 
         Returns:
-            What its `encode_prompt` returned, call by call.
+            What the pipeline's own methods returned, with a row for each text.
         """
         tokenizers = {name: part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part}
-        self.pipe.encoded_images = []
         try:
-            with self._set(**{name: reading.watched(tokenizer) for name, tokenizer in tokenizers.items()}):
-                return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options)
+            for name, tokenizer in tokenizers.items():
+                setattr(self.pipe, name, reading.watched(tokenizer))
+            return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options, None, looks)
         finally:
             for name, tokenizer in tokenizers.items():
                 setattr(self.pipe, name, tokenizer)
 
-    def scheduled(self, steps: int, texts: list[Any], **options: Any) -> Any:
+    def scheduled(self, steps: int, encoded: Encoded, **options: Any) -> Any:
         """Let the pipeline set its own scheduler.
 
         Args:
             steps: the number of steps.
-            texts: what `encode` returned.
+            encoded: what `encode` returned, for one text.
             options: arguments of the pipeline's call.
 
         Returns:
             A copy of the scheduler, set for so many steps.
         """
         scheduler = copy.deepcopy(self.scheduler)
-        self._ready(scheduler, {**options, "num_inference_steps": steps}, texts)
+        self._ready(scheduler, {**options, "num_inference_steps": steps}, encoded)
         return scheduler
 
     def predict(
-        self, level: Level, texts: list[Any], seen: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
+        self, level: Level, encoded: Encoded, seen: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
     ) -> Tensor:
         """The pipeline's guided prediction for noisy latents, in its own layout.
 
         Args:
             level: the noise level of the latents.
-            texts: what `encode` returned, one row for each window.
+            encoded: what `encode` returned, with a row for each window.
             seen: the pictures that the pipeline encoded in an earlier call with the same pictures, in order. An empty list is
                 filled.
             origin: the place that the windows are told, in cells; None for none.
@@ -114,24 +116,22 @@ class Driven:
         if not self.skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
         one = _OneLevel(self.scheduler, level)
-        self.pipe.answers, self.pipe.ahead, self.pipe.origin = iter(texts), level.step, origin
-        self.pipe.image_number = 0
+        self.pipe.answers, self.pipe.ahead, self.pipe.origin = encoded.again(), level.step, origin
+        self.pipe.device_of_run, self.pipe.scheduler = options["latents"].device, one
         if self._encoder:
             self._encoder.begin(seen)
-        with self._set(scheduler=one):
-            self._until_stopped({**options, "num_inference_steps": level.steps, "output_type": "latent"})
+        self._until_stopped({**options, "num_inference_steps": level.steps, "output_type": "latent"})
         return one.prediction
 
-    def _ready(self, scheduler: Any, options: Mapping[str, Any], texts: list[Any] | None = None) -> list[Any]:
-        """Call the pipeline until it begins its loop: what its `encode_prompt` returned."""
-        self.pipe.answers, self.pipe.remembered = None if texts is None else iter(texts), []
-        self.pipe.device_of_run = self.device
-        self.pipe.image_number = 0
+    def _ready(self, scheduler: Any, options: Mapping[str, Any], encoded: Encoded | None, looks: Sequence[Any] = ()) -> Encoded:
+        """Call the pipeline until it begins its loop: what it encoded on the way."""
+        self.pipe.answers, self.pipe.remembered = encoded.again() if encoded else None, Encoded([], [])
+        self.pipe.device_of_run, self.pipe.scheduler, self.pipe.looks = self.device, scheduler, looks
         self.pipe.rehearses = True
         if self._encoder:
             self._encoder.begin([])
         try:
-            with self._set(scheduler=scheduler), quiet():
+            with quiet():
                 self._until_stopped({**options, "output_type": "latent"})
         except (ValueError, TypeError, AttributeError, LookupError) as cause:  # of a wrong argument any of these can come
             reason = " ".join(str(cause).split()).rstrip(".")
@@ -147,13 +147,6 @@ class Driven:
         except _Stopped:
             return
         raise ModelError(f"{self._class.__name__} neither shows its progress nor steps a scheduler: it cannot be driven")
-
-    @contextmanager
-    def _set(self, **parts: Any) -> Iterator[None]:
-        """Inside, the pipeline has other parts. diffusers would note them in its configuration, so they are set past it."""
-        for name, part in parts.items():
-            object.__setattr__(self.pipe, name, part)
-        yield
 
 
 def skips(pipeline: type) -> bool:
@@ -174,13 +167,12 @@ def _subclassed(pipe: Any) -> Any:
     """The same pipeline with the same parts, as an object of a class whose calls can be stopped and answered."""
 
     class DrivenPipeline(type(pipe)):  # type: ignore[misc]
-        answers: Iterator[Any] | None = None
-        remembered: list[Any]
+        answers: Answers | None = None
+        remembered: Encoded
+        looks: Sequence[Any] = ()
         rehearses = False
         ahead = 0
         origin: tuple[int, int] | None = None
-        encoded_images: list[Any]
-        image_number = 0
         device_of_run: Any = None
 
         @property
@@ -200,19 +192,25 @@ def _subclassed(pipe: Any) -> Any:
 
         def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
             if self.answers is not None:
-                return next(self.answers)
-            self.remembered.append(super().encode_prompt(*args, **kwargs))
-            return self.remembered[-1]
+                return next(self.answers.texts)
+            self.remembered.texts.append(super().encode_prompt(*args, **kwargs))
+            return self.remembered.texts[-1]
 
         def prepare_extra_step_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
             return {}  # diffusers' own reads the signature of the scheduler's step, at each call
 
-        def encode_image(self, *args: Any, **kwargs: Any) -> Any:
-            """Pictures of an adapter stay the same, so each is encoded once a run."""
-            if self.image_number == len(self.encoded_images):
-                self.encoded_images.append(super().encode_image(*args, **kwargs))
-            self.image_number += 1
-            return self.encoded_images[self.image_number - 1]
+        def prepare_ip_adapter_image_embeds(
+            self, ip_adapter_image: Any, ip_adapter_image_embeds: Any, device: Any, num_images_per_prompt: int, *more: Any
+        ) -> Any:
+            """Encode the picture of each text, one by one. A second call is for the pictures to avoid, the same for all."""
+            if self.answers is not None:
+                return next(self.answers.looks)
+            first = not self.remembered.looks
+            pictures = self.looks if first and self.looks else [ip_adapter_image] * num_images_per_prompt
+            prepare = super().prepare_ip_adapter_image_embeds
+            rows = [prepare(picture, ip_adapter_image_embeds, device, 1, *more) for picture in pictures]
+            self.remembered.looks.append(rows)
+            return joined(rows)
 
         def _prepare_latent_image_ids(self, *args: Any, **kwargs: Any) -> Tensor:
             return self._moved(super()._prepare_latent_image_ids(*args, **kwargs))

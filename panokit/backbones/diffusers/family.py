@@ -32,6 +32,8 @@ _PANOKITS = {
     "guidance_scale": "is a setting of the sampler's call",
     "generator": "is a setting of the sampler's call, seed",
     "latents": "are the windows",
+    "ip_adapter_image": "is a setting of the sampler's call",
+    "control_image": "is a setting of the sampler's call",
     "timesteps": "are set by the scheduler",
     "sigmas": "are set by the scheduler",
     "num_images_per_prompt": "is a list of prompts in the sampler's call",

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import torch
+from torch import Tensor
 
 from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind, quiet
 from panokit.errors import ModelError, SettingError
@@ -86,6 +87,9 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
     kind = _kind(name)
     if kind is None:
         raise SettingError(f"the model's own scheduler is a {name}, which panokit cannot drive: name another one")
+    for key, value in vars(scheduler).items():
+        if isinstance(value, Tensor):  # numbers on the CPU multiply a canvas on any device, without waiting for it
+            setattr(scheduler, key, value.cpu())
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     if hasattr(scheduler, "is_scale_input_called"):

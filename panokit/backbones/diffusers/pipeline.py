@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.codec import VAECodec
@@ -19,7 +20,7 @@ from panokit.backbones.diffusers.execution import set_attention, set_checkpointi
 from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, require_window, shared
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
-from panokit.backbones.diffusers.reading import Reading, picked
+from panokit.backbones.diffusers.reading import Encoded, Reading, picked
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError, PromptWarning, SettingError
 from panokit.grid import Grid
@@ -45,14 +46,14 @@ class Embeddings:
     """What a pipeline made of a scene.
 
     Attributes:
-        texts: what its `encode_prompt` returned, call by call, with a row for each text of the scene.
+        encoded: what it encoded for the texts of the scene.
         options: the other arguments of its call.
         scene: the scene itself, which decides the texts of each window.
         shown: the control picture; None if there is none.
         maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
     """
 
-    texts: list[Any]
+    encoded: Encoded
     options: Mapping[str, Any]
     scene: Scene
     shown: control.Shown | None
@@ -66,14 +67,14 @@ class Call:
 
     Attributes:
         rows: the windows' rows among the entries of the mixture.
-        texts: what `encode_prompt` is to return, call by call, with a row for each window.
+        encoded: what it encoded before, with a row for each window.
         options: the other arguments of the pipeline's call.
         seen: what the pipeline encoded of pictures for these windows before; the first call fills it.
         origin: the place that the windows are told, in cells; None for none.
     """
 
     rows: slice
-    texts: list[Any]
+    encoded: Encoded
     options: Mapping[str, Any]
     seen: list[Tensor]
     origin: tuple[int, int] | None = None
@@ -145,6 +146,7 @@ class PipelineDenoiser(Denoiser):
             self.fields = frozenset({control.FIELD})
             self._driven.encode_steadily()
         self._config: Any = _network(pipe).config
+        self.reads_looks = _has_ip_adapter(_network(pipe)) and "ip_adapter_image_embeds" not in (options or {})
         self.multiple = SIDE if packs(pipe) else 1
         self.window = window or self._own_window(pipe)
         self._require_fit(type(pipe))
@@ -181,15 +183,19 @@ class PipelineDenoiser(Denoiser):
         shown = control.Shown(scene, self._driven.device) if scene.fields else None
         windows, numbers = self._one_window(), [0] * len(scene.texts)
         pictures = self._pictures(shown, windows, numbers)
+        looks = self._looks(scene)
+        if looks:
+            options["ip_adapter_image"] = looks[0]
         # Some pipelines write into the lists that they are given.
-        texts = self._driven.encode(reading, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
+        encoded = self._driven.encode(reading, looks, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
         reading.warn(scene.texts)
         self._warn_of_guidance(scene)
         brought = {name for name in options if name.endswith("prompt_embeds")}
-        if brought and texts:  # they came back from `encode_prompt`, and are what it returns from now on
+        if brought and encoded.texts:  # they came back from `encode_prompt`, and are what it returns from now on
             options = {name: value for name, value in options.items() if name not in brought}
             options |= {"prompt": [""], **({"negative_prompt": [""]} if "negative_prompt_embeds" in brought else {})}
-        self._last = Embeddings(cast_all(texts, torch.float32), options, scene, shown)
+        encoded = Encoded(cast_all(encoded.texts, torch.float32), cast_all(encoded.looks, torch.float32))
+        self._last = Embeddings(encoded, options, scene, shown)
         return self._last
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
@@ -209,9 +215,13 @@ class PipelineDenoiser(Denoiser):
         for call in condition.calls:
             some = entries[call.rows]
             latents = packed(self._driven.pipe, some)
-            pred = self._driven.predict(level, call.texts, call.seen, call.origin, latents=latents, **call.options)
+            pred = self._driven.predict(level, call.encoded, call.seen, call.origin, latents=latents, **call.options)
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
+
+    def _looks(self, scene: Scene) -> list[Any]:
+        """The pictures for an IP-Adapter, one for each text, as pipelines take them."""
+        return [to_pil_image(picture) for picture in scene.looks if picture is not None]
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
         """The arguments of the pipeline's call that are texts."""
@@ -248,7 +258,7 @@ class PipelineDenoiser(Denoiser):
             origin = top, left
             options |= self._place(windows, origin)
         seen = embeddings.shown.seen(windows, numbers) if embeddings.shown else []
-        encoded = picked(embeddings.texts, len(embeddings.scene.texts), texts)
+        encoded = embeddings.encoded.picked(len(embeddings.scene.texts), texts)
         return Call(rows, encoded, {**options, **self._size()}, seen, origin)
 
     def _blank(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -279,7 +289,7 @@ class PipelineDenoiser(Denoiser):
 
     def _latents(self, n: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for `n` empty windows."""
-        empty = torch.zeros(n, self.channels, *self.window)
+        empty = torch.zeros(n, self.channels, *self.window, device=self._driven.device)
         return {"latents": packed(self._driven.pipe, empty), **self._size()}
 
     def _one_window(self) -> Grid:
@@ -307,9 +317,10 @@ class PipelineDenoiser(Denoiser):
         """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window. Texts do not matter."""
         if self._last is None:
             black = torch.zeros(3, *(cells * self.factor for cells in self.window))
-            self._last = self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black)))
+            look = black if self.reads_looks else None
+            self._last = self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), look))
         call = self._call(self._last, self._one_window(), [(0, 0)], slice(0, 1))
-        return self._driven.scheduled(steps, call.texts, **{**call.options, **self._latents(1)})
+        return self._driven.scheduled(steps, call.encoded, **{**call.options, **self._latents(1)})
 
     def _require_no_steps(self) -> None:
         """Check that no option depends on the number of a step, in a pipeline that cannot be told that number."""
@@ -356,3 +367,9 @@ def _network(pipe: Any) -> Any:
         if getattr(pipe, name, None) is not None:
             return getattr(pipe, name)
     raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer: use a pipeline that denoises latents")
+
+
+def _has_ip_adapter(network: Any) -> bool:
+    """Whether an IP-Adapter is loaded into a network."""
+    projection = getattr(network, "encoder_hid_proj", None)
+    return hasattr(projection, "image_projection_layers") or getattr(network, "image_proj", None) is not None

@@ -1,10 +1,12 @@
-"""What a pipeline reads: tokenizers that notice which texts they cut, and the rows of some of the texts."""
+"""What a pipeline reads: texts, of which its tokenizers may cut some, and pictures of an IP-Adapter."""
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, final
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
+import torch
 from torch import Tensor
 
 from panokit.errors import PromptWarning
@@ -62,6 +64,58 @@ class Reading:
             if meant and plain not in whole:
                 message = f"the prompt has {count} tokens and this model reads {limit}: {end!r} at its end is cut off"
                 warnings.warn(message, PromptWarning, stacklevel=6)
+
+
+@final
+@dataclass(frozen=True)
+class Encoded:
+    """What a pipeline encoded for `k` texts.
+
+    Attributes:
+        texts: what its `encode_prompt` returned, call by call, with a row for each text.
+        looks: what it made of the pictures of an IP-Adapter, call by call, for each text.
+    """
+
+    texts: list[Any]
+    looks: list[list[Any]]
+
+    def picked(self, k: int, texts: Sequence[int]) -> "Encoded":
+        """The same for some of the texts.
+
+        Args:
+            k: the number of all texts.
+            texts: the positions of those to pick.
+        """
+        rows = [[look[text if len(look) == k else 0] for text in texts] for look in self.looks]
+        return Encoded(picked(self.texts, k, texts), rows)
+
+    def again(self) -> "Answers":
+        """What the pipeline's methods are to return in a later call, in order."""
+        return Answers(iter(self.texts), map(joined, self.looks))
+
+
+class Answers(NamedTuple):
+    """What the methods of a pipeline return in one call of it, in order.
+
+    Attributes:
+        texts: the answers of `encode_prompt`.
+        looks: the answers of `prepare_ip_adapter_image_embeds`.
+    """
+
+    texts: Iterator[Any]
+    looks: Iterator[Any]
+
+
+def joined(rows: Sequence[Any]) -> Any:
+    """The batch of what was encoded of several pictures one by one. Of two rows, the first is what to avoid: those come first.
+
+    Args:
+        rows: a tensor for each picture, of one row or two; or a list of them, one for each IP-Adapter.
+    """
+    if isinstance(rows[0], list):
+        return [joined([row[k] for row in rows]) for k in range(len(rows[0]))]
+    sides = zip(*(row.chunk(len(row)) for row in rows), strict=True)
+    return torch.cat([part for side in sides for part in side])
 
 
 def picked(answers: list[Any], k: int, texts: Sequence[int]) -> list[Any]:
