@@ -204,7 +204,7 @@ def test_the_place_of_a_window_is_its_first_cell(pipeline: Callable[[str], Any],
     assert {int(ids[:, 1].max()) for ids in seen} == {7}
 
 
-@pytest.mark.parametrize(("name", "most"), [("sd3", 48), ("lumina2", 128), ("wan", 128)])
+@pytest.mark.parametrize(("name", "most"), [("sd3", 48), ("lumina2", 128), ("wan", 256)])
 def test_a_window_beyond_the_table_of_positions_is_refused(name: str, most: int, pipeline: Callable[[str], Any]) -> None:
     with pytest.raises(SettingError, match=f"window is {most + 2}, and the model's table of positions ends at {most} cells"):
         load_model(pipeline(name), window=most + 2)

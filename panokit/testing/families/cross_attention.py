@@ -87,7 +87,7 @@ def wan() -> DiffusionPipeline:
         freq_dim=16,
         ffn_dim=16,
         cross_attn_norm=True,
-        rope_max_seq_len=64,
+        rope_max_seq_len=128,
     )
     return WanPipeline(
         tokenizer=tokenizer,
