@@ -13,7 +13,7 @@ from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
 from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN, Level
-from panokit.windows import Windows
+from panokit.windows import Windows, divided
 
 WHOLE = 128 * 256
 """The most cells of a canvas that is decoded in one piece: 1024 x 2048 pixels at factor 8, which takes some gigabytes."""
@@ -21,6 +21,8 @@ TILE, OVERLAP = 128, 24
 """The most cells along a side of a tile, and cells that two neighbouring tiles share."""
 PAD = 16
 """Cells that are repeated at both ends of a wrapped axis."""
+FACTOR = 8
+"""The factor that these numbers are for. Above it they are divided, so that as many pixels remain."""
 
 
 def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...], runtime: Runtime) -> Float[Tensor, "3 H W"]:
@@ -39,14 +41,14 @@ def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...],
         The picture, `3 H W`, in about [0, 1].
     """
     height, width = canvas.shape[-2:]
-    if height * width <= WHOLE:
+    if height * width <= WHOLE // _coarser(codec) ** 2:
         return _whole(codec, canvas, wrap)
-    tiles = _tiles((height, width), wrap)
+    tiles = _tiles((height, width), wrap, codec)
     pixels = tiles.refined(codec.factor)
     (rows,) = runtime.map(
         lambda index: (codec.decode(tiles.crop(canvas, index)),), len(tiles), [(3, *pixels.window)], micro_batch=1
     )
-    return _Fade(OVERLAP * codec.factor).fuse(rows, pixels, CLEAN)
+    return _Fade(_shared_cells(codec) * codec.factor).fuse(rows, pixels, CLEAN)
 
 
 def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]) -> Float[Tensor, "c h w"]:
@@ -61,26 +63,38 @@ def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]
         The latents, `c h w`.
     """
     size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
-    if size[0] * size[1] <= WHOLE:
+    if size[0] * size[1] <= WHOLE // _coarser(codec) ** 2:
         pads = _pads(size, wrap)
         latents = codec.encode(_repeated(picture, [pad * codec.factor for pad in pads]))[0]
         return _without(latents, pads)
-    tiles = _tiles(size, wrap)
+    tiles = _tiles(size, wrap, codec)
     pixels = tiles.refined(codec.factor)
     rows = torch.cat([codec.encode(pixels.crop(picture, [i])) for i in range(len(tiles))])
-    return _Fade(OVERLAP).fuse(rows, tiles, CLEAN)
+    return _Fade(_shared_cells(codec)).fuse(rows, tiles, CLEAN)
 
 
-def _tiles(size: tuple[int, ...], wrap: tuple[bool, ...]) -> Grid:
-    """Tiles of one size, as large as allowed, that share `OVERLAP` cells with their neighbours."""
-    windows, strides = [], []
-    for cells, ring in zip(size, wrap, strict=True):
-        rest = cells if ring else max(1, cells - OVERLAP)
-        count = max(2 if ring else 1, -(-rest // (TILE - OVERLAP)))
+def _coarser(codec: Codec) -> int:
+    """How many times larger a cell is than one of `FACTOR` pixels; 1 for smaller ones."""
+    return max(1, codec.factor // FACTOR)
+
+
+def _shared_cells(codec: Codec) -> int:
+    """Cells that two neighbouring tiles share."""
+    return OVERLAP // _coarser(codec)
+
+
+def _tiles(size: tuple[int, ...], wrap: tuple[bool, ...], codec: Codec) -> Grid:
+    """Tiles of one size, as large as allowed, that share cells with their neighbours and begin at the codec's multiples."""
+    unit = codec.multiple
+    most, shared = (cells // unit // _coarser(codec) for cells in (TILE, OVERLAP))
+    whole, windows, strides = divided(size, unit, "the canvas"), [], []
+    for cells, ring in zip(whole, wrap, strict=True):
+        rest = cells if ring else max(1, cells - shared)
+        count = max(2 if ring else 1, -(-rest // (most - shared)))
         stride = -(-rest // count)
-        windows.append(min(cells, stride + OVERLAP))
+        windows.append(min(cells, stride + shared))
         strides.append(stride)
-    return Grid(size, tuple(windows), tuple(strides), wrap)
+    return Grid(whole, tuple(windows), tuple(strides), wrap).refined(unit)
 
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:

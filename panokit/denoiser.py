@@ -119,6 +119,8 @@ class Codec(ABC):
 
     factor: int
     """Pixels along a side of a latent cell."""
+    multiple: int = 1
+    """A part of a canvas that is decoded alone begins and ends at multiples of so many cells."""
     choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys."""
 

@@ -24,7 +24,7 @@ def load_model(source: Any, /, **settings: Any) -> Model:
     Args:
         source: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`. Or a model in
             hand, which stays as it is: its weights are shared.
-        settings: those of the family, such as `variant="fp16"`; `panokit plugins stable_diffusion` lists them.
+        settings: those of the family, such as `variant="fp16"`; `panokit plugins diffusers` lists them.
 
     Returns:
         The model, on the CPU.
@@ -45,8 +45,8 @@ def load_model(source: Any, /, **settings: Any) -> Model:
         raise ModelError(
             f"the model {source} was a {settings['in_hand']} in Python: make it again there, and give it to Sampler"
         )
-    place, family = _found(source)
-    return replace(_built(family, settings).load(place, source), settings=settings)
+    place, family = _found(source, settings.get("revision"))
+    return replace(_built(family, settings).load(place, source), settings=map_leaves(settings, _noted))
 
 
 def family_of(name: str) -> str:
@@ -58,8 +58,10 @@ def _noted(value: Any) -> Any:
     """A setting as recipes note it: pictures and tensors by the SHA-256 of their numbers."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    data = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
-    return f"sha256:{hashlib.sha256(data.tobytes()).hexdigest()}" if hasattr(data, "tobytes") else type(value).__name__
+    if isinstance(value, torch.Tensor):
+        numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"sha256:{hashlib.sha256(f'{value.dtype} {tuple(value.shape)} '.encode() + numbers).hexdigest()}"
+    return f"sha256:{hashlib.sha256(value.tobytes()).hexdigest()}" if hasattr(value, "tobytes") else type(value).__name__
 
 
 def _built(family: str, settings: Mapping[str, Any]) -> Family:
@@ -81,24 +83,24 @@ def _holding(model: object) -> str:
     raise SettingError(f"{kind} came as a model: give a name, a folder, a hub id, a pipeline of diffusers, or a Model")
 
 
-def _found(name: str) -> tuple[str, str]:
-    """The folder or hub id of a model, and the name of the family that reads it."""
+def _found(name: str, revision: str | None = None) -> tuple[str, str]:
+    """The folder or hub id of a model, and the name of the family that reads it, at one revision on the hub."""
     for plugin in registry.plugins("models"):
         if plugin.name == name:
             target = registry.load("models", name)
             cls = registry.made_class(target)
             if isinstance(cls, type) and issubclass(cls, Family):
                 return name, plugin.entry.value
-            return str(target), _reading(str(target))
+            return str(target), _reading(str(target), revision)
     if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
-        return name, _reading(name)
+        return name, _reading(name, revision)
     message = registry.unknown("models", name)
     raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
 
 
-def _reading(source: str) -> str:
+def _reading(source: str, revision: str | None) -> str:
     """The name of the first family that reads a model."""
-    index, broken = _index(source), []
+    index, broken = _index(source, revision), []
     families = sorted(registry.plugins("families"), key=lambda plugin: plugin.origin[0] == "panokit")  # strangers know better
     for plugin in families:
         try:
@@ -115,7 +117,7 @@ def _reading(source: str) -> str:
     )
 
 
-def _index(source: str) -> Mapping[str, Any]:
+def _index(source: str, revision: str | None) -> Mapping[str, Any]:
     """The content of a model's `model_index.json`; of a folder without one, its subfolders; of a file, its name."""
     folder = Path(source)
     if folder.is_file():
@@ -124,7 +126,7 @@ def _index(source: str) -> Mapping[str, Any]:
         from diffusers import DiffusionPipeline
 
         try:
-            return DiffusionPipeline.load_config(source)
+            return DiffusionPipeline.load_config(source, revision=revision)
         except Exception as cause:  # hub failures come in many types
             reason = str(cause).strip().partition("\n")[0]
             raise ModelError(f"cannot load the model {source}: {reason}; check the hub id and the connection") from cause

@@ -118,13 +118,16 @@ def painted_steps(steps: int, strength: float) -> int:
     return min(int(steps * strength), steps)
 
 
-def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], factor: int) -> Start:
+def start(
+    settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], factor: int, multiple: int | None = None
+) -> Start:
     """Make the start of a run from its picture, and its mask if there is one.
 
     Args:
         settings: height, width, steps, strength, at and wrap, of which height, width and steps are filled in.
         pictures: the pixels of `image`, and perhaps of `mask`, in [0, 1].
         factor: pixels along a side of a cell.
+        multiple: sizes of the canvas are multiples of so many pixels; None for those of a cell.
 
     Returns:
         The start.
@@ -138,7 +141,7 @@ def start(settings: Settings, pictures: Mapping[str, Float[Tensor, "3 H W"]], fa
         anew = _fitted_mask(pictures["mask"].mean(0) >= 0.5, (pixels.shape[1], pixels.shape[2]))
     if settings.place is None:
         advice = ", or place the picture on a larger canvas with at, such as 0,0"
-        require_shape((pixels.shape[1], pixels.shape[2]), size, factor, advice=advice)
+        require_shape((pixels.shape[1], pixels.shape[2]), size, multiple or factor, advice=advice)
         pixels = _resized(pixels, size)
         anew = None if anew is None else _any(anew, size)
         top, left = 0, 0

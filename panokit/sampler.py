@@ -322,7 +322,7 @@ class Sampler:
         pictures = {name: pixels for name, (pixels, _) in sources.items()}
         hashes = {name: digest for name, (_, digest) in sources.items()}
         labels = {name: label(source, hashes.get(name, "")) for name, source in given.items()}
-        chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image"))
+        chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image", pictures.get("control_image")))
         windows, read_prompt = self._windows(chosen), prompt
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
@@ -332,7 +332,8 @@ class Sampler:
         fields = self._fields(chosen, pictures)
         scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, look)
         self._require_looks(scene)
-        begins = start(chosen, pictures, self.model.factor) if "image" in pictures else None
+        multiple = self.model.factor * self.model.denoiser.multiple
+        begins = start(chosen, pictures, self.model.factor, multiple) if "image" in pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
 
     def _require_looks(self, scene: Scene) -> None:
@@ -361,7 +362,8 @@ class Sampler:
             if field not in reads:
                 raise SettingError(f"the model {name} reads no {field}: leave it out, or use a model with a ControlNet")
             canvas = (settings.height or 0, settings.width or 0)
-            require_shape((pixels.shape[1], pixels.shape[2]), canvas, self.model.factor, f"the {field}")
+            factor = self.model.factor * self.model.denoiser.multiple
+            require_shape((pixels.shape[1], pixels.shape[2]), canvas, factor, f"the {field}")
         return given
 
     def _filled(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
@@ -406,7 +408,7 @@ class Sampler:
                 f"{pixels['width']} x {pixels['height']} pixels are more than a canvas may have, {LARGEST}: make it smaller"
             )
         strides = None if stride is None else (stride // factor,) * len(window)
-        with self._pixels_explained():
+        with self._pixels_explained(factor):
             windows: Any = self.layout.begin(size, window, strides, settings.wraps, settings.seed)  # in multiples of cells
         name = f"{type(self.layout).__name__}.begin"
         if not isinstance(windows, Windows):
@@ -422,12 +424,13 @@ class Sampler:
             raise no_attribute(self, name)
 
     @contextmanager
-    def _pixels_explained(self) -> Iterator[None]:
-        """Add the size of a cell to errors: schedulers and guidances give sizes in cells, users in pixels."""
+    def _pixels_explained(self, factor: int | None = None) -> Iterator[None]:
+        """Add the size of a cell to errors: layouts, schedulers and guidances give sizes in cells, users in pixels."""
+        side = factor or self.model.factor
         try:
             yield
         except SettingError as error:
-            raise SettingError(f"{error} (a cell is {self.model.factor} x {self.model.factor} pixels)") from error
+            raise SettingError(f"{error} (a cell is {side} x {side} pixels)") from error
 
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:

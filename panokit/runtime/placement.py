@@ -94,8 +94,13 @@ def _converted(module: nn.Module, dtype: torch.dtype | None) -> Iterable[Tensor]
         return [weight for _, weight in floating]
     if dtype == torch.float16 and getattr(getattr(module, "config", None), "force_upcast", False):  # an SDXL VAE overflows
         return []
-    kept = {part for part in module.modules() for part in getattr(part, "_keep_in_fp32_modules", None) or ()}
+    kept = kept_in_float32(module)
     return [weight for name, weight in floating if kept.isdisjoint(name.split("."))]
+
+
+def kept_in_float32(network: nn.Module) -> frozenset[str]:
+    """The names of the parts that a network keeps in float32, as diffusers and transformers list them."""
+    return frozenset(getattr(network, "_keep_in_fp32_modules", None) or ())
 
 
 def sharing(networks: Iterable[nn.Module]) -> dict[int, Any]:

@@ -10,8 +10,7 @@ import torch
 
 from panokit import load_model
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.drivable import require_drivable
-from panokit.backbones.diffusers.driven import skips
+from panokit.backbones.diffusers.drivable import require_drivable, skips
 from panokit.backbones.diffusers.own import training_of
 from panokit.backbones.diffusers.reading import picked
 from panokit.errors import ModelError, SettingError

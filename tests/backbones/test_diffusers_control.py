@@ -123,15 +123,14 @@ def test_a_picture_is_encoded_once_for_each_window(name: str, cpu: Runtime) -> N
     _, model = made(name)
     side = WINDOW * model.factor
     sampler = Sampler(model, runtime=cpu)
-    denoiser = sampler.model.denoiser
-    assert isinstance(denoiser, PipelineDenoiser)
     encoded: list[int] = []
-    vae = denoiser._driven.pipe.vae._vae
+    vae = sampler.model.codec.vae  # type: ignore[union-attr]
     encode = vae.encode
     vae.encode = lambda pixels, **options: (encoded.append(len(pixels)), encode(pixels, **options))[1]
     sampler("a lake", height=side, width=3 * side, steps=4, control_image=noise_picture(side, 3 * side))
     rehearsals, run = encoded[:2], encoded[2:]  # one window each, to encode the text and to set the scheduler
-    assert sum(run) == 5 * rehearsals[0]
+    assert rehearsals == [1, 1]
+    assert sum(run) in (5, 2 * 5)  # twice for a pipeline that doubles the batch for its guidance before it encodes
 
 
 @pytest.mark.parametrize("name", CONTROLNETS)

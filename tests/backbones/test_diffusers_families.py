@@ -20,7 +20,10 @@ TEXTS = Regions((Region((0, 0, 0.4, 1), "a lake"), Region((0.6, 0, 1, 1), CITY))
 Literal = Callable[..., Tensor]
 Made = Callable[..., Any]
 
-pytestmark = pytest.mark.filterwarnings("ignore:the prompt has:panokit.errors.PromptWarning")  # miniatures read little
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the prompt has:panokit.errors.PromptWarning",  # miniatures read little
+    "ignore:nothing guides away:panokit.errors.PromptWarning",
+)
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 

@@ -19,7 +19,10 @@ from panokit.testing.families import FAMILIES, save_tiny_lora, tiny_pipeline
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDPaper
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers, in set_timesteps
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__:DeprecationWarning",  # diffusers, in set_timesteps
+    "ignore:nothing guides away:panokit.errors.PromptWarning",
+)
 
 
 def painted(sampler: Sampler, many: int = 2, **settings: Any) -> Tensor:
@@ -156,7 +159,17 @@ def test_a_network_that_caches_steps_is_refused() -> None:
 
     pipe = tiny_pipeline("flux")
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(ModelError, match=r"the transformer of FluxPipeline caches steps.*call disable_cache\(\)"):
+    with pytest.raises(ModelError, match=r"the transformer of FluxPipeline has the hook fbc_\w+, which .*disable_cache\(\)"):
+        load_model(pipe)
+
+
+def test_a_cache_that_diffusers_functions_apply_is_refused_too() -> None:
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import apply_first_block_cache
+
+    pipe = tiny_pipeline("flux")
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ModelError, match="would mix windows"):
         load_model(pipe)
 
 

@@ -46,11 +46,25 @@ def test_guidance_of_a_distilled_model_says_that_it_has_no_effect(cpu: Runtime) 
     pipe.register_to_config(is_distilled=True)
     sampler = Sampler(load_model(pipe, window=16), runtime=cpu)
     size = {"height": 32, "width": 32, "steps": 2}
-    with pytest.warns(PromptWarning, match="is distilled and takes no guidance, so guidance_scale 3 has no effect"):
+    with pytest.warns(PromptWarning, match="guidance_scale 3 has no effect: this model is distilled and takes no guidance"):
         sampler.begin("a lake", guidance_scale=3.0, **size)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PromptWarning)
         sampler.begin("a lake", **size)  # the pipeline's own default
+
+
+@pytest.mark.parametrize(("name", "scale"), [("schnell", 1.0), ("z_image", 0.0), ("sdxl", 1.0), ("flux", 3.5)])
+def test_a_negative_prompt_without_guidance_says_that_it_has_no_effect(name: str, scale: float, cpu: Runtime) -> None:
+    (message,) = begun(name, cpu=cpu, negative_prompt="rain", guidance_scale=scale)
+    assert message.startswith("nothing guides away from the negative prompt, so it has no effect: raise ")
+    assert ("the model's true_cfg_scale" in message) == (name == "flux")
+
+
+@pytest.mark.parametrize("name", ["schnell", "qwen_image"])
+def test_guidance_without_a_negative_prompt_says_that_it_needs_one(name: str, cpu: Runtime) -> None:
+    (message,) = begun(name, cpu=cpu, guidance_scale=3.0)
+    assert message.startswith("guidance_scale 3 has no effect: this model guides away from a negative prompt alone")
+    assert begun(name, cpu=cpu, guidance_scale=3.0, negative_prompt="rain") == []
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "z_image"])

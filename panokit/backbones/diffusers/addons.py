@@ -1,5 +1,6 @@
 """What is added to a loaded pipeline: LoRAs, textual inversion and IP-Adapters."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar, get_args
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from panokit.backbones.diffusers.parts import explained, is_network, quiet, read_network
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.weights import find_weights
-from panokit.errors import ModelError, SettingError
+from panokit.errors import FallbackWarning, ModelError, SettingError
 from panokit.hints import make
 
 Made = TypeVar("Made")
@@ -113,10 +114,12 @@ def add_loras(pipe: Any, loras: Sequence[Lora]) -> None:
             wanted = sum("alpha" not in key.rpartition(".")[2] for key in tensors)
             pipe.load_lora_weights(str(file.parent), adapter_name=name, **options)
         found = sum(f".{name}." in f"{key}." for network in _networks(pipe) for key, _ in network.named_parameters())
-        if found < wanted or not wanted:
-            raise ModelError(
-                f"the LoRA {file} does not fit a {kind}: {found} of its {wanted} tensors have a place in it; {advice}"
-            )
+        count = f"{found} of its {wanted} tensors have a place in it"
+        if not found:
+            raise ModelError(f"the LoRA {file} does not fit a {kind}: {count}; {advice}")
+        if found < wanted:  # diffusers leaves some kinds out on purpose
+            message = f"the LoRA {file} fits a {kind} in part: {count}, and the others are left out"
+            warnings.warn(message, FallbackWarning, stacklevel=2)
     if loras:
         with quiet(), explained("the LoRAs", "check their weights"):
             pipe.set_adapters(names, [lora.weight for lora in loras])

@@ -1,6 +1,8 @@
 """The codec of every autoencoder of diffusers: the network, and an affine map of its latents."""
 
+import copy
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, final
 
 import torch
@@ -8,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.backbones.diffusers.execution import set_checkpointing
-from panokit.backbones.diffusers.networks import moves_itself
+from panokit.backbones.diffusers.networks import moves_itself, weights_kept
 from panokit.denoiser import Codec
 from panokit.settings import Execution
 
@@ -31,14 +33,25 @@ class VAECodec(Codec):
 
     def __init__(self, vae: Any, factor: int | None = None) -> None:
         self.vae, config = vae, vae.config
+        self._moves = moves_itself(vae)
+        self.multiple = 2 if hasattr(vae, "bn") else 1
         self.factor = factor or 2 ** (len(config.block_out_channels) - 1)
         self.channels: int = config.get("latent_channels") or config.z_dim
         self.films = "temperal_downsample" in config  # diffusers' spelling
         self._opacity = config.get("in_channels") == 4
         self.scale, self.mean = _statistics(vae)
+        self._affine: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def modules(self) -> Iterable[nn.Module]:
-        return () if moves_itself(self.vae) else (self.vae,)
+        return () if self._moves else (self.vae,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VAECodec":
+        """A copy in another precision, or on another device. An autoencoder that moves itself stays the same object."""
+        if self._moves:
+            memo[id(self.vae)] = self.vae
+        other = memo[id(self)] = object.__new__(VAECodec)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def configure(self, execution: Execution) -> None:
         set_checkpointing(self.vae, execution.checkpointing)
@@ -50,12 +63,27 @@ class VAECodec(Codec):
         code = self.vae.encode(self._as_film(seen), return_dict=False)[0]
         z = code if isinstance(code, Tensor) else code.mode()
         z = (z[:, :, 0] if self.films else z).to(images.dtype)
-        return (z - _tiled(self.mean, z)) * _tiled(self.scale, z)
+        scale, mean = self._tiled(z)
+        return (z - mean) * scale
 
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
-        z = latents / _tiled(self.scale, latents) + _tiled(self.mean, latents)
-        images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
+        scale, mean = self._tiled(latents)
+        z = latents / scale + mean
+        with weights_kept() if self._moves else nullcontext():
+            images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
         return (images[:, :, 0] if self.films else images)[:, :3].to(latents.dtype) / 2 + 0.5
+
+    def _tiled(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and mean, over the latents. They stay on the device, for a copy to it waits."""
+        key = latents.device, latents.dtype
+        if key not in self._affine:
+            self._affine[key] = self.scale.to(latents), self.mean.to(latents)
+        scale, mean = self._affine[key]
+        side = self.mean.shape[-1]
+        if side == 1:
+            return scale, mean
+        times = [cells // side for cells in latents.shape[-2:]]
+        return scale.repeat(1, *times), mean.repeat(1, *times)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -79,9 +107,3 @@ def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
         return factor / deviation, mean
     shift = config.get("shift_factor") or 0.0
     return torch.full((1, 1, 1), factor, dtype=torch.float64), torch.full((1, 1, 1), shift, dtype=torch.float64)
-
-
-def _tiled(patch: Tensor, latents: Tensor) -> Tensor:
-    """A patch, repeated over the latents."""
-    side = patch.shape[-1]
-    return patch.to(latents) if side == 1 else patch.to(latents).repeat(1, *(cells // side for cells in latents.shape[-2:]))

@@ -1,10 +1,17 @@
 """Which pipelines of diffusers can be driven one noise level at a time, by their classes alone."""
 
 import inspect
+import re
 from typing import Any
 
 from panokit.errors import ModelError
 
+REWRITES = ("use_pe", "enable_prompt_rewrite", "prompt_upsampling")
+"""Arguments of pipelines' calls that have a language model rewrite the prompt, with chance that no seed of panokit decides."""
+BY_STEP = {"cfg_trunc_ratio", "control_guidance_start", "control_guidance_end", "adapter_conditioning_factor"}
+"""Arguments of pipelines' calls that are about some of the steps."""
+ALONE = ("PRXPipeline",)
+"""Pipelines that guide one picture at a time: they tell their network one time for two, whatever the number of pictures."""
 _LACKING = {
     "guider": "its guidance remembers the steps before, and would mix windows",
     "sigma_data": "its networks compute on latents of another scale than those of its scheduler",
@@ -23,6 +30,8 @@ _BY_NAME = {
     "HiDreamImagePipeline": "it makes pictures of one area alone, and its texts are not rows",
     "JoyImageEditPipeline": "its latents are several pictures",
     "StableUnCLIPImg2ImgPipeline": "it draws noise for its picture in each call",
+    "StableDiffusionXLInstructPix2PixPipeline": "it edits a picture, which each window would see whole",
+    "StableDiffusionXLControlNetUnionPipeline": "it takes a list of control pictures of several kinds",
     "Ideogram4Pipeline": "it encodes its texts for the size of one picture",
 }
 """Pipelines that cannot be driven, for reasons that their signatures do not tell."""
@@ -71,3 +80,21 @@ def _reason(pipeline: Any) -> str | None:
     if hasattr(pipeline, "_pack_latents_no_patch"):
         return "it lays its latents out in a row of cells, not of patches"
     return next((reason for name, reason in _LACKING.items() if name in names), _BY_NAME.get(pipeline.__name__))
+
+
+def skips(pipeline: type) -> bool:
+    """Whether a pipeline's call goes on to its next step where it is interrupted, so that it can be entered at any step.
+
+    Some have no such place, and one ends there. Some keep at their first step what the others need.
+
+    Args:
+        pipeline: a class of diffusers.
+    """
+    call: Any = inspect.unwrap(pipeline.__call__)
+    if "kv_cache" in call.__code__.co_varnames:
+        return False
+    try:
+        source = inspect.getsource(call)
+    except OSError:  # it was installed without its source
+        return False
+    return bool(re.search(r"if self\.interrupt:\s+continue", source))

@@ -9,15 +9,17 @@ with two things replaced. Its scheduler has one noise level, and keeps the predi
 import copy
 import inspect
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from panokit.backbones.diffusers.drivable import skips
+from panokit.backbones.diffusers.networks import moves_itself, weights_kept
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
 from panokit.backbones.diffusers.scheduler import quiet
@@ -27,6 +29,8 @@ from panokit.scheduler import Level
 
 _TABLES = ("_prepare_latent_image_ids", "_prepare_latent_ids", "prepare_position_ids")
 """The methods of pipelines that make tables of positions."""
+_HUSHED: ContextVar[bool] = ContextVar("hushed", default=False)
+"""Whether a driven call is under way."""
 _SILENT = nullcontext(SimpleNamespace(update=lambda n=1: None))
 """A progress bar that shows nothing."""
 
@@ -39,17 +43,24 @@ class _Stopped(Exception):
 class Driven:
     """A pipeline, driven one noise level at a time. It shares its networks with the pipeline, which stays as it is.
 
+    Each call works on a copy of the pipeline's object, so calls of several runs, or threads, never touch.
+
     Args:
         pipe: a text-to-image pipeline of diffusers.
+        networks: its networks, as they are to be called, by name.
+        steady: whether it encodes pictures without noise, and each picture once.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, networks: Mapping[str, nn.Module], *, steady: bool) -> None:
         self.pipe = _subclassed(pipe)
+        vars(self.pipe).update(networks)
         self.scheduler: Any = pipe.scheduler
+        self.steady = steady
+        self.offloads = any(moves_itself(network) for network in networks.values())
         self._class: Any = type(pipe)
         self._call: Callable[..., Any] = inspect.unwrap(self._class.__call__)  # without its `no_grad`
         self.skips = skips(self._class)
-        self._encoder: _SteadyEncoder | None = None
+        _install_hush()
 
     @property
     def device(self) -> torch.device:
@@ -61,15 +72,11 @@ class Driven:
         """Whether the pipeline makes a table of positions, into which the place of a window can be added."""
         return any(hasattr(self._class, name) for name in _TABLES)
 
-    def encode_steadily(self) -> None:
-        """Have the pipeline encode pictures without noise, and each picture once."""
-        self._encoder = self.pipe.vae = _SteadyEncoder(self.pipe.vae)
-
     def encode(self, reading: Reading, looks: Sequence[Any], **options: Any) -> Encoded:
         """Let the pipeline encode its texts and the pictures of an IP-Adapter, and stop it before its loop.
 
         Args:
-            reading: notes which texts the tokenizers cut.
+            reading: notes what the tokenizers read.
             looks: the picture of an IP-Adapter for each text; empty if there is none.
             options: arguments of the pipeline's call.
 
@@ -77,13 +84,12 @@ class Driven:
             What the pipeline's own methods returned, with a row for each text.
         """
         tokenizers = {name: part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part}
-        try:
-            for name, tokenizer in tokenizers.items():
-                setattr(self.pipe, name, reading.watched(tokenizer))
-            return self._ready(_OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1)), options, None, looks)
-        finally:
-            for name, tokenizer in tokenizers.items():
-                setattr(self.pipe, name, tokenizer)
+        remembered = Encoded([], [])
+        state = {name: reading.watched(tokenizer) for name, tokenizer in tokenizers.items()}
+        one = _OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1))
+        pipe = self._rehearse(options, **state, scheduler=one, remembered=remembered, looks=looks)
+        reading.guides = getattr(pipe, "do_classifier_free_guidance", True)
+        return remembered
 
     def scheduled(self, steps: int, encoded: Encoded, **options: Any) -> Any:
         """Let the pipeline set its own scheduler.
@@ -97,7 +103,7 @@ class Driven:
             A copy of the scheduler, set for so many steps.
         """
         scheduler = copy.deepcopy(self.scheduler)
-        self._ready(scheduler, {**options, "num_inference_steps": steps}, encoded)
+        self._rehearse({**options, "num_inference_steps": steps}, scheduler=scheduler, answers=encoded.again())
         return scheduler
 
     def predict(
@@ -115,52 +121,43 @@ class Driven:
         """
         if not self.skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
-        one = _OneLevel(self.scheduler, level)
-        self.pipe.answers, self.pipe.ahead, self.pipe.origin = encoded.again(), level.step, origin
-        self.pipe.device_of_run, self.pipe.scheduler = options["latents"].device, one
-        if self._encoder:
-            self._encoder.begin(seen)
-        self._until_stopped({**options, "num_inference_steps": level.steps, "output_type": "latent"})
+        one, device = _OneLevel(self.scheduler, level), options["latents"].device
+        pipe = self._copy(seen, scheduler=one, answers=encoded.again(), ahead=level.step, origin=origin, device_of_run=device)
+        with weights_kept() if self.offloads else nullcontext():
+            self._until_stopped(pipe, {**options, "num_inference_steps": level.steps})
         return one.prediction
 
-    def _ready(self, scheduler: Any, options: Mapping[str, Any], encoded: Encoded | None, looks: Sequence[Any] = ()) -> Encoded:
-        """Call the pipeline until it begins its loop: what it encoded on the way."""
-        self.pipe.answers, self.pipe.remembered = encoded.again() if encoded else None, Encoded([], [])
-        self.pipe.device_of_run, self.pipe.scheduler, self.pipe.looks = self.device, scheduler, looks
-        self.pipe.rehearses = True
-        if self._encoder:
-            self._encoder.begin([])
+    def _copy(self, seen: list[Tensor], **state: Any) -> Any:
+        """The pipeline for one call, with other attributes."""
+        pipe = object.__new__(type(self.pipe))
+        vars(pipe).update(vars(self.pipe), **state)
+        if self.steady:
+            vars(pipe)["vae"] = _SteadyEncoder(self.pipe.vae, seen, first_alone=pipe.rehearses)
+        return pipe
+
+    def _rehearse(self, options: Mapping[str, Any], **state: Any) -> Any:
+        """Call the pipeline until it begins its loop: the pipeline after this call."""
+        pipe = self._copy([], device_of_run=self.device, rehearses=True, **state)
         try:
             with quiet():
-                self._until_stopped({**options, "output_type": "latent"})
-        except (ValueError, TypeError, AttributeError, LookupError) as cause:  # of a wrong argument any of these can come
+                self._until_stopped(pipe, options)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:  # a wrong argument raises any
             reason = " ".join(str(cause).split()).rstrip(".")
             raise SettingError(f"{self._class.__name__} refuses what it is called with: {reason}") from cause
-        finally:
-            self.pipe.rehearses = False
-        return self.pipe.remembered
+        return pipe
 
-    def _until_stopped(self, options: Mapping[str, Any]) -> None:
+    def _until_stopped(self, pipe: Any, options: Mapping[str, Any]) -> None:
+        hush = _HUSHED.set(True)
         try:
-            with _hushed(), _exact_times():
-                self._call(self.pipe, **options)
+            with _exact_times():
+                self._call(pipe, **options, output_type="latent")
         except _Stopped:
             return
+        finally:
+            _HUSHED.reset(hush)
         raise ModelError(f"{self._class.__name__} neither shows its progress nor steps a scheduler: it cannot be driven")
-
-
-def skips(pipeline: type) -> bool:
-    """Whether a pipeline's call goes on to its next step where it is interrupted, so that it can be entered at any step.
-
-    Some have no such place, and one ends there. Some keep at their first step what the others need.
-
-    Args:
-        pipeline: a class of diffusers.
-    """
-    call: Any = inspect.unwrap(pipeline.__call__)
-    if "kv_cache" in call.__code__.co_varnames:
-        return False
-    return bool(re.search(r"if self\.interrupt:\s+continue", inspect.getsource(call)))
 
 
 def _subclassed(pipe: Any) -> Any:
@@ -242,25 +239,31 @@ def _subclassed(pipe: Any) -> Any:
 def _exact_times() -> Iterator[None]:
     """Inside, new tensors have 32 bits or more. Where networks have half of them, times would be rounded like their weights."""
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.promote_types(default, torch.float32))
+    exact = torch.promote_types(default, torch.float32)
+    if exact == default:
+        yield
+        return
+    torch.set_default_dtype(exact)
     try:
         yield
     finally:
         torch.set_default_dtype(default)
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Inside, libraries log errors alone. They would repeat their advice at each call, which here means for each window."""
-    handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
-    levels = [handler.level for handler in handlers]
-    for handler in handlers:
-        handler.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
+class _Hush(logging.Filter):
+    """Lets libraries log errors alone inside a driven call. They would repeat their advice for each window."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not _HUSHED.get()
+
+
+_HUSH = _Hush()
+
+
+def _install_hush() -> None:
+    for name in ("diffusers", "transformers"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_HUSH)  # a second time changes nothing
 
 
 @final
@@ -310,25 +313,22 @@ class _SteadyEncoder:
     With noise, a picture that shows what to paint would be another one at each step and on each rank.
     """
 
-    def __init__(self, vae: Any) -> None:
-        self._vae = vae
-        self.begin([])
+    def __init__(self, vae: Any, known: list[Tensor], *, first_alone: bool) -> None:
+        self._vae, self._known, self._first_alone = vae, known, first_alone
+        self._next = 0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # of a copy that is being made
             raise AttributeError(name)
         return getattr(self._vae, name)
 
-    def begin(self, known: list[Tensor]) -> None:
-        """Begin a call of the pipeline, with what the same call encoded before."""
-        self._known, self._next = known, 0
-
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Any:
         if self._next == len(self._known):
-            dtype = next(self._vae.parameters()).dtype
-            code = self._vae.encode(pixels.to(dtype), return_dict=False)[0]
-            self._known.append(code if isinstance(code, Tensor) else code.mode())
+            some = pixels[:1] if self._first_alone else pixels  # of a rehearsal nothing but the shape is used
+            code = self._vae.encode(some.to(next(self._vae.parameters()).dtype), return_dict=False)[0]
+            z = code if isinstance(code, Tensor) else code.mode()
+            self._known.append(z.expand(len(pixels), *z.shape[1:]) if self._first_alone else z)
         z = self._known[self._next]
         self._next += 1
         posterior = SimpleNamespace(sample=lambda generator=None: z, mode=lambda: z)

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor
 from torch import nn
 
@@ -14,26 +15,32 @@ from panokit.settings import Attention
 _PROCESSORS: dict[str, type] = {"sdpa": AttnProcessor2_0, "sliced": SlicedAttnProcessor, "xformers": XFormersAttnProcessor}
 
 
-def set_attention(unet: Any, attention: Attention) -> None:
-    """Set how a UNet computes attention.
+def set_attention(network: Any, attention: Attention) -> None:
+    """Set how a network computes attention. Transformers, and UNets with an IP-Adapter, compute it with SDPA alone.
 
-    Its processors are set one by one, because diffusers' `set_attention_backend` silently does nothing on a UNet. If xformers
+    A UNet's processors are set one by one, because diffusers' `set_attention_backend` silently does nothing there. If xformers
     cannot be used, SDPA takes its place, with a `FallbackWarning`.
 
     Args:
-        unet: the UNet.
+        network: a network of diffusers.
         attention: the kind of attention. `auto` changes nothing; diffusers' default is SDPA.
     """
     if attention == "auto":
         return
+    processors: dict[str, object] = getattr(network, "attn_processors", {})
+    adapted = any("IPAdapter" in type(processor).__name__ for processor in processors.values())
+    if adapted or not isinstance(network, UNet2DConditionModel):
+        if attention != "sdpa":
+            kind = f"{type(network).__name__}{' with an IP-Adapter' * adapted}"
+            warnings.warn(f"attention is {attention}, and a {kind} uses SDPA alone", FallbackWarning, stacklevel=4)
+        return
     available = _available(attention)
-    processors: dict[str, object] = getattr(unet, "attn_processors", {})
     if all(isinstance(processor, _PROCESSORS[available]) for processor in processors.values()):
         return
     if available == "sliced":
-        unet.set_attention_slice("auto")
+        network.set_attention_slice("auto")
     else:
-        unet.set_attn_processor(_PROCESSORS[available]())
+        network.set_attn_processor(_PROCESSORS[available]())
 
 
 def set_checkpointing(network: Any, on: bool) -> None:

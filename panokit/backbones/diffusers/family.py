@@ -13,7 +13,7 @@ from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.backbones.diffusers.loading import Loading, load_pipeline
 from panokit.backbones.diffusers.model import is_stable_diffusion, load_stable_diffusion
-from panokit.backbones.diffusers.networks import dtype_of, shared
+from panokit.backbones.diffusers.networks import dtype_of, moves_itself, shared
 from panokit.backbones.diffusers.packing import patchifies
 from panokit.backbones.diffusers.parts import read_json
 from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions
@@ -34,6 +34,8 @@ _PANOKITS = {
     "latents": "are the windows",
     "ip_adapter_image": "is a setting of the sampler's call",
     "control_image": "is a setting of the sampler's call",
+    **dict.fromkeys(("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), "is the prompt, for all encoders"),
+    "denoising_end": "is for two pipelines that share the steps",
     "timesteps": "are set by the scheduler",
     "sigmas": "are set by the scheduler",
     "num_images_per_prompt": "is a list of prompts in the sampler's call",
@@ -63,7 +65,7 @@ class Diffusers(Loading, Family):
         torch_dtype: the precision of the weights, `float32`, `bfloat16` or `float16`; None for that of the files.
         config: a folder or hub id that says how a single file's model is built; None for the hub id that diffusers knows.
         vae: a folder or hub id of another autoencoder.
-        controlnet: a folder or hub id of a ControlNet, or several.
+        controlnet: a folder or hub id of a ControlNet.
         loras: LoRAs, each a mapping of `path` and maybe `weight`, `name` and `weight_name`.
         embeddings: words of textual inversion, each a mapping of `path` and maybe `token` and `weight_name`.
         ip_adapter: an IP-Adapter, a mapping of `path` and maybe `subfolder`, `weight_name`, `scale` and `image_encoder`.
@@ -129,8 +131,13 @@ class Diffusers(Loading, Family):
             raise ModelError(f"the pipeline {kind} has no vae: panokit paints latents, and needs what decodes them")
         cells = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
         vae = shared(pipe.vae)
-        if pipe.vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:
-            vae = vae.float()  # it overflows in half precision, and its pipeline does the same
+        if pipe.vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:  # its pipeline upcasts it, too
+            if moves_itself(vae):
+                raise ModelError(
+                    "the vae overflows in float16, and it is offloaded or quantised: call pipe.vae.to(torch.float32) before "
+                    "that, or load an autoencoder made for float16"
+                )
+            vae = vae.float()
         codec = VAECodec(vae, None if patchifies(pipe) else cells)  # some of those count the pixels of a patch
         window = None if self.window is None else (self.window, self.window)
         denoiser = PipelineDenoiser(pipe, codec, window=window, positions=self.positions, options=self.call)

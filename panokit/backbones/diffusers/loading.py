@@ -33,7 +33,7 @@ class Loading:
         torch_dtype: the precision of the weights, `float32`, `bfloat16` or `float16`; None for that of the files.
         config: a folder or hub id that says how a single file's model is built; None for the hub id that diffusers knows.
         vae: a folder or hub id of another autoencoder.
-        controlnet: a folder or hub id of a ControlNet, or several.
+        controlnet: a folder or hub id of a ControlNet.
         loras: LoRAs, each a mapping of `path` and maybe `weight`, `name` and `weight_name`.
         embeddings: words of textual inversion, each a mapping of `path` and maybe `token` and `weight_name`.
         ip_adapter: an IP-Adapter, a mapping of `path` and maybe `subfolder`, `weight_name`, `scale` and `image_encoder`.
@@ -47,7 +47,7 @@ class Loading:
     torch_dtype: str | None = None
     config: str | None = None
     vae: str | None = None
-    controlnet: str | tuple[str, ...] | None = None
+    controlnet: str | None = None
     loras: tuple[Mapping[str, Any], ...] = ()
     embeddings: tuple[Mapping[str, Any], ...] = ()
     ip_adapter: Mapping[str, Any] | None = None
@@ -106,11 +106,9 @@ def _from_folder(source: str, settings: Loading) -> Any:
         if not (folder / name).is_dir():
             raise ModelError(f"{model} has no {name}/, which its model_index.json names: fetch the missing files")
     parts = {
-        name: [Part(kind, find_weights(folder / name, settings.variant, model))]
-        for name, kind in own.items()
-        if is_network(kind)
+        name: Part(kind, find_weights(folder / name, settings.variant, model)) for name, kind in own.items() if is_network(kind)
     }
-    if settings.variant and not any(part.weights.variant for part, *_ in parts.values()):
+    if settings.variant and not any(part.weights.variant for part in parts.values()):
         raise ModelError(f"{model} has no {settings.variant} weights but plain ones: leave the model's variant out")
     networks = _read(cls, {**parts, **swaps}, settings, model)
     with quiet(), explained(model, "check its files, or fetch them again"):
@@ -136,7 +134,7 @@ def _from_file(source: str, settings: Loading) -> Any:
     for name in (name for name, kind in kinds.items() if is_network(kind) and name not in swaps):
         pickled = any(path.suffix in PICKLES for path in (folder / name).glob("*"))
         if pickled or (alone and name not in DENOISERS):  # diffusers itself would read pickles of a config
-            parts[name] = [Part(kinds[name], find_weights(folder / name, settings.variant, f"the config {config}"))]
+            parts[name] = Part(kinds[name], find_weights(folder / name, settings.variant, f"the config {config}"))
     dtype = DTYPES[settings.torch_dtype] if settings.torch_dtype else Weights(file.parent, None, (file,), False).dtype
     networks = _read(cls, {**parts, **swaps} if alone else swaps, settings, model)
     with quiet(), explained(f"{model} as a {cls.__name__}", advice):
@@ -163,23 +161,23 @@ def _index(folder: Path, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return index, listed_parts(index, model)
 
 
-def _swaps(folder: Path, index: Mapping[str, Any], settings: Loading, model: str) -> tuple[Any, dict[str, list[Part]]]:
+def _swaps(folder: Path, index: Mapping[str, Any], settings: Loading, model: str) -> tuple[Any, dict[str, Part]]:
     """The class of the pipeline, and the networks that do not come from the model itself."""
     swaps, name = {}, index["_class_name"]
     if settings.vae:
-        swaps["vae"] = [find_vae(settings.vae, folder / "vae", settings.variant)]
+        swaps["vae"] = find_vae(settings.vae, folder / "vae", settings.variant)
     if not settings.controlnet:
         return pipeline_class(name, model), swaps
-    sources = (settings.controlnet,) if isinstance(settings.controlnet, str) else settings.controlnet
     network = next((folder / part for part in DENOISERS if part in index), folder)
-    swaps["controlnet"] = [find_controlnet(source, network, settings.variant) for source in sources]
-    return controlled(name, swaps["controlnet"], model), swaps
+    steering = find_controlnet(settings.controlnet, network, settings.variant)
+    return controlled(name, steering.cls, model), {**swaps, "controlnet": steering}
 
 
-def _read(cls: Any, parts: Mapping[str, list[Part]], settings: Loading, model: str) -> dict[str, Any]:
+def _read(cls: Any, parts: Mapping[str, Part], settings: Loading, model: str) -> dict[str, Any]:
     """The networks of a pipeline by name. The largest is read first: while a file is open, its bytes count, too."""
     dtype = DTYPES[settings.torch_dtype] if settings.torch_dtype else None
-    largest = sorted(parts, key=lambda name: -sum(part.weights.size for part in parts[name]))
-    read = {name: [part.read(dtype, model) for part in parts[name]] for name in largest}
-    networks = {name: networks[0] if len(networks) == 1 else networks for name, networks in read.items()}
-    return {**networks, **dict.fromkeys(UNUSED & cls._get_signature_types().keys())}
+    largest = sorted(parts, key=lambda name: -parts[name].weights.size)
+    return {
+        **{name: parts[name].read(dtype, model) for name in largest},
+        **dict.fromkeys(UNUSED & cls._get_signature_types().keys()),
+    }

@@ -220,7 +220,8 @@ def _fits(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any]
         unet.get(name) for name in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type")
     ]
     name = str(scheduler.get("_class_name", ""))
-    betas = not ("FlowMatch" in name or "EDM" in name or scheduler.get("use_flow_sigmas") or scheduler.get("trained_betas"))
+    flows = "FlowMatch" in name or scheduler.get("use_flow_sigmas") or scheduler.get("prediction_type") == "flow_prediction"
+    betas = not (flows or "EDM" in name or scheduler.get("trained_betas"))
     return (
         len(channels) == 1
         and not any(more)

@@ -1,24 +1,31 @@
 """The networks of a pipeline: how their weights are shared, in which type they compute, and on which windows."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from panokit.errors import SettingError
-from panokit.runtime.placement import sharing
+from panokit.errors import ModelError, SettingError
+from panokit.runtime.placement import kept_in_float32, sharing
 
 OTHERS = ("text_encoder", "image_encoder", "vae", "safety_checker")
 """How the names of the networks begin that do not predict: they encode, decode and judge."""
+
+
+OFFLOADING = ("group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker")
+"""The hooks with which diffusers moves parts of a network between devices."""
+CASTING = ("layerwise_casting", "peft_autocast_disable")
+"""The hooks with which diffusers keeps weights in a narrow type."""
 
 
 def shared(network: nn.Module) -> nn.Module:
     """Another network object with the same weights in memory.
 
     To freeze it, to move it to a device or to add hooks leaves the network as it is. Only weights that move or change their
-    type then take memory of their own. A network that moves itself, or is quantised, is copied with its hooks and parts shared.
+    type then take memory of their own. A network that moves itself shares its parts too, with the hooks that they have.
 
     Args:
         network: a network of diffusers or transformers.
@@ -32,14 +39,47 @@ def shared(network: nn.Module) -> nn.Module:
 
 
 def moves_itself(network: nn.Module) -> bool:
-    """Whether a network is offloaded by hooks of its own, spread over devices, or quantised: then nobody else may move it."""
+    """Whether nobody else may move or convert a network: it has hooks of its own for that, or is quantised."""
     if getattr(network, "hf_device_map", None) or getattr(network, "is_quantized", False):
         return True
-    for module in network.modules():  # diffusers leaves registries of hooks in networks that it calls, which may be empty
-        registry = getattr(module, "_diffusers_hook", None)
-        if hasattr(module, "_hf_hook") or (registry is not None and registry.hooks):
-            return True
+    if any(hasattr(module, "_hf_hook") for module in network.modules()) or any(hooks_of(network)):
+        return True
     return any(type(parameter) not in (nn.Parameter, Tensor) for parameter in network.parameters())
+
+
+def hooks_of(network: nn.Module) -> Iterator[str]:
+    """The names of diffusers' hooks in a network. diffusers leaves registries in networks that it calls, which may be empty."""
+    for module in network.modules():
+        yield from getattr(getattr(module, "_diffusers_hook", None), "hooks", ())
+
+
+def require_stateless(name: str, network: nn.Module) -> None:
+    """Check that a network keeps nothing from one call to the next.
+
+    Args:
+        name: of the network in its pipeline.
+        network: a network of diffusers.
+
+    Raises:
+        ModelError: it has hooks that do, such as a cache of steps.
+    """
+    for hook in hooks_of(network):
+        if hook not in OFFLOADING + CASTING:
+            raise ModelError(
+                f"the {name} has the hook {hook}, which keeps what it computed, and would mix windows: take it off "
+                f"(disable_cache() of the {name}, or a pipeline loaded anew)"
+            )
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """Inside, what autograd saves for a backward pass stays as it is, when a hook moves the weights of a network afterwards.
+
+    A parameter that is saved as itself would be found on the other device. Packed, an alias is saved, which keeps the memory
+    that the parameter has now. With checkpointing that is one block at a time.
+    """
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+        yield
 
 
 def add_casts(network: nn.Module) -> None:
@@ -56,15 +96,17 @@ def add_casts(network: nn.Module) -> None:
 
 def dtype_of(network: nn.Module) -> torch.dtype:
     """The type in which a network computes: not that of the parts that it keeps in float32, nor of packed weights."""
-    kept = tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
+    kept = kept_in_float32(network)
     for name, parameter in network.named_parameters():
-        if parameter.is_floating_point() and parameter.element_size() > 1 and not any(part in name for part in kept):
+        if parameter.is_floating_point() and parameter.element_size() > 1 and kept.isdisjoint(name.split(".")):
             return parameter.dtype
     return torch.float32
 
 
 def cast_all(value: Any, dtype: torch.dtype) -> Any:
-    """Cast all floating tensors of nested lists, tuples and dicts. Times and scales, of one axis, stay as they are.
+    """Cast all floating tensors of nested lists, tuples and dicts.
+
+    Times and scales, of one axis, stay as they are, and so do positions, which half precision would round to every eighth.
 
     Args:
         value: tensors, in any nesting.
@@ -73,7 +115,7 @@ def cast_all(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
     if isinstance(value, Mapping):
-        return {key: cast_all(part, dtype) for key, part in value.items()}
+        return {key: part if _tells_places(key) else cast_all(part, dtype) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(cast_all(part, dtype) for part in value)
     return value
@@ -105,6 +147,11 @@ def require_window(window: tuple[int, ...], config: Any, multiple: int = 1) -> N
             f"window is {max(window)}, and the model's table of positions ends at {most * max(patch, multiple)} cells: "
             "make the window smaller"
         )
+
+
+def _tells_places(name: str) -> bool:
+    """Whether an argument of a network is about positions."""
+    return name.endswith("_ids") or "rotary" in name
 
 
 def _narrow_inputs(network: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:

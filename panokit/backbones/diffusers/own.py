@@ -34,7 +34,8 @@ def training_of(scheduler: Any) -> Training:
         )
     betas = "beta_start" in config and not config.get("trained_betas") and config.get("snr_shift_scale", 1) == 1
     if prediction != "flow_prediction" and not betas:
-        raise ModelError(f"the model's scheduler is a {type(scheduler).__name__}, whose noise panokit has no formula for")
+        name = f"{type(scheduler).__name__}{' with trained_betas' * bool(config.get('trained_betas'))}"
+        raise ModelError(f"the model's scheduler is a {name}, whose noise panokit has no formula for: use another model")
     return Training(
         prediction=cast("Prediction", prediction),
         timesteps=config.get("num_train_timesteps", 1000),

@@ -14,10 +14,19 @@ from torchvision.transforms.functional import to_pil_image
 
 from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.drivable import require_drivable
+from panokit.backbones.diffusers.drivable import ALONE, BY_STEP, REWRITES, require_drivable
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
-from panokit.backbones.diffusers.networks import OTHERS, add_casts, cast_all, moves_itself, require_window, shared
+from panokit.backbones.diffusers.networks import (
+    OTHERS,
+    add_casts,
+    cast_all,
+    dtype_of,
+    moves_itself,
+    require_stateless,
+    require_window,
+    shared,
+)
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
 from panokit.backbones.diffusers.reading import Encoded, Reading, picked
@@ -31,13 +40,6 @@ from panokit.windows import Windows
 
 Positions = Literal["local", "offset"]
 """Whether a window is told that it is a whole picture, or its place on the canvas."""
-
-_REWRITES = ("use_pe", "enable_prompt_rewrite", "prompt_upsampling")
-"""Arguments of pipelines' calls that have a language model rewrite the prompt, with chance that no seed of panokit decides."""
-_BY_STEP = {"cfg_trunc_ratio", "control_guidance_start", "control_guidance_end", "adapter_conditioning_factor"}
-"""Arguments of pipelines' calls that are about some of the steps."""
-_ALONE = ("PRXPipeline",)
-"""Pipelines that guide one picture at a time: they tell their network one time for two, whatever the number of pictures."""
 
 
 @final
@@ -129,22 +131,22 @@ class PipelineDenoiser(Denoiser):
         self.channels, self.factor, self.positions = codec.channels, codec.factor, positions
         self._name = type(pipe).__name__
         self._takes = dict(inspect.signature(type(pipe).__call__).parameters)
-        self._driven = Driven(pipe)
-        networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name != "vae"}
-        self._networks = {name: shared(network) for name, network in networks.items()}
-        self._driven.pipe.vae = codec.vae
-        for name, network in self._networks.items():
-            setattr(self._driven.pipe, name, network)
-            if getattr(network, "is_cache_enabled", False):
-                raise ModelError(
-                    f"the {name} of {self._name} caches steps, which would mix windows: call disable_cache() on it"
-                )
-            if not name.startswith(OTHERS):
-                add_casts(network)
+        self._networks: dict[str, Any] = {}
+        for name, network in pipe.components.items():
+            if isinstance(network, nn.Module) and name not in ("vae", "safety_checker"):
+                require_stateless(f"{name} of {self._name}", network)
+                self._networks[name] = shared(network)
+                if not name.startswith(OTHERS):
+                    add_casts(self._networks[name])
+        self._movers = frozenset(name for name, network in self._networks.items() if moves_itself(network))
         self._control = control.argument_of(pipe)
         if self._control:
             self.fields = frozenset({control.FIELD})
-            self._driven.encode_steadily()
+            if len(getattr(pipe.controlnet if hasattr(pipe, "controlnet") else None, "nets", ())) > 1:
+                raise ModelError(f"{self._name} has several ControlNets, and panokit shows windows one picture: use one")
+            if self._control in (options or {}):
+                raise SettingError(f"{self._control} of {self._name} is a setting of the sampler's call, control_image")
+        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=self._control is not None)
         self._config: Any = _network(pipe).config
         self.reads_looks = _has_ip_adapter(_network(pipe)) and "ip_adapter_image_embeds" not in (options or {})
         self.multiple = SIDE if packs(pipe) else 1
@@ -152,25 +154,33 @@ class PipelineDenoiser(Denoiser):
         self._require_fit(type(pipe))
         self._guidance = self._guidance_argument()
         self.steps = self._default("num_inference_steps", 50)
-        self.guidance_scale = float(self._default(self._guidance, 1.0))
-        fixed = {"use_resolution_binning": False, "num_frames": 1, **dict.fromkeys(_REWRITES, False)}
-        self._options = {name: value for name, value in fixed.items() if name in self._takes} | dict(options or {})
+        chosen = dict(options or {})
+        self.guidance_scale = float(chosen.pop(self._guidance, self._default(self._guidance, 1.0)))
+        fixed = {"use_resolution_binning": False, "num_frames": 1, **dict.fromkeys(REWRITES, False)}
+        self._options = {name: value for name, value in fixed.items() if name in self._takes} | chosen
         if not self._driven.skips:
             self._require_no_steps()
         training = training_of(pipe.scheduler)
         flows = training.prediction == "flow_prediction"
         self.training = replace(training, own=self._own, sigmas=self._sigmas if flows else None)
-        self._last: Embeddings | None = None
+        self._sample: tuple[Encoded, Mapping[str, Any]] | None = None  # one text, for rehearsals in which no text matters
 
     def modules(self) -> Iterable[nn.Module]:
-        return [network for network in self._networks.values() if not moves_itself(network)]
+        return [network for name, network in self._networks.items() if name not in self._movers]
 
     def configure(self, execution: Execution) -> None:
         for name, network in self._networks.items():
-            if not name.startswith(OTHERS):
+            if not name.startswith(OTHERS) and name not in self._movers:
                 set_attention(network, execution.attention)
                 set_checkpointing(network, execution.checkpointing)
                 set_compiled(network, execution.compile)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PipelineDenoiser":
+        """A copy in another precision, or on another device. Networks that move themselves stay the same objects."""
+        memo.update({id(self._networks[name]): self._networks[name] for name in self._movers})
+        other = memo[id(self)] = object.__new__(PipelineDenoiser)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
         if patchifies(self._driven.pipe):
@@ -188,15 +198,17 @@ class PipelineDenoiser(Denoiser):
             options["ip_adapter_image"] = looks[0]
         # Some pipelines write into the lists that they are given.
         encoded = self._driven.encode(reading, looks, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
-        reading.warn(scene.texts)
-        self._warn_of_guidance(scene)
+        reading.warn_of_cuts(scene.texts)
+        self._warn_of_guidance(scene, reading)
         brought = {name for name in options if name.endswith("prompt_embeds")}
         if brought and encoded.texts:  # they came back from `encode_prompt`, and are what it returns from now on
             options = {name: value for name, value in options.items() if name not in brought}
             options |= {"prompt": [""], **({"negative_prompt": [""]} if "negative_prompt_embeds" in brought else {})}
-        encoded = Encoded(cast_all(encoded.texts, torch.float32), cast_all(encoded.looks, torch.float32))
-        self._last = Embeddings(encoded, options, scene, shown)
-        return self._last
+        wide = torch.promote_types(dtype_of(_network(self._driven.pipe)), torch.float32)
+        encoded = Encoded(cast_all(encoded.texts, wide), cast_all(encoded.looks, wide))
+        first = {name: picture[:1] for name, picture in pictures.items()}
+        self._sample = encoded.picked(len(scene.texts), [0]), {**self._blank(options, 1), **first}
+        return Embeddings(encoded, options, scene, shown)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         scene, size = embeddings.scene, windows.size
@@ -204,7 +216,7 @@ class PipelineDenoiser(Denoiser):
             embeddings.maps[size] = scene.maps(size)
         mixture = scene.mixture(embeddings.maps[size], windows, index)
         entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
-        step = len(entries) if self.positions == "local" and self._name not in _ALONE else 1
+        step = len(entries) if self.positions == "local" and self._name not in ALONE else 1
         calls = [self._call(embeddings, windows, entries, slice(k, k + step)) for k in range(0, len(entries), step)]
         return Condition(mixture, calls)
 
@@ -225,7 +237,7 @@ class PipelineDenoiser(Denoiser):
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
         """The arguments of the pipeline's call that are texts."""
-        if any(name.endswith("prompt_embeds") for name in self._options):
+        if self._brought:
             if any(scene.texts) or any(scene.negatives):
                 raise SettingError(
                     "the model was given prompt_embeds, which stand in the place of texts: make the prompt empty"
@@ -239,14 +251,30 @@ class PipelineDenoiser(Denoiser):
             return {"prompt": list(scene.texts)}
         return {"prompt": list(scene.texts), "negative_prompt": list(scene.negatives)}
 
-    def _warn_of_guidance(self, scene: Scene) -> None:
-        """Warn about a strength of guidance that the user chose and that the pipeline does not use."""
-        guides = getattr(self._driven.pipe, "do_classifier_free_guidance", True)
-        embeds = self._config.get("guidance_embeds") or self._config.get("time_cond_proj_dim")
-        chosen = scene.guidance_scale > 1 and scene.guidance_scale != self.guidance_scale
-        if chosen and not guides and not embeds:
-            message = f"this model is distilled and takes no guidance, so guidance_scale {scene.guidance_scale:g} has no effect"
+    def _warn_of_guidance(self, scene: Scene, reading: Reading) -> None:
+        """Warn about a negative prompt, and about a strength of guidance, that the user chose and that have no effect."""
+        negatives = [text for text in scene.negatives if text.strip()]
+        if "negative_prompt" in self._takes and negatives and not any(map(reading.knows, negatives)):
+            embedded = "true_cfg_scale" in self._takes and self._guidance != "true_cfg_scale"
+            raises = "the model's true_cfg_scale" if embedded else "guidance_scale"
+            message = f"nothing guides away from the negative prompt, so it has no effect: raise {raises}, or leave it out"
             warnings.warn(message, PromptWarning, stacklevel=5)
+        if scene.guidance_scale <= 1 or scene.guidance_scale == self.guidance_scale:
+            return
+        embeds = self._config.get("guidance_embeds") or self._config.get("time_cond_proj_dim")
+        message = f"guidance_scale {scene.guidance_scale:g} has no effect: "
+        if self._guidance == "true_cfg_scale" and not negatives and "negative_prompt" not in self._brought:
+            message += "this model guides away from a negative prompt alone; give negative_prompt"
+        elif not reading.guides and not embeds:
+            message += "this model is distilled and takes no guidance; leave it out"
+        else:
+            return
+        warnings.warn(message, PromptWarning, stacklevel=5)
+
+    @property
+    def _brought(self) -> frozenset[str]:
+        """The texts in whose place the user brings embeddings."""
+        return frozenset(name.removesuffix("_embeds") for name in self._options if name.endswith("prompt_embeds"))
 
     def _call(self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice) -> Call:
         """The call of the pipeline for some entries of a mixture: pairs of a window and a text."""
@@ -267,7 +295,7 @@ class PipelineDenoiser(Denoiser):
         for name in options:
             if name.endswith("prompt_embeds"):  # a pipeline that reads them without `encode_prompt`
                 (texts[name],) = picked([options[name]], 1, [0] * n)
-        return {**options, **texts, **{name: False for name in _REWRITES if name in self._takes}}
+        return {**options, **texts, **{name: False for name in REWRITES if name in self._takes}}
 
     def _place(self, windows: Windows, origin: tuple[int, int]) -> dict[str, Any]:
         """The place of a window, for a model that is told where a picture was cropped (SDXL)."""
@@ -315,16 +343,16 @@ class PipelineDenoiser(Denoiser):
     @torch.no_grad()
     def _scheduled(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window. Texts do not matter."""
-        if self._last is None:
+        if self._sample is None:
             black = torch.zeros(3, *(cells * self.factor for cells in self.window))
             look = black if self.reads_looks else None
-            self._last = self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), look))
-        call = self._call(self._last, self._one_window(), [(0, 0)], slice(0, 1))
-        return self._driven.scheduled(steps, call.encoded, **{**call.options, **self._latents(1)})
+            self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), look))
+        encoded, options = self._sample or (Encoded([], []), {})
+        return self._driven.scheduled(steps, encoded, **{**options, **self._latents(1)})
 
     def _require_no_steps(self) -> None:
         """Check that no option depends on the number of a step, in a pipeline that cannot be told that number."""
-        for option in _BY_STEP & self._options.keys():
+        for option in BY_STEP & self._options.keys():
             if self._options[option] != self._takes[option].default:
                 raise SettingError(
                     f"{option} depends on the number of a step, which {self._name} cannot be told where it is driven one "

@@ -19,7 +19,11 @@ class Reading:
     A text is cut if none of them reads it whole. A pipeline with several may read a long text by one of them alone.
     """
 
+    guides = True
+    """Whether the pipeline guides against something: its `do_classifier_free_guidance`."""
+
     def __init__(self) -> None:
+        self._read: set[str] = set()
         self._whole: set[str] = set()
         self._cut: dict[str, tuple[int, int, str]] = {}
 
@@ -36,8 +40,10 @@ class Reading:
 
         class Watched(type(tokenizer)):  # type: ignore[misc]
             def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-                if kwargs.get("truncation") and kwargs.get("max_length") and isinstance(text, str | list | tuple):
-                    for one in [text] if isinstance(text, str) else text:
+                texts = [text] if isinstance(text, str) else text if isinstance(text, list | tuple) else []
+                for one in (one for one in texts if isinstance(one, str)):
+                    reading._read.add(_plain(one))
+                    if kwargs.get("truncation") and kwargs.get("max_length"):
                         reading._note(super().__call__, self.decode, one, kwargs["max_length"])
                 return super().__call__(text, *args, **kwargs)
 
@@ -51,19 +57,27 @@ class Reading:
         elif text not in self._cut or limit > self._cut[text][1]:
             self._cut[text] = len(tokens), limit, decode(tokens[limit - 1 :], skip_special_tokens=True)
 
-    def warn(self, texts: Iterable[str]) -> None:
+    def knows(self, text: str) -> bool:
+        """Whether a tokenizer read a text, perhaps inside of a template."""
+        return any(_plain(text) in read for read in self._read)
+
+    def warn_of_cuts(self, texts: Iterable[str]) -> None:
         """Warn about each text that no tokenizer read whole.
 
         Args:
             texts: the texts of the user. A tokenizer may have read them inside of a template.
         """
-        whole = {" ".join(text.split()).lower() for text in self._whole}
+        whole = {_plain(text) for text in self._whole}
         for read, (count, limit, end) in self._cut.items():
-            plain = " ".join(read.split()).lower()
-            meant = any(text.strip() and " ".join(text.split()).lower() in plain for text in texts)
-            if meant and plain not in whole:
+            meant = any(text.strip() and _plain(text) in _plain(read) for text in texts)
+            if meant and _plain(read) not in whole:
                 message = f"the prompt has {count} tokens and this model reads {limit}: {end!r} at its end is cut off"
                 warnings.warn(message, PromptWarning, stacklevel=6)
+
+
+def _plain(text: str) -> str:
+    """A text as pipelines may have cleaned it: with single spaces, in small letters."""
+    return " ".join(text.split()).lower()
 
 
 @final

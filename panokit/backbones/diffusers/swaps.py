@@ -1,6 +1,6 @@
 """Parts of a pipeline that come from elsewhere: another autoencoder, and ControlNets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,27 +77,25 @@ def find_controlnet(source: str, network: Path, variant: str | None) -> Part:
     return part
 
 
-def controlled(name: str, controlnets: Sequence[Part], model: str) -> Any:
-    """The text-to-image pipeline of a family that takes ControlNets.
+def controlled(name: str, controlnet: Any, model: str) -> Any:
+    """The text-to-image pipeline of a family that takes a ControlNet.
 
     Args:
         name: the pipeline without a ControlNet.
-        controlnets: what it has to take.
+        controlnet: the class of the ControlNet.
         model: the model in words, for messages.
 
     Raises:
         ModelError: the family has no such pipeline, or takes ControlNets of another class.
     """
-    kinds = {part.cls.__name__ for part in controlnets}
     plain = name.replace("ControlNetUnion", "").replace("ControlNet", "")
-    cls = pipeline_class(
-        plain.replace("Pipeline", f"ControlNet{'Union' * any('Union' in kind for kind in kinds)}Pipeline"), model
-    )
+    union = "Union" if "Union" in controlnet.__name__ else ""
+    cls = pipeline_class(plain.replace("Pipeline", f"ControlNet{union}Pipeline"), model)
     allowed = {kind.__name__ for kind in cls._get_signature_types().get("controlnet", ()) if isinstance(kind, type)}
-    if odd := sorted(kinds - allowed):
+    if controlnet.__name__ not in allowed:
         names = ", ".join(sorted(kind for kind in allowed if kind.endswith("Model") and "Multi" not in kind))
         raise ModelError(
-            f"{model} takes ControlNets of the class {names}, and controlnet is a {odd[0]}: use one for this model"
+            f"{model} takes ControlNets of the class {names}, and controlnet is a {controlnet.__name__}: use one for this model"
         )
     return cls
 
