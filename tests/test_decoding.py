@@ -26,6 +26,16 @@ class Blurry(Codec):
         return nn.functional.interpolate(blurred, scale_factor=2)
 
 
+class Patched(Blurry):
+    """A codec whose latents have another scale in each cell of a patch, as those of FLUX.2 have."""
+
+    multiple = 2
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        patch = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(*(cells // 2 for cells in latents.shape[-2:]))
+        return super().decode(latents * patch)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, cells in {"WHOLE": 64, "TILE": 24, "OVERLAP": 12, "PAD": 4}.items():
@@ -64,3 +74,21 @@ def test_small_canvases_are_decoded_in_one_piece(cpu: Runtime) -> None:
     seen.clear()
     decode(Notes(), torch.rand(3, 128, 264), (False, False), cpu)
     assert seen == [(1, 3, 128, 104)] * 3
+
+
+@pytest.mark.parametrize("wrap", [(False, False), (False, True)])
+@pytest.mark.parametrize("size", [(24, 96), (40, 62), (26, 90)])
+def test_tiles_begin_where_patches_begin(
+    small_tiles: None, cpu: Runtime, wrap: tuple[bool, bool], size: tuple[int, int]
+) -> None:
+    canvas = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    whole = decoding._whole(Patched(), canvas, wrap)
+    torch.testing.assert_close(decode(Patched(), canvas, wrap, cpu), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_tiles_of_larger_cells_have_as_many_pixels() -> None:
+    codec = Blurry()
+    codec.factor = 32
+    tiles = decoding._tiles((96, 96), (False, False), codec)
+    assert max(tiles.window) * codec.factor <= decoding.TILE * decoding.FACTOR
+    assert len(tiles) > 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from panokit.backbones.diffusers.pipeline import PipelineDenoiser
 from panokit.cli import main
 from panokit.errors import ModelError, SettingError
 from panokit.jobs import Worker
-from panokit.testing.families import FAMILIES, save_tiny_lora, tiny_pipeline
+from panokit.testing.families import FAMILIES, save_tiny_lora, tiny_controlnet, tiny_pipeline
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDPaper
 
@@ -240,3 +241,83 @@ def test_a_model_is_no_other_after_it_was_copied(pipeline: Callable[[str], Any])
     painted(Sampler(model, runtime=Runtime(accelerator="cpu", precision="64-true")))
     assert isinstance(model, Model)
     assert torch.equal(painted(Sampler(model, runtime=Runtime(accelerator="cpu"))), first)
+
+
+# --- runs that share a model -----------------------------------------------------------------------------------
+
+
+def test_runs_of_one_model_never_touch(pipeline: Callable[[str], Any], cpu: Runtime) -> None:
+    """Two runs with other texts and guidance, step by step in turns, and in two threads, make what each makes alone."""
+    sampler = Sampler(load_model(pipeline("sdxl"), window=16), runtime=cpu)
+    settings = [{"guidance_scale": 5.0, "seed": 1}, {"guidance_scale": 1.0, "seed": 2, "negative_prompt": ""}]
+    texts = ["a lake", "a red city"]
+
+    def alone(k: int) -> Tensor:
+        return sampler(texts[k], height=32, width=64, steps=3, progress=False, **settings[k]).latents
+
+    expected = [alone(0), alone(1)]
+    runs = [sampler.begin(text, height=32, width=64, steps=3, **more) for text, more in zip(texts, settings, strict=True)]
+    for _ in range(3):
+        for run in runs:
+            run.step()
+    assert all(torch.equal(run.canvas, canvas) for run, canvas in zip(runs, expected, strict=True))
+    with ThreadPoolExecutor(2) as pool:
+        threads = [*pool.map(alone, [0, 1, 0, 1])]
+    assert all(torch.equal(threads[k], expected[k % 2]) for k in range(4))
+
+
+def test_a_second_sampler_takes_the_model_of_the_first_as_it_is(pipeline: Callable[[str], Any]) -> None:
+    model, runtime = load_model(pipeline("sdxl"), window=16), Runtime(accelerator="cpu", precision="bf16-true")
+    first = Sampler(model, runtime=runtime)
+    assert first.model.denoiser is not model.denoiser
+    assert Sampler(first.model, runtime=runtime).model.denoiser is first.model.denoiser
+
+
+def test_a_copy_keeps_networks_that_move_themselves() -> None:
+    pipe = tiny_pipeline("flux")
+    device = torch.device("cpu")
+    pipe.transformer.enable_group_offload(onload_device=device, offload_device=device, offload_type="leaf_level")
+    model = load_model(pipe, window=16)
+    copied = Sampler(model, runtime=Runtime(accelerator="cpu", precision="64-true")).model
+    assert copied.denoiser is not model.denoiser
+    networks, copies = model.denoiser._networks, copied.denoiser._networks  # type: ignore[attr-defined]
+    assert copies["transformer"] is networks["transformer"]
+    assert copies["text_encoder"] is not networks["text_encoder"]
+
+
+# --- settings --------------------------------------------------------------------------------------------------
+
+
+def test_true_guidance_of_the_model_is_its_default(pipeline: Callable[[str], Any], cpu: Runtime) -> None:
+    pipe = pipeline("qwen_image")
+    strong, weak = (load_model(pipe, window=16, true_cfg_scale=scale) for scale in (6.0, 2.0))
+    assert (strong.denoiser.guidance_scale, weak.denoiser.guidance_scale) == (6.0, 2.0)
+    one, other = (painted(Sampler(model, runtime=cpu), negative_prompt="rain") for model in (strong, weak))
+    assert float((one - other).abs().max()) > 1e-3
+    same = painted(Sampler(strong, runtime=cpu), negative_prompt="rain", guidance_scale=2.0)
+    assert torch.equal(same, other)
+
+
+def test_arguments_that_would_not_do_what_they_say_are_refused() -> None:
+    from diffusers import MultiControlNetModel
+
+    for name in ("prompt_2", "denoising_end", "ip_adapter_image"):
+        with pytest.raises(SettingError, match=f"{name} of a pipeline's call is"):
+            load_model(tiny_pipeline("sdxl"), **{name: "x"})
+    pipe = tiny_controlnet("sd")
+    with pytest.raises(SettingError, match=r"image of StableDiffusionControlNetPipeline is a setting .* control_image"):
+        load_model(pipe, image="edges.png")
+    pipe.controlnet = MultiControlNetModel([pipe.controlnet, pipe.controlnet])
+    with pytest.raises(ModelError, match="has several ControlNets, and panokit shows windows one picture"):
+        load_model(pipe)
+
+
+def test_embeddings_are_noted_by_their_hash_for_models_by_name_too(tmp_path: Path, cpu: Runtime) -> None:
+    pipe = tiny_pipeline("flux")
+    pipe.save_pretrained(tmp_path)
+    with torch.no_grad():
+        embeds, pooled, _ = pipe.encode_prompt("a castle", None)
+    model = load_model(str(tmp_path), window=16, prompt_embeds=embeds, pooled_prompt_embeds=pooled)
+    made = Sampler(model, runtime=cpu)("", height=32, width=32, steps=2)
+    assert made.recipe["model"]["prompt_embeds"].startswith("sha256:")
+    json.dumps(made.recipe)

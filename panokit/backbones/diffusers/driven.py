@@ -60,6 +60,7 @@ class Driven:
         self._class: Any = type(pipe)
         self._call: Callable[..., Any] = inspect.unwrap(self._class.__call__)  # without its `no_grad`
         self.skips = skips(self._class)
+        self.home = torch.device("cpu")
         _install_hush()
 
     @property
@@ -122,6 +123,11 @@ class Driven:
         if not self.skips:  # it would not reach a later step
             level = Level(0, level.t, level.alpha, level.sigma, 0, 1)
         one, device = _OneLevel(self.scheduler, level), options["latents"].device
+        if self.offloads and device.type != self.home.type:
+            raise SettingError(
+                f"the networks of the pipeline are offloaded or quantised, so it computes on {self.home}, and the runtime on "
+                f"{device}: move the pipeline there first, or choose Runtime(accelerator={self.home.type!r})"
+            )
         pipe = self._copy(seen, scheduler=one, answers=encoded.again(), ahead=level.step, origin=origin, device_of_run=device)
         with weights_kept() if self.offloads else nullcontext():
             self._until_stopped(pipe, {**options, "num_inference_steps": level.steps})
@@ -137,7 +143,8 @@ class Driven:
 
     def _rehearse(self, options: Mapping[str, Any], **state: Any) -> Any:
         """Call the pipeline until it begins its loop: the pipeline after this call."""
-        pipe = self._copy([], device_of_run=self.device, rehearses=True, **state)
+        self.home = self.device
+        pipe = self._copy([], device_of_run=self.home, rehearses=True, **state)
         try:
             with quiet():
                 self._until_stopped(pipe, options)
