@@ -128,7 +128,7 @@ def _index(source: str, revision: str | None) -> Mapping[str, Any]:
         try:
             return DiffusionPipeline.load_config(source, revision=revision)
         except Exception as cause:  # hub failures come in many types
-            reason = str(cause).strip().partition("\n")[0]
+            reason = str(cause).strip().partition("\n")[0].rstrip(".")
             raise ModelError(f"cannot load the model {source}: {reason}; check the hub id and the connection") from cause
     path = folder / "model_index.json"
     if not path.is_file():

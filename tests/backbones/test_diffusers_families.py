@@ -64,8 +64,8 @@ def model(pipeline: Made) -> Made:
 def calls(model: Model, name: str, sweeps: bool) -> list[tuple[int, dict[str, Any]]]:
     """Steps and arguments: with guidance and without, with a negative prompt where the pipeline takes one."""
     denoiser: Any = model.denoiser
-    off = {denoiser._guidance: 0.0 if name in ("z_image", "krea2") else 1.0}
-    against = {"negative_prompt": "fog, rain"} if "negative_prompt" in denoiser._takes else {}
+    off = {denoiser._arguments.guidance: 0.0 if name in ("z_image", "krea2") else 1.0}
+    against = {"negative_prompt": "fog, rain"} if "negative_prompt" in denoiser._arguments._takes else {}
     every = [(steps, options) for steps in (4, 8) for options in ({}, off, against, {**against, **off})]
     return every if sweeps else [(3, against), (2, off)]
 
@@ -109,7 +109,7 @@ def test_without_settings_a_sampler_paints_what_the_pipeline_paints(
 def test_windows_are_denoised_alike_in_any_company(name: str, model: Made, sweeps: bool) -> None:
     denoiser = model(name).denoiser
     grid = Grid((16, 48), (16, 16), (8, 8), (False, False))
-    against = "rain" if "negative_prompt" in denoiser._takes else ""
+    against = "rain" if "negative_prompt" in denoiser._arguments._takes else ""
     x = torch.randn(5, denoiser.channels, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         embeddings = denoiser.encode(Scene(TEXTS, against, denoiser.guidance_scale))

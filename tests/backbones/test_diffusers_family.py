@@ -197,9 +197,7 @@ def test_a_window_is_told_its_place_where_there_are_places(name: str, pipeline: 
 
 @pytest.mark.parametrize("name", ["sd", "sd3", "z_image", "qwen_image", "sana", "lumina2", "wan"])
 def test_a_model_that_is_told_no_place_says_so(name: str, pipeline: Callable[[str], Any]) -> None:
-    with pytest.raises(
-        SettingError, match=r"positions is offset, and .* makes positions of the shape of a window alone: use local"
-    ):
+    with pytest.raises(SettingError, match=r"positions is offset, and .* makes positions of a window's shape alone: use local"):
         load_model(pipeline(name), window=16, positions="offset")
 
 

@@ -86,5 +86,5 @@ def test_embeddings_that_the_user_brings_stand_in_the_place_of_texts(
     own = literal(pipe, "a castle", num_inference_steps=2)
     assert float((made.latents - own).abs().max() / own.abs().max()) < 1e-5
     assert made.recipe["model"]["prompt_embeds"]
-    with pytest.raises(SettingError, match="was given prompt_embeds, which stand in the place of texts: make the prompt empty"):
+    with pytest.raises(SettingError, match="was given prompt_embeds, which stand in for texts: make the prompt empty"):
         Sampler(model, runtime=cpu)("a lake", height=side, width=side, steps=2)

@@ -5,6 +5,7 @@ import pytest
 from panokit import load_model, registry
 from panokit.registry import Plugin
 from panokit.testing import run_checks
+from panokit.testing.families import tiny_controlnet, tiny_pipeline
 
 OURS = [
     plugin
@@ -21,4 +22,17 @@ def test_a_plugin_of_ours_keeps_its_contract(plugin: Plugin) -> None:
 
 def test_the_embedded_model_keeps_the_contract_of_a_denoiser() -> None:
     denoiser = load_model("landscapes").denoiser
+    assert [outcome for outcome in run_checks(lambda: denoiser) if outcome.problem] == []
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has:panokit.errors.PromptWarning")
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "klein", "z_image", "qwen_image", "sana", "wan"])
+def test_a_driven_pipeline_keeps_the_contract_of_a_denoiser(name: str) -> None:
+    denoiser = load_model(tiny_pipeline(name), window=16).denoiser
+    assert [outcome for outcome in run_checks(lambda: denoiser) if outcome.problem] == []
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_pipeline_with_a_controlnet_keeps_the_contract_of_a_denoiser(name: str) -> None:
+    denoiser = load_model(tiny_controlnet(name), window=16).denoiser
     assert [outcome for outcome in run_checks(lambda: denoiser) if outcome.problem] == []

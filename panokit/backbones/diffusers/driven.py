@@ -53,7 +53,7 @@ class Driven:
 
     def __init__(self, pipe: Any, networks: Mapping[str, nn.Module], *, steady: bool) -> None:
         self.pipe = _subclassed(pipe)
-        vars(self.pipe).update(networks)
+        vars(self.pipe).update(networks, **({"safety_checker": None} if hasattr(pipe, "safety_checker") else {}))
         self.scheduler: Any = pipe.scheduler
         self.steady = steady
         self.offloads = any(moves_itself(network) for network in networks.values())

@@ -1,8 +1,6 @@
 """Any text-to-image pipeline of diffusers as a denoiser."""
 
 import copy
-import inspect
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
@@ -13,8 +11,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from panokit.backbones.diffusers import control
+from panokit.backbones.diffusers.arguments import Arguments
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.drivable import ALONE, BY_STEP, REWRITES, require_drivable
+from panokit.backbones.diffusers.drivable import ALONE, require_drivable
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.backbones.diffusers.networks import (
@@ -29,9 +28,9 @@ from panokit.backbones.diffusers.networks import (
 )
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
-from panokit.backbones.diffusers.reading import Encoded, Reading, picked
+from panokit.backbones.diffusers.reading import Encoded, Reading
 from panokit.denoiser import Denoiser
-from panokit.errors import ModelError, PromptWarning, SettingError
+from panokit.errors import ModelError, SettingError
 from panokit.grid import Grid
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Solver
@@ -130,7 +129,6 @@ class PipelineDenoiser(Denoiser):
         require_drivable(type(pipe))
         self.channels, self.factor, self.positions = codec.channels, codec.factor, positions
         self._name = type(pipe).__name__
-        self._takes = dict(inspect.signature(type(pipe).__call__).parameters)
         self._networks: dict[str, Any] = {}
         for name, network in pipe.components.items():
             if isinstance(network, nn.Module) and name not in ("vae", "safety_checker"):
@@ -147,19 +145,17 @@ class PipelineDenoiser(Denoiser):
             if self._control in (options or {}):
                 raise SettingError(f"{self._control} of {self._name} is a setting of the sampler's call, control_image")
         self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=self._control is not None)
-        self._config: Any = _network(pipe).config
-        self.reads_looks = _has_ip_adapter(_network(pipe)) and "ip_adapter_image_embeds" not in (options or {})
-        self.multiple = SIDE if packs(pipe) else 1
-        self.window = window or self._own_window(pipe)
-        self._require_fit(type(pipe))
-        self._guidance = self._guidance_argument()
-        self.steps = self._default("num_inference_steps", 50)
-        chosen = dict(options or {})
-        self.guidance_scale = float(chosen.pop(self._guidance, self._default(self._guidance, 1.0)))
-        fixed = {"use_resolution_binning": False, "num_frames": 1, **dict.fromkeys(REWRITES, False)}
-        self._options = {name: value for name, value in fixed.items() if name in self._takes} | chosen
+        network = _network(pipe)
+        self._arguments = Arguments(pipe, network.config, options or {})
         if not self._driven.skips:
-            self._require_no_steps()
+            self._arguments.require_no_steps()
+        self.steps, self.guidance_scale = self._arguments.steps, self._arguments.guidance_scale
+        self.reads_looks = _has_ip_adapter(network) and "ip_adapter_image_embeds" not in self._arguments.options
+        self.multiple = SIDE if packs(pipe) else 1
+        self.window = window or self._arguments.window(self.factor)
+        require_window(self.window, network.config, self.multiple)
+        if positions == "offset" and not (self._driven.tells_places or self._arguments.takes_crops):
+            raise SettingError(f"positions is offset, and {self._name} makes positions of a window's shape alone: use local")
         training = training_of(pipe.scheduler)
         flows = training.prediction == "flow_prediction"
         self.training = replace(training, own=self._own, sigmas=self._sigmas if flows else None)
@@ -188,8 +184,7 @@ class PipelineDenoiser(Denoiser):
         return super().noise(size, generator)
 
     def encode(self, scene: Scene) -> Embeddings:
-        options = {**self._options, self._guidance: scene.guidance_scale, **self._texts(scene)}
-        reading = Reading()
+        options, reading = self._arguments.of(scene), Reading()
         shown = control.Shown(scene, self._driven.device) if scene.fields else None
         windows, numbers = self._one_window(), [0] * len(scene.texts)
         pictures = self._pictures(shown, windows, numbers)
@@ -199,15 +194,13 @@ class PipelineDenoiser(Denoiser):
         # Some pipelines write into the lists that they are given.
         encoded = self._driven.encode(reading, looks, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
         reading.warn_of_cuts(scene.texts)
-        self._warn_of_guidance(scene, reading)
-        brought = {name for name in options if name.endswith("prompt_embeds")}
-        if brought and encoded.texts:  # they came back from `encode_prompt`, and are what it returns from now on
-            options = {name: value for name, value in options.items() if name not in brought}
-            options |= {"prompt": [""], **({"negative_prompt": [""]} if "negative_prompt_embeds" in brought else {})}
+        self._arguments.warn(scene, reading)
+        if encoded.texts:
+            options = self._arguments.without_embeddings(options)
         wide = torch.promote_types(dtype_of(_network(self._driven.pipe)), torch.float32)
         encoded = Encoded(cast_all(encoded.texts, wide), cast_all(encoded.looks, wide))
         first = {name: picture[:1] for name, picture in pictures.items()}
-        self._sample = encoded.picked(len(scene.texts), [0]), {**self._blank(options, 1), **first}
+        self._sample = encoded.picked(len(scene.texts), [0]), {**self._arguments.blank(options, 1), **first}
         return Embeddings(encoded, options, scene, shown)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
@@ -235,74 +228,18 @@ class PipelineDenoiser(Denoiser):
         """The pictures for an IP-Adapter, one for each text, as pipelines take them."""
         return [to_pil_image(picture) for picture in scene.looks if picture is not None]
 
-    def _texts(self, scene: Scene) -> dict[str, Any]:
-        """The arguments of the pipeline's call that are texts."""
-        if self._brought:
-            if any(scene.texts) or any(scene.negatives):
-                raise SettingError(
-                    "the model was given prompt_embeds, which stand in the place of texts: make the prompt empty"
-                )
-            return {"prompt": None}
-        if not any(scene.negatives):
-            return {"prompt": list(scene.texts)}
-        if "negative_prompt" not in self._takes:
-            message = "this model takes no negative prompt, so it has no effect: leave it out"
-            warnings.warn(message, PromptWarning, stacklevel=5)
-            return {"prompt": list(scene.texts)}
-        return {"prompt": list(scene.texts), "negative_prompt": list(scene.negatives)}
-
-    def _warn_of_guidance(self, scene: Scene, reading: Reading) -> None:
-        """Warn about a negative prompt, and about a strength of guidance, that the user chose and that have no effect."""
-        negatives = [text for text in scene.negatives if text.strip()]
-        if "negative_prompt" in self._takes and negatives and not any(map(reading.knows, negatives)):
-            embedded = "true_cfg_scale" in self._takes and self._guidance != "true_cfg_scale"
-            raises = "the model's true_cfg_scale" if embedded else "guidance_scale"
-            message = f"nothing guides away from the negative prompt, so it has no effect: raise {raises}, or leave it out"
-            warnings.warn(message, PromptWarning, stacklevel=5)
-        if scene.guidance_scale <= 1 or scene.guidance_scale == self.guidance_scale:
-            return
-        embeds = self._config.get("guidance_embeds") or self._config.get("time_cond_proj_dim")
-        message = f"guidance_scale {scene.guidance_scale:g} has no effect: "
-        if self._guidance == "true_cfg_scale" and not negatives and "negative_prompt" not in self._brought:
-            message += "this model guides away from a negative prompt alone; give negative_prompt"
-        elif not reading.guides and not embeds:
-            message += "this model is distilled and takes no guidance; leave it out"
-        else:
-            return
-        warnings.warn(message, PromptWarning, stacklevel=5)
-
-    @property
-    def _brought(self) -> frozenset[str]:
-        """The texts in whose place the user brings embeddings."""
-        return frozenset(name.removesuffix("_embeds") for name in self._options if name.endswith("prompt_embeds"))
-
     def _call(self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice) -> Call:
         """The call of the pipeline for some entries of a mixture: pairs of a window and a text."""
         numbers, texts = [number for number, _ in entries[rows]], [text for _, text in entries[rows]]
-        options = {**self._blank(embeddings.options, len(texts)), **self._pictures(embeddings.shown, windows, numbers)}
-        origin = None
+        pictures = self._pictures(embeddings.shown, windows, numbers)
+        options, origin = {**self._arguments.blank(embeddings.options, len(texts)), **pictures}, None
         if self.positions == "offset":
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
-            options |= self._place(windows, origin)
+            options |= self._arguments.place(origin, self.window, windows.size, self.factor)
         seen = embeddings.shown.seen(windows, numbers) if embeddings.shown else []
         encoded = embeddings.encoded.picked(len(embeddings.scene.texts), texts)
-        return Call(rows, encoded, {**options, **self._size()}, seen, origin)
-
-    def _blank(self, options: Mapping[str, Any], n: int) -> dict[str, Any]:
-        """Arguments for a call with `n` texts that are encoded already, which no language model need rewrite."""
-        texts: dict[str, Any] = {name: [""] * n for name in ("prompt", "negative_prompt") if options.get(name)}
-        for name in options:
-            if name.endswith("prompt_embeds"):  # a pipeline that reads them without `encode_prompt`
-                (texts[name],) = picked([options[name]], 1, [0] * n)
-        return {**options, **texts, **{name: False for name in REWRITES if name in self._takes}}
-
-    def _place(self, windows: Windows, origin: tuple[int, int]) -> dict[str, Any]:
-        """The place of a window, for a model that is told where a picture was cropped (SDXL)."""
-        if "crops_coords_top_left" not in self._takes:
-            return {}
-        canvas, crop, window = ([cells * self.factor for cells in place] for place in (windows.size, origin, self.window))
-        return {"original_size": tuple(canvas), "crops_coords_top_left": tuple(crop), "target_size": tuple(window)}
+        return Call(rows, encoded, {**options, **self._arguments.size(self.window, self.factor)}, seen, origin)
 
     def _pictures(self, shown: control.Shown | None, windows: Windows, numbers: Sequence[int]) -> dict[str, Tensor]:
         """The argument of the pipeline's call that shows windows their part of the control picture."""
@@ -310,15 +247,10 @@ class PipelineDenoiser(Denoiser):
             return {}
         return {self._control: control.as_taken(self._driven.pipe, shown.crops(windows.refined(self.factor), numbers))}
 
-    def _size(self) -> dict[str, int]:
-        height, width = (cells * self.factor for cells in self.window)
-        area = {"max_area": height * width} if "max_area" in self._takes else {}  # it would resize the picture to that
-        return {"height": height, "width": width, **area}
-
     def _latents(self, n: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for `n` empty windows."""
         empty = torch.zeros(n, self.channels, *self.window, device=self._driven.device)
-        return {"latents": packed(self._driven.pipe, empty), **self._size()}
+        return {"latents": packed(self._driven.pipe, empty), **self._arguments.size(self.window, self.factor)}
 
     def _one_window(self) -> Grid:
         """The layout of a canvas that is one window."""
@@ -326,8 +258,7 @@ class PipelineDenoiser(Denoiser):
 
     def _own(self, steps: int, device: torch.device) -> Solver:
         """The pipeline's own scheduler, set for a picture of one window."""
-        eta = {"eta": self._options.get("eta", self._takes["eta"].default)} if "eta" in self._takes else {}
-        return own_solver(self._scheduled(steps), device, eta)
+        return own_solver(self._scheduled(steps), device, {"eta": self._arguments.default("eta", 0.0)})
 
     def _sigmas(self, steps: int) -> list[float]:
         """The noise at each step of a flow, as the pipeline sets it."""
@@ -349,44 +280,6 @@ class PipelineDenoiser(Denoiser):
             self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), look))
         encoded, options = self._sample or (Encoded([], []), {})
         return self._driven.scheduled(steps, encoded, **{**options, **self._latents(1)})
-
-    def _require_no_steps(self) -> None:
-        """Check that no option depends on the number of a step, in a pipeline that cannot be told that number."""
-        for option in BY_STEP & self._options.keys():
-            if self._options[option] != self._takes[option].default:
-                raise SettingError(
-                    f"{option} depends on the number of a step, which {self._name} cannot be told where it is driven one "
-                    "noise level at a time: leave it out"
-                )
-
-    def _guidance_argument(self) -> str:
-        """The argument of the pipeline's call that sets the strength of guidance."""
-        true = "true_cfg_scale" in self._takes and not self._config.get("guidance_embeds")
-        return "true_cfg_scale" if true else "guidance_scale"
-
-    def _default(self, name: str, otherwise: Any) -> Any:
-        """The default of an argument of the pipeline's call."""
-        value = self._takes[name].default if name in self._takes else None
-        return otherwise if value is None or value is inspect.Parameter.empty else value
-
-    def _own_window(self, pipe: Any) -> tuple[int, int]:
-        """Cells of the picture that the pipeline makes by itself."""
-        if isinstance(self._default("height", None), int):
-            return self._default("height", 0) // self.factor, self._default("width", 0) // self.factor
-        size = self._config.get("sample_size") or getattr(pipe, "default_sample_size", 1024 // self.factor)
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    def _require_fit(self, pipeline: type) -> None:
-        """Check that windows fit the patches of the pipeline, and that it can tell its model a place.
-
-        Raises:
-            SettingError: they do not, or it cannot.
-        """
-        require_window(self.window, self._config, self.multiple)
-        if self.positions == "offset" and not self._driven.tells_places and "crops_coords_top_left" not in self._takes:
-            raise SettingError(
-                f"positions is offset, and {pipeline.__name__} makes positions of the shape of a window alone: use local"
-            )
 
 
 def _network(pipe: Any) -> Any:
