@@ -25,7 +25,6 @@ def test_the_embedded_model_keeps_the_contract_of_a_denoiser() -> None:
     assert [outcome for outcome in run_checks(lambda: denoiser) if outcome.problem] == []
 
 
-@pytest.mark.filterwarnings("ignore:the prompt has:panokit.errors.PromptWarning")
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "klein", "z_image", "qwen_image", "sana", "wan"])
 def test_a_driven_pipeline_keeps_the_contract_of_a_denoiser(name: str) -> None:
     denoiser = load_model(tiny_pipeline(name), window=16).denoiser
