@@ -86,6 +86,8 @@ class Plan:
     def check(self) -> "Plan":
         """Check that the scheduler and the guidances can make this panorama.
 
+        A pipeline of diffusers encodes an empty text for that, the first time, before it sets its own scheduler.
+
         Returns:
             This plan.
 

@@ -204,7 +204,13 @@ def _subclassed(pipe: Any) -> Any:
             return {}  # diffusers' own reads the signature of the scheduler's step, at each call
 
         def prepare_ip_adapter_image_embeds(
-            self, ip_adapter_image: Any, ip_adapter_image_embeds: Any, device: Any, num_images_per_prompt: int, *more: Any
+            self,
+            ip_adapter_image: Any = None,
+            ip_adapter_image_embeds: Any = None,
+            device: Any = None,
+            num_images_per_prompt: int = 1,
+            *more: Any,
+            **named: Any,
         ) -> Any:
             """Encode the picture of each text, one by one. A second call is for the pictures to avoid, the same for all."""
             if self.answers is not None:
@@ -212,7 +218,7 @@ def _subclassed(pipe: Any) -> Any:
             first = not self.remembered.looks
             pictures = self.looks if first and self.looks else [ip_adapter_image] * num_images_per_prompt
             prepare = super().prepare_ip_adapter_image_embeds
-            rows = [prepare(picture, ip_adapter_image_embeds, device, 1, *more) for picture in pictures]
+            rows = [prepare(picture, ip_adapter_image_embeds, device, 1, *more, **named) for picture in pictures]
             self.remembered.looks.append(rows)
             return joined(rows)
 

@@ -52,6 +52,7 @@ class Embeddings:
         scene: the scene itself, which decides the texts of each window.
         shown: the control picture; None if there is none.
         maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
+        references: what the pipeline encoded of pictures that are the same for all windows, for each size of a batch.
     """
 
     encoded: Encoded
@@ -59,6 +60,7 @@ class Embeddings:
     scene: Scene
     shown: control.Shown | None
     maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+    references: dict[int, list[Tensor]] = field(default_factory=dict)
 
 
 @final
@@ -144,7 +146,9 @@ class PipelineDenoiser(Denoiser):
                 raise ModelError(f"{self._name} has several ControlNets, and panokit shows windows one picture: use one")
             if self._control in (options or {}):
                 raise SettingError(f"{self._control} of {self._name} is a setting of the sampler's call, control_image")
-        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=self._control is not None)
+        self._driven = Driven(
+            pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in (options or {}))
+        )
         network = _network(pipe)
         self._arguments = Arguments(pipe, network.config, options or {})
         if not self._driven.skips:
@@ -237,7 +241,8 @@ class PipelineDenoiser(Denoiser):
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
             options |= self._arguments.place(origin, self.window, windows.size, self.factor)
-        seen = embeddings.shown.seen(windows, numbers) if embeddings.shown else []
+        shown = embeddings.shown
+        seen = shown.seen(windows, numbers) if shown else embeddings.references.setdefault(len(texts), [])
         encoded = embeddings.encoded.picked(len(embeddings.scene.texts), texts)
         return Call(rows, encoded, {**options, **self._arguments.size(self.window, self.factor)}, seen, origin)
 
