@@ -41,8 +41,8 @@ class Denoiser(ABC):
     """The strength of guidance to use if the user names none, as the model means it."""
     fields: frozenset[str] = frozenset()
     """The names of the pictures on the canvas that it reads, such as a control picture: see `Scene.fields`."""
-    reads_looks: bool = False
-    """Whether it reads pictures of how things are to look, as a model with an IP-Adapter does: see `Scene.looks`."""
+    has_ip_adapter: bool = False
+    """Whether it reads pictures for an IP-Adapter, which show how things are to look: see `Scene.ip_adapter_images`."""
     choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys. `Model.configure` warns about the others if the user sets them."""
 

@@ -1,10 +1,13 @@
 """Families of models: each knows how to read the folders of one kind of model."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from panokit.denoiser import Model
+from panokit.errors import ContractError, ModelError
 
 
 class Family(ABC):
@@ -30,7 +33,8 @@ class Family(ABC):
         Raises:
             ModelError: it lacks something.
         """
-        raise NotImplementedError
+        name = type(self).__name__
+        raise ContractError(f"{name}.holds says that it takes a {type(model).__name__}, and {name} has no hold: write one")
 
     @classmethod
     @abstractmethod
@@ -53,3 +57,21 @@ class Family(ABC):
         Raises:
             ModelError: a part is missing or broken, its weights are pickled, or the model is of another kind.
         """
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of a model.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ModelError: the file cannot be read, or holds no mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise ModelError(f"{path} is damaged: {cause}") from cause
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged: it is a {type(content).__name__} and no mapping")
+    return content

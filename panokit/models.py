@@ -1,8 +1,7 @@
 """Models by name: where they are, and which family reads them."""
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -14,7 +13,7 @@ from panokit import registry
 from panokit.composition import build
 from panokit.denoiser import Model
 from panokit.errors import ModelError, PluginNotFoundError, SettingError
-from panokit.family import Family
+from panokit.family import Family, read_json
 from panokit.plain import map_leaves
 
 
@@ -76,11 +75,28 @@ def _built(family: str, settings: Mapping[str, Any]) -> Family:
 
 def _holding(model: object) -> str:
     """The name of the first family that takes a model in hand."""
-    for plugin in registry.plugins("families"):
-        if registry.made_class(registry.maker("families", plugin.name, Family)).holds(model):
-            return plugin.name
+    name, _, broken = _first(lambda family: family.holds(model))
+    if name:
+        return name
     kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-    raise SettingError(f"{kind} came as a model: give a name, a folder, a hub id, a pipeline of diffusers, or a Model")
+    also = f" ({'; '.join(broken)})" if broken else ""
+    raise SettingError(f"{kind} came as a model: give a name, a folder, a hub id, a pipeline of diffusers, or a Model{also}")
+
+
+def _first(accepts: Callable[[Any], bool]) -> tuple[str | None, list[str], list[str]]:
+    """The name of the first family that accepts a model, with the names of all families, and what is wrong with some.
+
+    Families from elsewhere are asked before panokit's own, which takes all pipelines of diffusers.
+    """
+    families = sorted(registry.plugins("families"), key=lambda plugin: plugin.origin[0] == "panokit")
+    names, broken = [plugin.name for plugin in families], list[str]()
+    for name in names:
+        try:
+            if accepts(registry.made_class(registry.maker("families", name, Family))):
+                return name, names, broken
+        except Exception as error:  # a family of somebody else must not keep others from their models
+            broken.append(f"{name} fails: {' '.join(str(error).split())}")
+    return None, names, broken
 
 
 def _found(name: str, revision: str | None = None) -> tuple[str, str]:
@@ -100,20 +116,16 @@ def _found(name: str, revision: str | None = None) -> tuple[str, str]:
 
 def _reading(source: str, revision: str | None) -> str:
     """The name of the first family that reads a model."""
-    index, broken = _index(source, revision), []
-    families = sorted(registry.plugins("families"), key=lambda plugin: plugin.origin[0] == "panokit")  # strangers know better
-    for plugin in families:
-        try:
-            if registry.made_class(registry.maker("families", plugin.name, Family)).reads(index):
-                return plugin.name
-        except Exception as error:  # a family of somebody else must not keep others from their models
-            broken.append(f"{plugin.name} fails: {' '.join(str(error).split())}")
+    index = _index(source, revision)
+    name, families, broken = _first(lambda family: family.reads(index))
+    if name:
+        return name
     names = sorted(key for key in index if not key.startswith("_"))
     parts = ", ".join(names[:12]) + " and more" * (len(names) > 12) or "nothing that looks like a model"
     kind = index.get("_class_name")
     raise ModelError(
         f"no family reads the model {source}, {f'a {kind} ' if kind else ''}with {parts}: installed are "
-        f"{', '.join(plugin.name for plugin in families) or 'none'}; {'; '.join(broken) or 'see panokit plugins'}"
+        f"{', '.join(families) or 'none'}; {'; '.join(broken) or 'see panokit plugins'}"
     )
 
 
@@ -133,10 +145,4 @@ def _index(source: str, revision: str | None) -> Mapping[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
         return {part.name: None for part in folder.iterdir() if part.is_dir()}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise ModelError(f"{path} is damaged: {cause}") from cause
-    if not isinstance(index, dict):
-        raise ModelError(f"{path} is damaged: it is a {type(index).__name__} and no mapping")
-    return index
+    return read_json(path)

@@ -330,24 +330,24 @@ class Sampler:
             read_prompt, masks = prompt.read()
             read_prompt.maps(windows.size)  # it raises if regions do not fit
             hashes |= masks
-        look = pictures.pop("ip_adapter_image", None)
+        ip_adapter_image = pictures.pop("ip_adapter_image", None)
         fields = self._fields(chosen, pictures)
-        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, look)
-        self._require_looks(scene)
+        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, ip_adapter_image)
+        self._require_ip_adapter_images(scene)
         multiple = self.model.factor * self.model.denoiser.multiple
         begins = start(chosen, pictures, self.model.factor, multiple) if "image" in pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
 
-    def _require_looks(self, scene: Scene) -> None:
+    def _require_ip_adapter_images(self, scene: Scene) -> None:
         """Check that the pictures for an IP-Adapter are there where the model reads them, and nowhere else.
 
         Raises:
             SettingError: one is missing, or the model reads none.
         """
-        reads, name = self.model.denoiser.reads_looks, self.model.name
-        if reads and any(look is None for look in scene.looks):
+        reads, name = self.model.denoiser.has_ip_adapter, self.model.name
+        if reads and any(image is None for image in scene.ip_adapter_images):
             raise SettingError(f"the model {name} has an IP-Adapter: give ip_adapter_image=FILE, how the panorama is to look")
-        if not reads and any(look is not None for look in scene.looks):
+        if not reads and any(image is not None for image in scene.ip_adapter_images):
             raise SettingError(f"the model {name} reads no ip_adapter_image: leave it out, or load an IP-Adapter")
 
     def _fields(self, settings: Settings, pictures: Mapping[str, Float[torch.Tensor, "3 H W"]]) -> dict[str, torch.Tensor]:

@@ -61,8 +61,8 @@ class Region:
 
     def _key(self) -> tuple[Any, ...]:
         area = self.area if isinstance(self.area, tuple | str) else id(self.area)  # tensors have no single truth value
-        look = self.ip_adapter_image if isinstance(self.ip_adapter_image, str | None) else id(self.ip_adapter_image)
-        return area, self.text, self.negative_prompt, self.weight, look
+        image = self.ip_adapter_image if isinstance(self.ip_adapter_image, str | None) else id(self.ip_adapter_image)
+        return area, self.text, self.negative_prompt, self.weight, image
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Region) and self._key() == other._key()
@@ -246,11 +246,11 @@ class Scene:
     ip_adapter_image: Tensor | None = None
 
     @property
-    def looks(self) -> tuple[Tensor | None, ...]:
-        """How things are to look, for each of `texts`: the picture of its region, or that of the scene; None for neither."""
+    def ip_adapter_images(self) -> tuple[Tensor | None, ...]:
+        """The picture for an IP-Adapter, for each of `texts`: that of its region, or that of the scene; None for neither."""
         regions = () if isinstance(self.prompt, str) else self.prompt.parts
         own = (region.ip_adapter_image for region in regions)
-        return (self.ip_adapter_image, *(self.ip_adapter_image if look is None else look for look in own))
+        return (self.ip_adapter_image, *(self.ip_adapter_image if image is None else image for image in own))
 
     @property
     def texts(self) -> tuple[str, ...]:

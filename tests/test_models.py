@@ -14,9 +14,11 @@ import torch
 from panokit import Model, Runtime, Sampler, SettingError, load_model, recipe
 from panokit.backbones.diffusers.model import is_stable_diffusion
 from panokit.cli import main
-from panokit.errors import ModelError
+from panokit.errors import ContractError, ModelError
+from panokit.family import Family
 from panokit.jobs import Worker
 from panokit.models import family_of
+from panokit.testing.families import tiny_pipeline
 
 SIZE: dict[str, Any] = {"height": 16, "width": 32, "steps": 2, "progress": False}
 
@@ -74,6 +76,7 @@ def test_a_broken_family_keeps_nobody_from_his_model(toys: Path, folder: Path) -
     (info / "entry_points.txt").write_text("[panokit.families]\naaa = nowhere:Lost\n")
     assert family_of(str(folder)) == "diffusers"
     (toys / "empty").mkdir()
+    assert load_model(tiny_pipeline("sd"), window=8).denoiser.window == (8, 8)
     with pytest.raises(ModelError, match=r"installed are aaa, toys, diffusers; aaa fails: .*cannot be imported"):
         family_of(str(toys / "empty"))
 
@@ -151,3 +154,15 @@ def test_a_model_that_is_no_part_is_refused(cpu: Runtime) -> None:
     with pytest.raises(SettingError, match=r"the model came as {'name': 'landscapes'}: give its name, or {plugin: NAME"):
         Sampler({"name": "landscapes"}, runtime=cpu)
     assert isinstance(load_model("landscapes"), Model)
+
+
+def test_a_family_that_takes_a_model_in_hand_must_say_how() -> None:
+    class Claims(Family):
+        holds = classmethod(lambda cls, model: True)
+        reads = classmethod(lambda cls, index: False)
+
+        def load(self, source: str, name: str) -> Model:
+            raise AssertionError(source)
+
+    with pytest.raises(ContractError, match=r"Claims\.holds says that it takes a int, and Claims has no hold: write one"):
+        Claims().hold(3)

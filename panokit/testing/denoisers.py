@@ -204,5 +204,5 @@ def _world(denoiser: Denoiser, prompt: Prompt = "a lake", fields: Mapping[str, T
     fields = dict.fromkeys(denoiser.fields, shades) if fields is None else fields
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptWarning)  # a model may read no negative prompt, or little of one
-        embeddings = denoiser.encode(Scene(prompt, "fog", 7.5, fields, shades if denoiser.reads_looks else None))
+        embeddings = denoiser.encode(Scene(prompt, "fog", 7.5, fields, shades if denoiser.has_ip_adapter else None))
     return _World(denoiser, windows, level, embeddings, x)

@@ -56,3 +56,14 @@ def literal() -> Callable[..., Tensor]:
         return made[0, :, 0] if made.ndim == 5 else made[0]
 
     return call
+
+
+@pytest.fixture
+def leave_to_sweeps(sweeps: bool) -> Callable[[bool], None]:
+    """Skip a case of many, if it is one to leave out. CI runs all of them: `.ci/run` asks for sweeps of these modules."""
+
+    def leave(case: bool) -> None:
+        if case and not sweeps:
+            pytest.skip("one case of many, which --sweeps runs, as CI does")
+
+    return leave

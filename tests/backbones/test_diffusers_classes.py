@@ -66,13 +66,13 @@ def _pipelines() -> dict[str, Any]:
     import diffusers
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
-    found = {pipeline.__name__: pipeline for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
+    pipelines = {pipeline.__name__: pipeline for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
     for name in dir(diffusers):
-        if name.endswith("Pipeline") and name not in found:
+        if name.endswith("Pipeline") and name not in pipelines:
             pipeline = getattr(diffusers, name)
             if not _is_a_stub(name) and _takes_a_text_alone(pipeline):
-                found[name] = pipeline
-    return found
+                pipelines[name] = pipeline
+    return pipelines
 
 
 def _takes_a_text_alone(pipeline: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from panokit import Grid, Model, Runtime, Sampler, Scene, load_model
+from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.pipeline import PipelineDenoiser
 from panokit.errors import SettingError
 from panokit.testing.families import CONTROLNETS, tiny_controlnet, tiny_pipeline
@@ -72,7 +73,7 @@ def test_the_picture_steers_and_comes_as_a_file_or_a_tensor(name: str, cpu: Runt
     assert file.recipe["hashes"].keys() == {"control_image"}
 
 
-def handed(model: Model) -> list[Tensor]:
+def handed(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A list that will hold the pictures that the pipeline is handed, call by call."""
     denoiser, pictures = model.denoiser, []
     assert isinstance(denoiser, PipelineDenoiser)
@@ -82,12 +83,14 @@ def handed(model: Model) -> list[Tensor]:
         pictures.append(options[str(denoiser._control)])
         return predict(*args, **options)
 
-    denoiser._driven.predict = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(denoiser._driven, "predict", noting)
     return pictures
 
 
 @pytest.mark.parametrize(("name", "signed"), [("sdxl", False), ("flux", True)])
-def test_each_window_is_handed_its_crop_also_over_the_join_of_a_ring(name: str, signed: bool) -> None:
+def test_each_window_is_handed_its_crop_also_over_the_join_of_a_ring(
+    name: str, signed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, model = made(name)
     denoiser, factor = model.denoiser, model.factor
     picture = torch.rand(3, WINDOW * factor, 2 * WINDOW * factor, generator=torch.Generator().manual_seed(0))
@@ -95,7 +98,7 @@ def test_each_window_is_handed_its_crop_also_over_the_join_of_a_ring(name: str, 
     level = denoiser.training.own(4, torch.device("cpu")).levels[0] if denoiser.training.own else None
     assert level is not None
     embeddings = denoiser.encode(Scene("a lake", "", denoiser.guidance_scale, {"control_image": picture}))
-    pictures = handed(model)
+    pictures = handed(model, monkeypatch)
     with torch.no_grad():
         denoiser(torch.zeros(4, denoiser.channels, WINDOW, WINDOW), level, denoiser.condition(embeddings, grid, range(4)))
     ring = torch.cat([picture, picture], dim=2)
@@ -104,12 +107,12 @@ def test_each_window_is_handed_its_crop_also_over_the_join_of_a_ring(name: str, 
     torch.testing.assert_close(pictures[0], crops * 2 - 1 if signed else crops)
 
 
-def test_windows_of_a_smaller_canvas_are_handed_more_of_the_picture(cpu: Runtime) -> None:
+def test_windows_of_a_smaller_canvas_are_handed_more_of_the_picture(cpu: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     _, model = made("sdxl")
     side = WINDOW * model.factor
     shades = torch.linspace(0, 1, 2 * side).expand(3, 2 * side, 2 * side)  # darker to the left
     sampler = Sampler(model, guidances=[MSDGuidance(head_start=0.0)], runtime=cpu)
-    pictures = handed(sampler.model)
+    pictures = handed(sampler.model, monkeypatch)
     sampler("a lake", height=2 * side, width=2 * side, steps=2, control_image=shades)
     whole = [picture for picture in pictures if len(picture) == 1]
     assert whole
@@ -124,7 +127,9 @@ def test_a_picture_is_encoded_once_for_each_window(name: str, cpu: Runtime) -> N
     side = WINDOW * model.factor
     sampler = Sampler(model, runtime=cpu)
     encoded: list[int] = []
-    vae = sampler.model.codec.vae  # type: ignore[union-attr]
+    codec = sampler.model.codec
+    assert isinstance(codec, VAECodec)
+    vae = codec.vae
     encode = vae.encode
     vae.encode = lambda pixels, **options: (encoded.append(len(pixels)), encode(pixels, **options))[1]
     sampler("a lake", height=side, width=3 * side, steps=4, control_image=noise_picture(side, 3 * side))

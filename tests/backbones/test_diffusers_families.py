@@ -19,6 +19,7 @@ CITY = "Zebras in the wide streets of an old city, at night"
 TEXTS = Regions((Region((0, 0, 0.4, 1), "a lake"), Region((0.6, 0, 1, 1), CITY)), "fog")
 Literal = Callable[..., Tensor]
 Made = Callable[..., Any]
+Leave = Callable[[bool], None]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the prompt has:panokit.errors.PromptWarning",  # miniatures read little
@@ -27,10 +28,9 @@ pytestmark = pytest.mark.filterwarnings(
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
-def leave_to_sweeps(name: str, sweeps: bool, first: int) -> None:
-    """Skip three of four families where sweeps are not asked for; the first that stays is the one at a place."""
-    if not sweeps and [*FAMILIES].index(name) % 4 != first:
-        pytest.skip("a sweep")
+def left_out(name: str, first: int) -> bool:
+    """Whether a family is one of the three of four that are left to sweeps; the first that stays is the one at a place."""
+    return [*FAMILIES].index(name) % 4 != first
 
 
 def cells(name: str) -> int:
@@ -86,10 +86,10 @@ def test_one_window_is_the_pipelines_own(
 
 @every_family
 def test_without_settings_a_sampler_paints_what_the_pipeline_paints(
-    name: str, pipeline: Made, literal: Literal, sweeps: bool
+    name: str, pipeline: Made, literal: Literal, sweeps: bool, leave_to_sweeps: Leave
 ) -> None:
     """A window is as large as the pipeline's own picture; those that are large in the miniature too are left to sweeps."""
-    leave_to_sweeps(name, sweeps, 0)
+    leave_to_sweeps(left_out(name, 0))
     sampler = Sampler(pipeline(name), runtime=Runtime(accelerator="cpu"))
     if max(sampler.model.denoiser.window) > (128 if sweeps else 16):
         sampler = Sampler(load_model(pipeline(name), window=cells(name)), runtime=sampler.runtime)
@@ -136,12 +136,12 @@ CASES = list(product(COMPOSITIONS, [(False, "a lake"), (True, TEXTS)]))
 
 
 @every_family
-def test_compositions_are_the_same_in_any_batches(name: str, model: Made, sweeps: bool) -> None:
+def test_compositions_are_the_same_in_any_batches(name: str, model: Made, sweeps: bool, leave_to_sweeps: Leave) -> None:
     """Tests make one composition for a family, and sweeps all of them.
 
     Rounding differs between batches. SyncDiffusion normalises gradients, which magnifies it where they are small.
     """
-    leave_to_sweeps(name, sweeps, 1)
+    leave_to_sweeps(left_out(name, 1))
     place = 3 * [*FAMILIES].index(name) % len(CASES)
     for composition, (wrap, prompt) in CASES if sweeps else CASES[place : place + 1]:
         made = []
@@ -175,8 +175,8 @@ def photo(height: int, width: int) -> Image.Image:
 
 
 @every_family
-def test_a_picture_is_varied_and_what_is_known_stays(name: str, model: Made, cpu: Runtime, sweeps: bool) -> None:
-    leave_to_sweeps(name, sweeps, 0)
+def test_a_picture_is_varied_and_what_is_known_stays(name: str, model: Made, cpu: Runtime, leave_to_sweeps: Leave) -> None:
+    leave_to_sweeps(left_out(name, 0))
     sampler = Sampler(model(name, cells(name)), runtime=cpu)
     side = cells(name) * sampler.model.factor
     picture, mask = photo(side, 2 * side), Image.new("L", (2 * side, side), 0)
@@ -221,8 +221,8 @@ def marks(pipe: Any) -> dict[str, Any]:
 
 
 @every_family
-def test_the_callers_pipeline_stays_as_it_is(name: str, literal: Literal, sweeps: bool) -> None:
-    leave_to_sweeps(name, sweeps, 2)
+def test_the_callers_pipeline_stays_as_it_is(name: str, literal: Literal, sweeps: bool, leave_to_sweeps: Leave) -> None:
+    leave_to_sweeps(left_out(name, 2))
     pipe = tiny_pipeline(name)
     pipe.vae.requires_grad_(True)
     pipe.vae.encoder.train()
@@ -239,10 +239,11 @@ def test_the_callers_pipeline_stays_as_it_is(name: str, literal: Literal, sweeps
 
 
 @every_family
-def test_in_bfloat16_a_run_is_as_exact_as_the_pipeline(name: str, model: Made, literal: Literal, sweeps: bool) -> None:
+def test_in_bfloat16_a_run_is_as_exact_as_the_pipeline(
+    name: str, model: Made, literal: Literal, leave_to_sweeps: Leave
+) -> None:
     """The pipeline itself may come in bfloat16, and then stays so; and it may have painted before."""
-    if not sweeps and name not in ("sdxl", "sana"):  # whose times are no whole numbers, and whole numbers
-        pytest.skip("a sweep")
+    leave_to_sweeps(name not in ("sdxl", "sana"))  # whose times are no whole numbers, and whole numbers
     half, options = tiny_pipeline(name).to(torch.bfloat16), {"num_inference_steps": 2, "cells": cells(name)}
     exact = literal(tiny_pipeline(name), **options)
     allowed = 1.5 * float((literal(half, **options).float() - exact).norm()) + 0.01 * float(exact.norm())

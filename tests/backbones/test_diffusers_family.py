@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from panokit import Model, Runtime, Sampler, load_model, recipe
+from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.backbones.diffusers.networks import moves_itself
 from panokit.backbones.diffusers.pipeline import PipelineDenoiser
 from panokit.cli import main
@@ -19,6 +21,8 @@ from panokit.jobs import Worker
 from panokit.testing.families import FAMILIES, save_tiny_lora, tiny_controlnet, tiny_pipeline
 from panokit.testing.tiny import tiny_model
 from panokit_msd import MSDPaper
+
+Leave = Callable[[bool], None]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__:DeprecationWarning",  # diffusers, in set_timesteps
@@ -36,9 +40,10 @@ def painted(sampler: Sampler, many: int = 2, **settings: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_saved_pipeline_is_made_again_from_its_recipe(name: str, tmp_path: Path, cpu: Runtime, sweeps: bool) -> None:
-    if not sweeps and name not in ("sdxl", "flux", "sana"):
-        pytest.skip("a sweep")
+def test_a_saved_pipeline_is_made_again_from_its_recipe(
+    name: str, tmp_path: Path, cpu: Runtime, leave_to_sweeps: Leave
+) -> None:
+    leave_to_sweeps(name not in ("sdxl", "flux", "sana"))
     pipe = tiny_pipeline(name)
     pipe.save_pretrained(tmp_path / "model")
     settings = {"plugin": str(tmp_path / "model"), "window": 16, **({"true_cfg_scale": 2.0} if name == "flux" else {})}
@@ -87,7 +92,9 @@ def test_stable_diffusion_by_name_is_its_pipeline(
     """The UNet that is called directly and the pipeline that is driven make the same latents."""
     direct = tiny_model(prediction)
     denoiser, codec = direct.denoiser, direct.codec
-    parts = {"unet": denoiser.unet, "text_encoder": denoiser.text_encoder, "tokenizer": denoiser.tokenizer}  # type: ignore[attr-defined]
+    assert isinstance(denoiser, UNetDenoiser)
+    assert isinstance(codec, VAECodec)
+    parts = {"unet": denoiser.unet, "text_encoder": denoiser.text_encoder, "tokenizer": denoiser.tokenizer}
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     scheduler = DDIMScheduler(
@@ -99,7 +106,7 @@ def test_stable_diffusion_by_name_is_its_pipeline(
         clip_sample=False,
     )
     none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    driven = load_model(StableDiffusionPipeline(vae=codec.vae, scheduler=scheduler, **parts, **none))  # type: ignore[union-attr]
+    driven = load_model(StableDiffusionPipeline(vae=codec.vae, scheduler=scheduler, **parts, **none))
     one, other = (
         painted(Sampler(model, scheduler="ddim", runtime=cpu), 3, guidance_scale=scale, negative_prompt="rain")
         for model in (direct, driven)
@@ -151,7 +158,8 @@ def test_offloaded_networks_stay_so_and_take_gradients(name: str, kind: str, cpu
     model = load_model(pipe, window=16)
     if kind != "model":  # accelerate leaves no hook where both devices are one
         assert moves_itself(network)
-        assert len([*model.denoiser.modules()]) == len(model.denoiser._networks) - 1  # type: ignore[attr-defined]
+        assert isinstance(model.denoiser, PipelineDenoiser)
+        assert len([*model.denoiser.modules()]) == len(model.denoiser._networks) - 1
     assert torch.equal(painted(Sampler(model, guidances=[MSDPaper()], runtime=cpu), height=64), own)
 
 
@@ -177,7 +185,8 @@ def test_a_cache_that_diffusers_functions_apply_is_refused_too() -> None:
 def test_an_autoencoder_that_overflows_in_half_precision_computes_in_float32(cpu: Runtime) -> None:
     model = load_model(tiny_pipeline("sdxl").to(torch.float16), window=16)
     assert isinstance(model.denoiser, PipelineDenoiser)
-    assert {parameter.dtype for parameter in model.codec.vae.parameters()} == {torch.float32}  # type: ignore[union-attr]
+    assert isinstance(model.codec, VAECodec)
+    assert {parameter.dtype for parameter in model.codec.vae.parameters()} == {torch.float32}
     assert {parameter.dtype for network in model.denoiser.modules() for parameter in network.parameters()} == {torch.float16}
     assert painted(Sampler(model, runtime=cpu)).isfinite().all()
 
@@ -278,7 +287,9 @@ def test_a_copy_keeps_networks_that_move_themselves() -> None:
     model = load_model(pipe, window=16)
     copied = Sampler(model, runtime=Runtime(accelerator="cpu", precision="64-true")).model
     assert copied.denoiser is not model.denoiser
-    networks, copies = model.denoiser._networks, copied.denoiser._networks  # type: ignore[attr-defined]
+    assert isinstance(model.denoiser, PipelineDenoiser)
+    assert isinstance(copied.denoiser, PipelineDenoiser)
+    networks, copies = model.denoiser._networks, copied.denoiser._networks
     assert copies["transformer"] is networks["transformer"]
     assert copies["text_encoder"] is not networks["text_encoder"]
 

@@ -81,7 +81,7 @@ def shard(folder: Path, variant: str = "") -> None:
     (folder / f"{file.stem}.safetensors.index{variant}.json").write_text(json.dumps(index))
 
 
-def told(source: Path | str, message: str, **settings: Any) -> None:
+def refused(source: Path | str, message: str, **settings: Any) -> None:
     """A folder or a setting is refused in one line."""
     with pytest.raises(ModelError, match=message) as error:
         load_pipeline(str(source), Loading(**settings))
@@ -143,13 +143,13 @@ def test_which_of_several_variants_is_asked(copy: Path) -> None:
     shutil.copy(
         copy / "unet" / "diffusion_pytorch_model.fp16.safetensors", copy / "unet" / "diffusion_pytorch_model.ema.safetensors"
     )
-    told(copy, r"has no weights in unet/ but of the variant ema and fp16: set the model's variant")
+    refused(copy, r"has no weights in unet/ but of the variant ema and fp16: set the model's variant")
     assert load_pipeline(str(copy), Loading(variant="ema"))
-    told(copy, "has no bf16 weights in unet/ but of the variant ema and fp16", variant="bf16")
+    refused(copy, "has no bf16 weights in unet/ but of the variant ema and fp16", variant="bf16")
 
 
 def test_a_variant_that_no_part_has_is_refused(saved: Callable[[str], Path]) -> None:
-    told(saved("sd"), "has no fp16 weights but plain ones: leave the model's variant out", variant="fp16")
+    refused(saved("sd"), "has no fp16 weights but plain ones: leave the model's variant out", variant="fp16")
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
@@ -160,9 +160,9 @@ def test_shards_are_read(copy: Path, variant: str, saved: Callable[[str], Path])
     assert all(torch.equal(value, expected[key]) for key, value in weights(load_pipeline(str(copy))).items())
     next((copy / "unet").glob("*2-of-00002.safetensors")).unlink()
     name = f"diffusion_pytorch_model{variant}-00002-of-00002.safetensors"
-    told(copy, rf"has no {name} in unet/, which diffusion_pytorch_model.safetensors.index.*json names: fetch the missing")
+    refused(copy, rf"has no {name} in unet/, which diffusion_pytorch_model.safetensors.index.*json names: fetch the missing")
     next((copy / "unet").glob("*.index*.json")).unlink()
-    told(copy, r"has shards of weights in unet/ and no index of them")
+    refused(copy, r"has shards of weights in unet/ and no index of them")
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
@@ -252,7 +252,7 @@ def configured(folder: Path) -> None:
 )
 def test_a_folder_that_cannot_be_loaded_says_why(copy: Path, change: Callable[[Path], None], message: str) -> None:
     change(copy)
-    told(copy, message)
+    refused(copy, message)
 
 
 def test_code_beside_a_model_is_never_run(copy: Path) -> None:
@@ -261,7 +261,7 @@ def test_code_beside_a_model_is_never_run(copy: Path) -> None:
             (place / name).write_text("raise SystemExit('it ran')\n")
     assert load_pipeline(str(copy))
     indexed(_class_name=["pipeline", "Mine"])(copy)
-    told(copy, "never runs a model's code")
+    refused(copy, "never runs a model's code")
 
 
 def test_the_safety_checker_is_not_read(copy: Path) -> None:
@@ -316,9 +316,9 @@ def test_a_lora_is_loaded_at_its_strength(saved: Callable[[str], Path], tmp_path
 
 def test_a_lora_of_another_family_is_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
     flux, sdxl = (str(save_tiny_lora(tiny_pipeline(name), tmp_path / name)) for name in ("flux", "sdxl"))
-    told(saved("sd"), "flux/.* does not fit a StableDiffusionPipeline: 0 of its 1. tensors have", loras=({"path": flux},))
-    told(saved("sd"), "sdxl/.*: .*; use a LoRA that was made for the model of this Stable", loras=({"path": sdxl},))
-    told(saved("pixart_sigma"), "a PixArtSigmaPipeline takes no LoRAs, and .*flux is set", loras=({"path": flux},))
+    refused(saved("sd"), "flux/.* does not fit a StableDiffusionPipeline: 0 of its 1. tensors have", loras=({"path": flux},))
+    refused(saved("sd"), "sdxl/.*: .*; use a LoRA that was made for the model of this Stable", loras=({"path": sdxl},))
+    refused(saved("pixart_sigma"), "a PixArtSigmaPipeline takes no LoRAs, and .*flux is set", loras=({"path": flux},))
 
 
 def test_a_lora_that_fits_in_part_says_how_much_is_left_out(saved: Callable[[str], Path], tmp_path: Path) -> None:
@@ -327,14 +327,14 @@ def test_a_lora_that_fits_in_part_says_how_much_is_left_out(saved: Callable[[str
     save_file(load_file(file) | more, tmp_path / "more.safetensors")
     with pytest.warns(FallbackWarning, match="fits a StableDiffusionPipeline in part: 4. of its .. tensors have a place in it"):
         load_pipeline(str(saved("sd")), Loading(loras=({"path": str(tmp_path / "more.safetensors")},)))
-    told(
+    refused(
         saved("sd"),
         r"has several files of weights, more.safetensors, pytorch_lora.*: set weight_name",
         loras=({"path": str(tmp_path)},),
     )
     chosen = {"path": str(tmp_path), "weight_name": file.name}
     assert load_pipeline(str(saved("sd")), Loading(loras=(chosen,))).get_active_adapters() == ["lora_1"]
-    told(
+    refused(
         saved("sd"), "has no file b.safetensors: it has more", loras=({"path": str(tmp_path), "weight_name": "b.safetensors"},)
     )
 
@@ -342,14 +342,14 @@ def test_a_lora_that_fits_in_part_says_how_much_is_left_out(saved: Callable[[str
 def test_files_of_addons_are_found_or_told(
     saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told(saved("sd"), "there is no file or folder /x/y, and it is no hub id", loras=({"path": "/x/y"},))
+    refused(saved("sd"), "there is no file or folder /x/y, and it is no hub id", loras=({"path": "/x/y"},))
     (tmp_path / "a.bin").touch()
-    told(
+    refused(
         saved("sd"),
         r"a.bin is pickled, which can run code: panokit reads \*.safetensors",
         loras=({"path": str(tmp_path / "a.bin")},),
     )
-    told(saved("sd"), r"has no file \*.safetensors: it has a.bin", embeddings=({"path": str(tmp_path)},))
+    refused(saved("sd"), r"has no file \*.safetensors: it has a.bin", embeddings=({"path": str(tmp_path)},))
 
 
 def test_a_learned_word_is_known(saved: Callable[[str], Path], tmp_path: Path) -> None:
@@ -357,8 +357,8 @@ def test_a_learned_word_is_known(saved: Callable[[str], Path], tmp_path: Path) -
     pipe = load_pipeline(str(saved("sd")), Loading(embeddings=(word,)))
     assert pipe.tokenizer.tokenize(pipe.maybe_convert_prompt("<moss>", pipe.tokenizer)) == ["<moss>", "<moss>_1"]
     assert moved(pipe, load_pipeline(str(saved("sd"))))
-    told(saved("sd"), "is for the word <moss>, which the model knows already: set another token", embeddings=(word, word))
-    told(saved("pixart_sigma"), "a PixArtSigmaPipeline takes no textual inversion", embeddings=(word,))
+    refused(saved("sd"), "is for the word <moss>, which the model knows already: set another token", embeddings=(word, word))
+    refused(saved("pixart_sigma"), "a PixArtSigmaPipeline takes no textual inversion", embeddings=(word,))
     for name, content, message in (
         (
             "wide",
@@ -369,7 +369,7 @@ def test_a_learned_word_is_known(saved: Callable[[str], Path], tmp_path: Path) -
         ("anonymous", {"emb_params": torch.ones(2, 8)}, "does not say its word: set its token"),
     ):
         save_file(content, tmp_path / f"{name}.safetensors")
-        told(saved("sd"), message, embeddings=({"path": str(tmp_path / f"{name}.safetensors")},))
+        refused(saved("sd"), message, embeddings=({"path": str(tmp_path / f"{name}.safetensors")},))
 
 
 def test_a_learned_word_of_two_text_encoders(saved: Callable[[str], Path], tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_a_learned_word_of_two_text_encoders(saved: Callable[[str], Path], tmp_p
     save_file({key: torch.ones(2, width) for key, width in widths.items()}, file)
     pipe = load_pipeline(str(saved("sdxl")), Loading(embeddings=({"path": str(file), "token": "<pair>"},)))
     assert {"<pair>", "<pair>_1"} <= pipe.tokenizer.get_vocab().keys() & pipe.tokenizer_2.get_vocab().keys()
-    told(saved("sdxl"), "does not say its word: set its token", embeddings=({"path": str(file)},))
-    told(saved("sd"), "text_encoder(_2 is not in)? a StableDiff", embeddings=({"path": str(file), "token": "<pair>"},))
+    refused(saved("sdxl"), "does not say its word: set its token", embeddings=({"path": str(file)},))
+    refused(saved("sd"), "text_encoder(_2 is not in)? a StableDiff", embeddings=({"path": str(file), "token": "<pair>"},))
 
 
 @pytest.mark.filterwarnings("ignore:.*FluxPosEmbed")  # by diffusers itself, as the ControlNet is made
@@ -391,23 +391,23 @@ def test_a_controlnet_makes_the_pipeline_one_that_takes_it(saved: Callable[[str]
         tiny_controlnet(family).controlnet.save_pretrained(tmp_path / family)
         pipe = load_pipeline(str(saved(family)), Loading(controlnet=str(tmp_path / family)))
         assert type(pipe) is type(tiny_controlnet(family))
-    told(saved("sd"), "made for another model: its cross_attention_dim is", controlnet=str(tmp_path / "sdxl"))
-    told(
+    refused(saved("sd"), "made for another model: its cross_attention_dim is", controlnet=str(tmp_path / "sdxl"))
+    refused(
         saved("sd"),
         "ControlNet .*flux was made for another model|takes ControlNets of the class",
         controlnet=str(tmp_path / "flux"),
     )
-    told(
+    refused(
         saved("pixart_sigma"),
         "PixArtSigmaControlNetPipeline, which diffusers|made for another",
         controlnet=str(tmp_path / "sd"),
     )
-    told(
+    refused(
         saved("sd"),
         "the ControlNet .*sd3.* is of the class|takes ControlNets|made for another",
         controlnet=str(tmp_path / "sd3"),
     )
-    told(saved("sd"), "has no config.json: give a folder in diffusers' format", controlnet=str(tmp_path))
+    refused(saved("sd"), "has no config.json: give a folder in diffusers' format", controlnet=str(tmp_path))
 
 
 def test_a_saved_pipeline_with_a_controlnet_is_loaded_as_it_is(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_another_autoencoder(saved: Callable[[str], Path], tmp_path: Path) -> No
             load_pipeline(str(saved("sd")), Loading(vae=str(source))).vae.decoder.conv_in.bias, vae.decoder.conv_in.bias
         )
     AutoencoderKL(latent_channels=7, norm_num_groups=4, block_out_channels=(8,)).save_pretrained(tmp_path / "seven")
-    told(saved("sd"), "seven has latents of 7 channels, and this model.* of 4: use one", vae=str(tmp_path / "seven"))
+    refused(saved("sd"), "seven has latents of 7 channels, and this model.* of 4: use one", vae=str(tmp_path / "seven"))
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -439,16 +439,16 @@ def test_an_ip_adapter_comes_with_its_image_encoder(saved: Callable[[str], Path]
     assert pipe.image_encoder is not None
     assert {tuple(p.scale) for p in pipe.unet.attn_processors.values() if hasattr(p, "scale")} == {(0.5,)}
     (tmp_path / "ip" / "image_encoder").rename(tmp_path / "eyes")
-    told(saved(family), "needs an image encoder, the pipeline has none, and .* is no folder of one", ip_adapter=adapter)
+    refused(saved(family), "needs an image encoder, the pipeline has none, and .* is no folder of one", ip_adapter=adapter)
     assert load_pipeline(str(saved(family)), Loading(ip_adapter=adapter | {"image_encoder": str(tmp_path / "eyes")}))
 
 
 def test_an_ip_adapter_that_does_not_fit(saved: Callable[[str], Path], tmp_path: Path) -> None:
     save_tiny_ip_adapter(tiny_pipeline("sdxl"), tmp_path)
-    told(saved("sd"), "use an IP-Adapter that was made for the model of this Stable", ip_adapter={"path": str(tmp_path)})
-    told(saved("z_image"), "a ZImagePipeline takes no IP-Adapter", ip_adapter={"path": str(tmp_path)})
+    refused(saved("sd"), "use an IP-Adapter that was made for the model of this Stable", ip_adapter={"path": str(tmp_path)})
+    refused(saved("z_image"), "a ZImagePipeline takes no IP-Adapter", ip_adapter={"path": str(tmp_path)})
     save_file({"a": torch.ones(1)}, tmp_path / "ip-adapter.safetensors")
-    told(saved("sd"), "is no IP-Adapter, it has no image_proj and ip_adapter", ip_adapter={"path": str(tmp_path)})
+    refused(saved("sd"), "is no IP-Adapter, it has no image_proj and ip_adapter", ip_adapter={"path": str(tmp_path)})
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
@@ -464,7 +464,7 @@ def test_a_single_file_of_a_network_is_read_with_a_config(saved: Callable[[str],
     assert torch.equal(*(one.text_encoder.get_input_embeddings().weight for one in (pipe, made)))
     other = shutil.copytree(saved(family), tmp_path / "other")
     drop("vae/diffusion_pytorch_model.safetensors")(other)
-    told(file, "the config .*other has no weights in vae/", config=str(other))
+    refused(file, "the config .*other has no weights in vae/", config=str(other))
 
 
 def test_a_single_file_that_cannot_be_read_says_why(
@@ -472,24 +472,24 @@ def test_a_single_file_that_cannot_be_read_says_why(
 ) -> None:
     file = tmp_path / "network.safetensors"
     save_file(tiny_pipeline("sd").unet.state_dict(), file)
-    told(file, r"cannot load the model .* as a FluxPipeline: .*; set config to a folder", config=str(saved("flux")))
-    told(file, "is a single file, and a Krea2Pipeline cannot be read from one", config=str(saved("krea2")))
-    told(file, "has no model_index.json", config=str(tmp_path))
+    refused(file, r"cannot load the model .* as a FluxPipeline: .*; set config to a folder", config=str(saved("flux")))
+    refused(file, "is a single file, and a Krea2Pipeline cannot be read from one", config=str(saved("krea2")))
+    refused(file, "has no model_index.json", config=str(tmp_path))
     save_file({"first_stage_model.a": torch.ones(1)}, tmp_path / "part.safetensors")
-    told(
+    refused(
         tmp_path / "part.safetensors",
         "Failed to load CLIPTextModel.*appear to be missing.*; set config",
         config=str(saved("sd")),
     )
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
-    told(file, "does not say how it is built, and neither does its config: .* no route to host; .*; set config to")
-    told(tmp_path / "a.safetensors", "there is no file or folder")
+    refused(file, "does not say how it is built, and neither does its config: .* no route to host; .*; set config to")
+    refused(tmp_path / "a.safetensors", "there is no file or folder")
     (tmp_path / "a.ckpt").touch()
-    told(tmp_path / "a.ckpt", "is pickled, which can run code")
+    refused(tmp_path / "a.ckpt", "is pickled, which can run code")
     other = shutil.copytree(saved("sd"), tmp_path / "other")
     pickle(other)
-    told(file, r"the config .*other has only pickled weights \(diffusion_pytorch_model.bin\)", config=str(other))
+    refused(file, r"the config .*other has only pickled weights \(diffusion_pytorch_model.bin\)", config=str(other))
 
 
 def fail(*args: Any, **kwargs: Any) -> str:
@@ -558,10 +558,10 @@ def test_what_the_hub_has_is_fetched_without_pickles(copy: Path, monkeypatch: py
 def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
-    told("owner/model", "cannot load owner/model from the hub: no route to host; check the hub id and the connection")
-    told("owner/model/more", "there is no file or folder owner/model/more, and it is no hub id")
+    refused("owner/model", "cannot load owner/model from the hub: no route to host; check the hub id and the connection")
+    refused("owner/model/more", "there is no file or folder owner/model/more, and it is no hub id")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: "/nowhere")
-    told("owner/model", "has no model_index.json")
+    refused("owner/model", "has no model_index.json")
 
 
 def test_names_of_weights() -> None:

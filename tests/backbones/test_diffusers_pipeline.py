@@ -22,6 +22,7 @@ from panokit_msd import MSDGuidance
 SEED = 3
 Literal = Callable[..., Tensor]
 Made = Callable[..., Any]
+Leave = Callable[[bool], None]
 
 
 def begun(sampler: Sampler, prompt: str = "a lake", *, windows: tuple[int, int] = (1, 1), **settings: Any) -> Any:
@@ -76,10 +77,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_the_own_scheduler_is_the_one_on_the_pipeline(
-    name: str, scheduler: str, literal: Literal, cpu: Runtime, sweeps: bool
+    name: str, scheduler: str, literal: Literal, cpu: Runtime, leave_to_sweeps: Leave
 ) -> None:
-    if not sweeps and [*SCHEDULERS].index(scheduler) % 4 != (0 if name == "sd" else 2):
-        pytest.skip("a sweep")
+    leave_to_sweeps([*SCHEDULERS].index(scheduler) % 4 != (0 if name == "sd" else 2))
     kind, config, call = SCHEDULERS[scheduler]
     pipe = tiny_pipeline(name)
     with warnings.catch_warnings():
@@ -100,10 +100,9 @@ def test_a_scheduler_that_panokit_does_not_know_is_refused_by_name(cpu: Runtime)
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "qwen_image", "sana", "wan"])
 def test_noise_levels_of_a_flow_are_the_pipelines_own(
-    name: str, pipeline: Made, literal: Literal, cpu: Runtime, sweeps: bool
+    name: str, pipeline: Made, literal: Literal, cpu: Runtime, sweeps: bool, leave_to_sweeps: Leave
 ) -> None:
-    if not sweeps and name in ("z_image", "qwen_image", "sana"):
-        pytest.skip("a sweep")
+    leave_to_sweeps(name in ("z_image", "qwen_image", "sana"))
     pipe, model = pipeline(name), load_model(pipeline(name), window=16)
     expected = literal(pipe, num_inference_steps=4)
     sigmas, times = pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist()
@@ -208,9 +207,8 @@ def test_gradients_are_those_of_finite_differences(name: str, pipeline: Made) ->
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux", "wan"])
-def test_ranks_make_the_same_bits(name: str, pipeline: Made, sweeps: bool) -> None:
-    if not sweeps and name == "sdxl":
-        pytest.skip("a sweep")
+def test_ranks_make_the_same_bits(name: str, pipeline: Made, leave_to_sweeps: Leave) -> None:
+    leave_to_sweeps(name == "sdxl")
 
     def canvas(runtime: Runtime) -> Tensor:
         sampler = Sampler(load_model(pipeline(name), window=8), guidances=[MSDGuidance()], runtime=runtime)

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -81,7 +82,7 @@ def addon(cls: type[Made], setting: str, entry: object) -> Made:
     Raises:
         SettingError: it lacks something, or has something that the add-on has not.
     """
-    known: Any = {field.name: field.default is MISSING for field in fields(cls)}  # type: ignore[arg-type]
+    known = {name: parameter.default is Parameter.empty for name, parameter in signature(cls).parameters.items()}
     if not isinstance(entry, Mapping):
         raise SettingError(f"{setting} has {entry!r:.80}: give a mapping with {', '.join(known)}")
     if odd := [str(key) for key in entry if key not in known]:
@@ -113,11 +114,11 @@ def add_loras(pipe: Any, loras: Sequence[Lora]) -> None:
             tensors = state[0] if isinstance(state, tuple) else state
             wanted = sum("alpha" not in key.rpartition(".")[2] for key in tensors)
             pipe.load_lora_weights(str(file.parent), adapter_name=name, **options)
-        found = sum(f".{name}." in f"{key}." for network in _networks(pipe) for key, _ in network.named_parameters())
-        count = f"{found} of its {wanted} tensors have a place in it"
-        if not found:
+        fitting = sum(f".{name}." in f"{key}." for network in _networks(pipe) for key, _ in network.named_parameters())
+        count = f"{fitting} of its {wanted} tensors have a place in it"
+        if not fitting:
             raise ModelError(f"the LoRA {file} does not fit a {kind}: {count}; {advice}")
-        if found < wanted:  # diffusers leaves some kinds out on purpose
+        if fitting < wanted:  # diffusers leaves some kinds out on purpose
             message = f"the LoRA {file} fits a {kind} in part: {count}, and the others are left out"
             warnings.warn(message, FallbackWarning, stacklevel=2)
     if loras:
@@ -185,7 +186,8 @@ def add_ip_adapter(pipe: Any, adapter: IPAdapter, dtype: torch.dtype) -> None:
         pipe.register_modules(image_encoder=encoder)
     with quiet(), explained(what, f"use an IP-Adapter that was made for the model of this {kind}"):
         with safe_open(file, framework="pt") as tensors:
-            groups = {key.partition(".")[0] for key in tensors.keys()}  # noqa: SIM118 - it is no mapping
+            names: list[str] = tensors.keys()
+        groups = {name.partition(".")[0] for name in names}
         if not {"image_proj", "ip_adapter"} <= groups:
             raise ModelError(f"the file {file} is no IP-Adapter, it has no image_proj and ip_adapter: set weight_name to one")
         pipe.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name, local_files_only=True)

@@ -17,8 +17,8 @@ FIELD = "control_image"
 
 @final
 @dataclass(frozen=True)
-class Shown:
-    """What the windows of a run were shown, kept for its later steps.
+class ControlImage:
+    """The control picture of a run, with what was computed of it for later steps.
 
     Attributes:
         scene: the scene that holds the picture.
@@ -43,18 +43,18 @@ class Shown:
             self.pictures[windows.size] = self.scene.stretched(FIELD, windows.size).to(self.device)
         return windows.crop(self.pictures[windows.size], numbers)
 
-    def seen(self, windows: Windows, numbers: Sequence[int]) -> list[Tensor]:
+    def latents(self, windows: Windows, numbers: Sequence[int]) -> list[Tensor]:
         """What the pipeline encoded for these windows in an earlier step: a list to fill if it did not yet.
 
         Args:
             windows: where the windows lie.
             numbers: their numbers.
         """
-        kept, seen = self.encoded.get(windows.size, (None, {}))
+        kept, latents = self.encoded.get(windows.size, (None, {}))
         if kept != windows:  # a layout has moved them
-            seen = {}
-            self.encoded[windows.size] = windows, seen
-        return seen.setdefault(tuple(numbers), [])
+            latents = {}
+            self.encoded[windows.size] = windows, latents
+        return latents.setdefault(tuple(numbers), [])
 
 
 def argument_of(pipe: Any) -> str | None:

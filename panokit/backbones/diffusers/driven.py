@@ -22,7 +22,7 @@ from panokit.backbones.diffusers.drivable import skips
 from panokit.backbones.diffusers.networks import moves_itself, weights_kept
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
-from panokit.backbones.diffusers.scheduler import quiet
+from panokit.backbones.diffusers.scheduler import without_numpy_warnings
 from panokit.errors import ModelError, SettingError
 from panokit.runtime.offload import turns_on
 from panokit.scheduler import Level
@@ -73,12 +73,12 @@ class Driven:
         """Whether the pipeline makes a table of positions, into which the place of a window can be added."""
         return any(hasattr(self._class, name) for name in _TABLES)
 
-    def encode(self, reading: Reading, looks: Sequence[Any], **options: Any) -> Encoded:
+    def encode(self, reading: Reading, ip_images: Sequence[Any], **options: Any) -> Encoded:
         """Let the pipeline encode its texts and the pictures of an IP-Adapter, and stop it before its loop.
 
         Args:
             reading: notes what the tokenizers read.
-            looks: the picture of an IP-Adapter for each text; empty if there is none.
+            ip_images: the picture of an IP-Adapter for each text; empty if there is none.
             options: arguments of the pipeline's call.
 
         Returns:
@@ -88,7 +88,7 @@ class Driven:
         remembered = Encoded([], [])
         state = {name: reading.watched(tokenizer) for name, tokenizer in tokenizers.items()}
         one = _OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1))
-        pipe = self._rehearse(options, **state, scheduler=one, remembered=remembered, looks=looks)
+        pipe = self._rehearse(options, **state, scheduler=one, remembered=remembered, ip_images=ip_images)
         reading.guides = getattr(pipe, "do_classifier_free_guidance", True)
         return remembered
 
@@ -108,15 +108,15 @@ class Driven:
         return scheduler
 
     def predict(
-        self, level: Level, encoded: Encoded, seen: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
+        self, level: Level, encoded: Encoded, image_latents: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
     ) -> Tensor:
         """The pipeline's guided prediction for noisy latents, in its own layout.
 
         Args:
             level: the noise level of the latents.
             encoded: what `encode` returned, with a row for each window.
-            seen: the pictures that the pipeline encoded in an earlier call with the same pictures, in order. An empty list is
-                filled.
+            image_latents: what the pipeline encoded of pictures in an earlier call with the same ones, in order. An empty list
+                is filled.
             origin: the place that the windows are told, in cells; None for none.
             options: arguments of the pipeline's call; `latents` are among them.
         """
@@ -128,17 +128,19 @@ class Driven:
                 f"the networks of the pipeline are offloaded or quantised, so it computes on {self.home}, and the runtime on "
                 f"{device}: move the pipeline there first, or choose Runtime(accelerator={self.home.type!r})"
             )
-        pipe = self._copy(seen, scheduler=one, answers=encoded.again(), ahead=level.step, origin=origin, device_of_run=device)
+        pipe = self._copy(
+            image_latents, scheduler=one, answers=encoded.again(), ahead=level.step, origin=origin, device_of_run=device
+        )
         with weights_kept() if self.offloads else nullcontext():
             self._until_stopped(pipe, {**options, "num_inference_steps": level.steps})
         return one.prediction
 
-    def _copy(self, seen: list[Tensor], **state: Any) -> Any:
+    def _copy(self, image_latents: list[Tensor], **state: Any) -> Any:
         """The pipeline for one call, with other attributes."""
         pipe = object.__new__(type(self.pipe))
         vars(pipe).update(vars(self.pipe), **state)
         if self.steady:
-            vars(pipe)["vae"] = _SteadyEncoder(self.pipe.vae, seen, first_alone=pipe.rehearses)
+            vars(pipe)["vae"] = _SteadyEncoder(self.pipe.vae, image_latents, first_alone=pipe.rehearses)
         return pipe
 
     def _rehearse(self, options: Mapping[str, Any], **state: Any) -> Any:
@@ -146,7 +148,7 @@ class Driven:
         self.home = self.device
         pipe = self._copy([], device_of_run=self.home, rehearses=True, **state)
         try:
-            with quiet():
+            with without_numpy_warnings():
                 self._until_stopped(pipe, options)
         except torch.OutOfMemoryError:
             raise
@@ -169,11 +171,12 @@ class Driven:
 
 def _subclassed(pipe: Any) -> Any:
     """The same pipeline with the same parts, as an object of a class whose calls can be stopped and answered."""
+    base: Any = type(pipe)
 
-    class DrivenPipeline(type(pipe)):  # type: ignore[misc]
+    class DrivenPipeline(base):
         answers: Answers | None = None
         remembered: Encoded
-        looks: Sequence[Any] = ()
+        ip_images: Sequence[Any] = ()
         rehearses = False
         ahead = 0
         origin: tuple[int, int] | None = None
@@ -214,12 +217,12 @@ def _subclassed(pipe: Any) -> Any:
         ) -> Any:
             """Encode the picture of each text, one by one. A second call is for the pictures to avoid, the same for all."""
             if self.answers is not None:
-                return next(self.answers.looks)
-            first = not self.remembered.looks
-            pictures = self.looks if first and self.looks else [ip_adapter_image] * num_images_per_prompt
+                return next(self.answers.image_embeds)
+            first = not self.remembered.image_embeds
+            pictures = self.ip_images if first and self.ip_images else [ip_adapter_image] * num_images_per_prompt
             prepare = super().prepare_ip_adapter_image_embeds
             rows = [prepare(picture, ip_adapter_image_embeds, device, 1, *more, **named) for picture in pictures]
-            self.remembered.looks.append(rows)
+            self.remembered.image_embeds.append(rows)
             return joined(rows)
 
         def _prepare_latent_image_ids(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -241,7 +244,7 @@ def _subclassed(pipe: Any) -> Any:
             return ids + shift
 
         def __setattr__(self, name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)  # diffusers' own looks each name up in its configuration
+            object.__setattr__(self, name, value)  # diffusers' own image_embeds each name up in its configuration
 
     driven = copy.copy(pipe)
     driven.__class__ = DrivenPipeline

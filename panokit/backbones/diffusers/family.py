@@ -15,15 +15,14 @@ from panokit.backbones.diffusers.loading import Loading, load_pipeline
 from panokit.backbones.diffusers.model import is_stable_diffusion, load_stable_diffusion
 from panokit.backbones.diffusers.networks import dtype_of, moves_itself, shared
 from panokit.backbones.diffusers.packing import patchifies
-from panokit.backbones.diffusers.parts import read_json
 from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions
 from panokit.backbones.diffusers.sources import folder_of
 from panokit.backbones.diffusers.swaps import pipeline_class
 from panokit.denoiser import Model
 from panokit.errors import ModelError, SettingError
-from panokit.family import Family
+from panokit.family import Family, read_json
 
-_PANOKITS = {
+_SET_BY_PANOKIT = {
     "prompt": "is what a sampler is called with",
     "height": "is a setting of the sampler's call",
     "width": "is a setting of the sampler's call",
@@ -85,8 +84,8 @@ class Diffusers(Loading, Family):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.call:
-            if name in _PANOKITS:
-                raise SettingError(f"{name} of a pipeline's call {_PANOKITS[name]}: leave it out of the model's settings")
+            if name in _SET_BY_PANOKIT:
+                raise SettingError(f"{name} of a pipeline's call {_SET_BY_PANOKIT[name]}: leave it out of the model's settings")
 
     @classmethod
     def reads(cls, index: Mapping[str, Any]) -> bool:

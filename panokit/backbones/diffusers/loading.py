@@ -9,11 +9,12 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from safetensors.torch import load_file
 
 from panokit.backbones.diffusers.addons import Embedding, IPAdapter, Lora, add_embeddings, add_ip_adapter, add_loras, addon
-from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet, read_json
+from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.swaps import Part, controlled, find_controlnet, find_vae, pipeline_class
 from panokit.backbones.diffusers.weights import DTYPES, PICKLES, Weights, find_weights
 from panokit.errors import ModelError, SettingError
+from panokit.family import read_json
 
 DENOISERS = ("transformer", "unet")
 """The names of the networks that denoise."""

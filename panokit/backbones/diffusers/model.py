@@ -18,10 +18,11 @@ from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.backbones.diffusers.networks import require_window
 from panokit.backbones.diffusers.own import training_from
-from panokit.backbones.diffusers.parts import explained, quiet, read_json, read_network
+from panokit.backbones.diffusers.parts import explained, quiet, read_network
 from panokit.backbones.diffusers.weights import find_weights
 from panokit.denoiser import Denoiser, Model
 from panokit.errors import ModelError, PromptWarning
+from panokit.family import read_json
 from panokit.scene import Mixture, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
@@ -198,7 +199,7 @@ def load_stable_diffusion(folder: Path, name: str, variant: str | None, window: 
         return None
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     weights = {part: find_weights(folder / part, variant, what) for part in kinds}
-    if variant and not any(found.variant for found in weights.values()):
+    if variant and not any(files.variant for files in weights.values()):
         raise ModelError(f"{what} has no {variant} weights but plain ones: leave the model's variant out")
     unet, vae, text_encoder = (read_network(kind, weights[part], torch.float32, what) for part, kind in kinds.items())
     with quiet(), explained(what, "check the tokenizer, or fetch it again"):

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind, quiet
+from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind, without_numpy_warnings
 from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Prediction, Training
 
@@ -68,7 +68,7 @@ def training_from(config: Mapping[str, Any]) -> Training:
 def _set(scheduler: Any, steps: int, device: torch.device) -> DiffusersSolver:
     """A solver with a copy of a scheduler, as Stable Diffusion's pipeline sets it."""
     scheduler = copy.deepcopy(scheduler)
-    with quiet():
+    with without_numpy_warnings():
         scheduler.set_timesteps(steps)
     return own_solver(scheduler, device, {"eta": 0.0})
 

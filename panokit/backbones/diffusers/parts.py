@@ -1,6 +1,5 @@
 """The parts of a model: their classes, and how the networks among them are read."""
 
-import json
 import re
 import tempfile
 import warnings
@@ -71,21 +70,6 @@ def _reason(cause: Exception) -> str:
     if odd := _MISFIT.search(text):
         return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
     return (f"{text[:300]} ..." if len(text) > 300 else text).rstrip(".")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        ModelError: the file holds none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise ModelError(f"{path} is damaged: {cause}") from cause
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is damaged: it is a {type(content).__name__} and no mapping")
-    return content
 
 
 def listed_parts(index: Mapping[str, Any], model: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Embeddings:
         encoded: what it encoded for the texts of the scene.
         options: the other arguments of its call.
         scene: the scene itself, which decides the texts of each window.
-        shown: the control picture; None if there is none.
+        control_image: the control picture; None if there is none.
         maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
         references: what the pipeline encoded of pictures that are the same for all windows, for each size of a batch.
     """
@@ -58,7 +58,7 @@ class Embeddings:
     encoded: Encoded
     options: Mapping[str, Any]
     scene: Scene
-    shown: control.Shown | None
+    control_image: control.ControlImage | None
     maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
     references: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -72,14 +72,14 @@ class Call:
         rows: the windows' rows among the entries of the mixture.
         encoded: what it encoded before, with a row for each window.
         options: the other arguments of the pipeline's call.
-        seen: what the pipeline encoded of pictures for these windows before; the first call fills it.
+        image_latents: what the pipeline encoded of pictures for these windows before; the first call fills it.
         origin: the place that the windows are told, in cells; None for none.
     """
 
     rows: slice
     encoded: Encoded
     options: Mapping[str, Any]
-    seen: list[Tensor]
+    image_latents: list[Tensor]
     origin: tuple[int, int] | None = None
 
 
@@ -154,7 +154,7 @@ class PipelineDenoiser(Denoiser):
         if not self._driven.skips:
             self._arguments.require_no_steps()
         self.steps, self.guidance_scale = self._arguments.steps, self._arguments.guidance_scale
-        self.reads_looks = _has_ip_adapter(network) and "ip_adapter_image_embeds" not in self._arguments.options
+        self.has_ip_adapter = _has_ip_adapter(network) and "ip_adapter_image_embeds" not in self._arguments.options
         self.multiple = SIDE if packs(pipe) else 1
         self.window = window or self._arguments.window(self.factor)
         require_window(self.window, network.config, self.multiple)
@@ -189,23 +189,23 @@ class PipelineDenoiser(Denoiser):
 
     def encode(self, scene: Scene) -> Embeddings:
         options, reading = self._arguments.of(scene), Reading()
-        shown = control.Shown(scene, self._driven.device) if scene.fields else None
+        control_image = control.ControlImage(scene, self._driven.device) if scene.fields else None
         windows, numbers = self._one_window(), [0] * len(scene.texts)
-        pictures = self._pictures(shown, windows, numbers)
-        looks = self._looks(scene)
-        if looks:
-            options["ip_adapter_image"] = looks[0]
+        pictures = self._pictures(control_image, windows, numbers)
+        ip_images = self._ip_images(scene)
+        if ip_images:
+            options["ip_adapter_image"] = ip_images[0]
         # Some pipelines write into the lists that they are given.
-        encoded = self._driven.encode(reading, looks, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
+        encoded = self._driven.encode(reading, ip_images, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
         reading.warn_of_cuts(scene.texts)
         self._arguments.warn(scene, reading)
         if encoded.texts:
             options = self._arguments.without_embeddings(options)
         wide = torch.promote_types(dtype_of(_network(self._driven.pipe)), torch.float32)
-        encoded = Encoded(cast_all(encoded.texts, wide), cast_all(encoded.looks, wide))
+        encoded = Encoded(cast_all(encoded.texts, wide), cast_all(encoded.image_embeds, wide))
         first = {name: picture[:1] for name, picture in pictures.items()}
         self._sample = encoded.picked(len(scene.texts), [0]), {**self._arguments.blank(options, 1), **first}
-        return Embeddings(encoded, options, scene, shown)
+        return Embeddings(encoded, options, scene, control_image)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         scene, size = embeddings.scene, windows.size
@@ -224,33 +224,36 @@ class PipelineDenoiser(Denoiser):
         for call in condition.calls:
             some = entries[call.rows]
             latents = packed(self._driven.pipe, some)
-            pred = self._driven.predict(level, call.encoded, call.seen, call.origin, latents=latents, **call.options)
+            pred = self._driven.predict(level, call.encoded, call.image_latents, call.origin, latents=latents, **call.options)
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
-    def _looks(self, scene: Scene) -> list[Any]:
+    def _ip_images(self, scene: Scene) -> list[Any]:
         """The pictures for an IP-Adapter, one for each text, as pipelines take them."""
-        return [to_pil_image(picture) for picture in scene.looks if picture is not None]
+        return [to_pil_image(picture) for picture in scene.ip_adapter_images if picture is not None]
 
     def _call(self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice) -> Call:
         """The call of the pipeline for some entries of a mixture: pairs of a window and a text."""
         numbers, texts = [number for number, _ in entries[rows]], [text for _, text in entries[rows]]
-        pictures = self._pictures(embeddings.shown, windows, numbers)
+        pictures = self._pictures(embeddings.control_image, windows, numbers)
         options, origin = {**self._arguments.blank(embeddings.options, len(texts)), **pictures}, None
         if self.positions == "offset":
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
             options |= self._arguments.place(origin, self.window, windows.size, self.factor)
-        shown = embeddings.shown
-        seen = shown.seen(windows, numbers) if shown else embeddings.references.setdefault(len(texts), [])
+        image_latents = embeddings.references.setdefault(len(texts), [])
+        if embeddings.control_image:
+            image_latents = embeddings.control_image.latents(windows, numbers)
         encoded = embeddings.encoded.picked(len(embeddings.scene.texts), texts)
-        return Call(rows, encoded, {**options, **self._arguments.size(self.window, self.factor)}, seen, origin)
+        return Call(rows, encoded, {**options, **self._arguments.size(self.window, self.factor)}, image_latents, origin)
 
-    def _pictures(self, shown: control.Shown | None, windows: Windows, numbers: Sequence[int]) -> dict[str, Tensor]:
+    def _pictures(
+        self, control_image: control.ControlImage | None, windows: Windows, numbers: Sequence[int]
+    ) -> dict[str, Tensor]:
         """The argument of the pipeline's call that shows windows their part of the control picture."""
-        if not self._control or not shown:
+        if not self._control or not control_image:
             return {}
-        return {self._control: control.as_taken(self._driven.pipe, shown.crops(windows.refined(self.factor), numbers))}
+        return {self._control: control.as_taken(self._driven.pipe, control_image.crops(windows.refined(self.factor), numbers))}
 
     def _latents(self, n: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for `n` empty windows."""
@@ -281,8 +284,8 @@ class PipelineDenoiser(Denoiser):
         """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window. Texts do not matter."""
         if self._sample is None:
             black = torch.zeros(3, *(cells * self.factor for cells in self.window))
-            look = black if self.reads_looks else None
-            self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), look))
+            image = black if self.has_ip_adapter else None
+            self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), image))
         encoded, options = self._sample or (Encoded([], []), {})
         return self._driven.scheduled(steps, encoded, **{**options, **self._latents(1)})
 

@@ -38,7 +38,9 @@ class Reading:
             other.tokenizer = self.watched(tokenizer.tokenizer)
             return other
 
-        class Watched(type(tokenizer)):  # type: ignore[misc]
+        base: Any = type(tokenizer)
+
+        class Watched(base):
             def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
                 texts = [text] if isinstance(text, str) else text if isinstance(text, list | tuple) else []
                 for one in (one for one in texts if isinstance(one, str)):
@@ -87,11 +89,11 @@ class Encoded:
 
     Attributes:
         texts: what its `encode_prompt` returned, call by call, with a row for each text.
-        looks: what it made of the pictures of an IP-Adapter, call by call, for each text.
+        image_embeds: what it made of the pictures of an IP-Adapter, call by call, for each text.
     """
 
     texts: list[Any]
-    looks: list[list[Any]]
+    image_embeds: list[list[Any]]
 
     def picked(self, k: int, texts: Sequence[int]) -> "Encoded":
         """The same for some of the texts.
@@ -100,12 +102,12 @@ class Encoded:
             k: the number of all texts.
             texts: the positions of those to pick.
         """
-        rows = [[look[text if len(look) == k else 0] for text in texts] for look in self.looks]
+        rows = [[row[text if len(row) == k else 0] for text in texts] for row in self.image_embeds]
         return Encoded(picked(self.texts, k, texts), rows)
 
     def again(self) -> "Answers":
         """What the pipeline's methods are to return in a later call, in order."""
-        return Answers(iter(self.texts), map(joined, self.looks))
+        return Answers(iter(self.texts), map(joined, self.image_embeds))
 
 
 class Answers(NamedTuple):
@@ -113,11 +115,11 @@ class Answers(NamedTuple):
 
     Attributes:
         texts: the answers of `encode_prompt`.
-        looks: the answers of `prepare_ip_adapter_image_embeds`.
+        image_embeds: the answers of `prepare_ip_adapter_image_embeds`.
     """
 
     texts: Iterator[Any]
-    looks: Iterator[Any]
+    image_embeds: Iterator[Any]
 
 
 def joined(rows: Sequence[Any]) -> Any:

@@ -222,7 +222,7 @@ class DiffusersScheduler(Scheduler):
         }
         shifted = {"shift": 1.0, "flow_shift": 1.0}  # the sigmas of a flow are shifted before diffusers gets them
         known, settings = _constructor(self._kind), {**model, **self._kind.options, **self.options, **shifted}
-        with quiet():
+        with without_numpy_warnings():
             scheduler = self._kind.load()(**{key: value for key, value in settings.items() if key in known})
             if training.prediction == "flow_prediction":
                 _set_flow(scheduler, self._flow(steps, training))
@@ -322,7 +322,7 @@ class DiffusersSolver(Solver):
             x = x / level.alpha
         t = self._scheduler.timesteps[level.index]
         options = {**self._options, "generator": generator} if self._draws else self._options
-        with quiet():  # UniPC and thresholding need a batch axis
+        with without_numpy_warnings():  # UniPC and thresholding need a batch axis
             x = self._scheduler.step(pred[None], t, x[None], **options, return_dict=False)[0][0]
         return x * self.levels[level.index + 1].alpha if self._kind.exploding else x
 
@@ -471,7 +471,7 @@ def _copied(value: Any, device: torch.device | None = None) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_numpy_warnings() -> Iterator[None]:
     """Inside, numpy does not warn that diffusers passes it tensors, which use an old protocol of numpy."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array", DeprecationWarning)

@@ -103,12 +103,12 @@ def _wanted(files: Iterable[str], index: Mapping[str, Any], variant: str | None,
     wanted = []
     for folder, names in folders.items():
         chosen = {name for name in names if name.endswith(CONFIGS) and not name.endswith(".index.json")}
-        found = named(names)
-        if weights and found:
+        variants = named(names)
+        if weights and variants:
             try:
-                chosen |= found[choice(found, variant)].needed
+                chosen |= variants[choice(variants, variant)].needed
             except LookupError:  # the check of the folder tells the user what there is
-                chosen |= {name for files_of in found.values() for name in ([files_of.index] if files_of.index else [])}
+                chosen |= {name for files_of in variants.values() for name in ([files_of.index] if files_of.index else [])}
         wanted += [f"{folder}/{name}" if folder else name for name in sorted(chosen)]
     return wanted
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 
-from panokit.backbones.diffusers.parts import explained, is_network, read_json, read_network, require_backends
+from panokit.backbones.diffusers.parts import explained, is_network, read_network, require_backends
 from panokit.backbones.diffusers.sources import folder_of
 from panokit.backbones.diffusers.weights import Weights, find_weights
 from panokit.errors import ModelError
+from panokit.family import read_json
 
 LATENTS = ("latent_channels", "z_dim")
 """The settings of an autoencoder that say how many channels its latents have."""

@@ -75,8 +75,9 @@ class Weights(NamedTuple):
         bytes_of: Counter[torch.dtype] = Counter()
         for file in self.files:
             with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - it is no mapping
-                    entry = tensors.get_slice(key)
+                names: list[str] = tensors.keys()
+                for name in names:
+                    entry = tensors.get_slice(name)
                     if entry.get_dtype() in _STORED:
                         dtype = _STORED[entry.get_dtype()]
                         bytes_of[dtype] += torch.Size(entry.get_shape()).numel() * dtype.itemsize
@@ -85,16 +86,16 @@ class Weights(NamedTuple):
 
 def named(files: Iterable[str]) -> dict[str | None, Names]:
     """The files of weights among some names, by their variant; None is the variant of plain names."""
-    found: dict[str | None, Names] = {}
+    variants: dict[str | None, Names] = {}
     for file in files:
         if match := _FILE.fullmatch(file):
-            names = found.get(match["variant"], Names())
+            names = variants.get(match["variant"], Names())
             shard = match["old"] or match["shard"]
-            found[match["variant"]] = replace(names, shards=names.shards | {file}) if shard else replace(names, whole=file)
+            variants[match["variant"]] = replace(names, shards=names.shards | {file}) if shard else replace(names, whole=file)
         elif match := _INDEX.fullmatch(file):
             variant = match["variant"] or match["old"]
-            found[variant] = replace(found.get(variant, Names()), index=file)
-    return found
+            variants[variant] = replace(variants.get(variant, Names()), index=file)
+    return variants
 
 
 def choice(held: Mapping[str | None, Held], variant: str | None) -> str | None:
@@ -123,10 +124,10 @@ def find_weights(folder: Path, variant: str | None, model: str) -> Weights:
     Raises:
         ModelError: there are none, they are pickled, files are missing or cut off, or it is not clear which are meant.
     """
-    found = named(path.name for path in folder.iterdir())
+    variants = named(path.name for path in folder.iterdir())
     held: dict[str | None, Weights] = {}
     broken: dict[str | None, str] = {}
-    for name, names in found.items():
+    for name, names in variants.items():
         shards = _shards(folder / names.index) if names.index else frozenset[str]()
         missing = sorted(shards - names.shards)
         if shards and not missing:
