@@ -186,6 +186,11 @@ class Model:
         return self.codec.factor if self.codec else 1
 
     @property
+    def unit(self) -> int:
+        """Pixels of which the sides of a canvas, and the distances of windows, are multiples."""
+        return self.factor * self.denoiser.multiple
+
+    @property
     def networks(self) -> list[nn.Module]:
         """All networks of the denoiser and the codec."""
         parts: tuple[Denoiser | Codec | None, ...] = (self.denoiser, self.codec)

@@ -66,11 +66,12 @@ def _noted(value: Any) -> Any:
 def _built(family: str, settings: Mapping[str, Any]) -> Family:
     """A family with settings. Those that it has no field for go into its field for others, if it has one."""
     cls = registry.made_class(registry.maker("families", family, Family))
-    if not (isinstance(cls, type) and issubclass(cls, Family) and cls.others):
+    rest = settings.get(cls.others or "", {}) if isinstance(cls, type) and issubclass(cls, Family) else None
+    if not isinstance(rest, Mapping) or not cls.others:  # what is no mapping, the family refuses in words
         return build(Family, {"plugin": family, **settings})
     known = {name: value for name, value in settings.items() if name in signature(cls).parameters}
     others = {name: value for name, value in settings.items() if name not in known}
-    return build(Family, {"plugin": family, **known, cls.others: {**known.get(cls.others, {}), **others}})
+    return build(Family, {"plugin": family, **known, cls.others: {**rest, **others}})
 
 
 def _holding(model: object) -> str:

@@ -304,8 +304,8 @@ class Sampler:
             return Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
 
     def _check(self, plan: Plan) -> None:
+        levels = self._solver(plan)().levels
         with self._pixels_explained():
-            levels = self._solver(plan)().levels
             for windows in {plan.windows.at(level) for level in levels}:
                 require_cover(windows)
             for guidance in self.guidances:
@@ -334,8 +334,7 @@ class Sampler:
         fields = self._fields(chosen, pictures)
         scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, ip_adapter_image)
         self._require_ip_adapter_images(scene)
-        multiple = self.model.factor * self.model.denoiser.multiple
-        begins = start(chosen, pictures, self.model.factor, multiple) if "image" in pictures else None
+        begins = start(chosen, pictures, self.model.factor, self.model.unit) if "image" in pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
 
     def _require_ip_adapter_images(self, scene: Scene) -> None:
@@ -364,8 +363,7 @@ class Sampler:
             if field not in reads:
                 raise SettingError(f"the model {name} reads no {field}: leave it out, or use a model with a ControlNet")
             canvas = (settings.height or 0, settings.width or 0)
-            factor = self.model.factor * self.model.denoiser.multiple
-            require_shape((pixels.shape[1], pixels.shape[2]), canvas, factor, f"the {field}")
+            require_shape((pixels.shape[1], pixels.shape[2]), canvas, self.model.unit, f"the {field}")
         return given
 
     def _filled(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
@@ -377,7 +375,7 @@ class Sampler:
         high, wide = (cells * factor for cells in denoiser.window)
         default = (high, 4 * wide)
         if image is not None and settings.place is None and settings.height is None and settings.width is None:
-            default = own_size(image, (high, wide), factor * denoiser.multiple)
+            default = own_size(image, (high, wide), self.model.unit)
         defaults: dict[str, Any] = {
             "height": default[0],
             "width": default[1],
@@ -394,7 +392,7 @@ class Sampler:
                 not from one cell to one window. The message offers the nearest that works.
         """
         multiple, window, stride = self.model.denoiser.multiple, self.model.denoiser.window, settings.stride
-        factor = self.model.factor * multiple
+        factor = self.model.unit
         window = tuple(cells // multiple for cells in window)
         pixels = {"height": settings.height or 0, "width": settings.width or 0}
         size = tuple(_cells(n, w, factor, name) for (name, n), w in zip(pixels.items(), window, strict=True))
@@ -427,7 +425,7 @@ class Sampler:
 
     @contextmanager
     def _pixels_explained(self, factor: int | None = None) -> Iterator[None]:
-        """Add the size of a cell to errors: layouts, schedulers and guidances give sizes in cells, users in pixels."""
+        """Add the size of a cell to errors: layouts and guidances give sizes in cells, users in pixels."""
         side = factor or self.model.factor
         try:
             yield

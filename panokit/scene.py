@@ -176,11 +176,7 @@ class Regions:
         Args:
             hashes: what `read` returned.
         """
-        more_than_boxes = (
-            region.is_mask or region.negative_prompt is not None or region.weight or region.ip_adapter_image is not None
-            for region in self.parts
-        )
-        if not any(more_than_boxes):
+        if not any(region.is_mask or region != Region(region.area, region.text) for region in self.parts):
             return {"boxes": [[list(region.area), region.text] for region in self.parts], "elsewhere": self.elsewhere}
         regions = []
         for k, region in enumerate(self.parts):
@@ -315,6 +311,26 @@ class Scene:
         if tuple(picture.shape[-2:]) == size:
             return picture
         return nn.functional.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+@final
+@dataclass(frozen=True)
+class Mixtures:
+    """The mixtures of texts on the canvases of a run. The shares on each canvas are computed once.
+
+    Attributes:
+        scene: what is painted.
+        maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
+    """
+
+    scene: Scene
+    maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+
+    def of(self, windows: Windows, index: Sequence[int]) -> Mixture:
+        """Which texts some windows need; see `Scene.mixture`."""
+        if windows.size not in self.maps:
+            self.maps[windows.size] = self.scene.maps(windows.size)
+        return self.scene.mixture(self.maps[windows.size], windows, index)
 
 
 def _summed(entries: Tensor, rows: Sequence[int]) -> Tensor:

@@ -88,7 +88,7 @@ class Placement:
 
 def _converted(module: nn.Module, dtype: torch.dtype | None) -> Iterable[Tensor]:
     """The weights of a network that take a type: not those that it keeps in float32 (diffusers names them)."""
-    weights = [(name, weight) for name, weight in chain(module.named_parameters(), module.named_buffers())]
+    weights = chain(module.named_parameters(), module.named_buffers())
     floating = [(name, weight) for name, weight in weights if weight.is_floating_point()]
     if dtype in (None, torch.float64):
         return [weight for _, weight in floating]

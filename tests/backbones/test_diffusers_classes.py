@@ -12,7 +12,7 @@ from panokit import load_model
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.drivable import require_drivable, skips
 from panokit.backbones.diffusers.own import training_of
-from panokit.backbones.diffusers.reading import picked
+from panokit.backbones.diffusers.reading import rows_of
 from panokit.errors import ModelError, SettingError
 from panokit.testing.families import controlnets, cross_attention, flux, joint_attention, tiny_pipeline, unets
 
@@ -129,7 +129,9 @@ def test_a_pipeline_that_would_be_driven_wrongly_is_refused(name: str, reason: s
 
 
 def test_an_option_about_some_of_the_steps_is_refused_where_steps_have_no_number() -> None:
-    with pytest.raises(SettingError, match=r"cfg_trunc_ratio depends on the number of a step, which Lumina2Pipeline cannot"):
+    with pytest.raises(
+        SettingError, match="cfg_trunc_ratio is about some of the steps, and panokit cannot tell Lumina2Pipeline which"
+    ):
         load_model(tiny_pipeline("lumina2"), cfg_trunc_ratio=0.5)
 
 
@@ -145,16 +147,16 @@ def test_noise_without_a_formula_is_refused() -> None:
 
 def test_a_text_may_be_encoded_as_several_parts() -> None:
     first, second = [torch.zeros(2, 4)], [torch.ones(3, 4), torch.ones(1, 4)]
-    [(prompts, negatives)] = picked([([first, second], [])], 2, [1, 0, 1])
+    [(prompts, negatives)] = [rows_of(answer, 2, [1, 0, 1]) for answer in [([first, second], [])]]
     assert [len(parts) for parts in prompts] == [2, 1, 2]
     assert negatives == []
-    [(prompts,)] = picked([([first],)], 1, [0, 0])
+    [(prompts,)] = [rows_of(answer, 1, [0, 0]) for answer in [([first],)]]
     assert [len(parts) for parts in prompts] == [1, 1]
 
 
 def test_what_is_encoded_is_picked_call_by_call() -> None:
     calls = [[torch.zeros(2, 4), torch.ones(3, 4)], [torch.zeros(1, 4), torch.zeros(1, 4)]]
-    rows = picked(calls, 2, [1])
+    rows = [rows_of(answer, 2, [1]) for answer in calls]
     assert [[tuple(text.shape) for text in call] for call in rows] == [[(3, 4)], [(1, 4)]]
 
 

@@ -23,7 +23,7 @@ Leave = Callable[[bool], None]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the prompt has:panokit.errors.PromptWarning",  # miniatures read little
-    "ignore:nothing guides away:panokit.errors.PromptWarning",
+    "ignore:the negative prompt has no effect:panokit.errors.PromptWarning",
 )
 every_family = pytest.mark.parametrize("name", FAMILIES)
 

@@ -56,14 +56,14 @@ def test_guidance_of_a_distilled_model_says_that_it_has_no_effect(cpu: Runtime) 
 @pytest.mark.parametrize(("name", "scale"), [("schnell", 1.0), ("z_image", 0.0), ("sdxl", 1.0), ("flux", 3.5)])
 def test_a_negative_prompt_without_guidance_says_that_it_has_no_effect(name: str, scale: float, cpu: Runtime) -> None:
     (message,) = begun(name, cpu=cpu, negative_prompt="rain", guidance_scale=scale)
-    assert message.startswith("nothing guides away from the negative prompt, so it has no effect: raise ")
+    assert message.startswith("the negative prompt has no effect, because nothing guides away from it: raise ")
     assert ("the model's true_cfg_scale" in message) == (name == "flux")
 
 
 @pytest.mark.parametrize("name", ["schnell", "qwen_image"])
 def test_guidance_without_a_negative_prompt_says_that_it_needs_one(name: str, cpu: Runtime) -> None:
     (message,) = begun(name, cpu=cpu, guidance_scale=3.0)
-    assert message.startswith("guidance_scale 3 has no effect: this model guides away from a negative prompt alone")
+    assert message.startswith("guidance_scale 3 has no effect: this model guides only if there is a negative prompt")
     assert begun(name, cpu=cpu, guidance_scale=3.0, negative_prompt="rain") == []
 
 

@@ -95,6 +95,11 @@ def addon(cls: type[Made], setting: str, entry: object) -> Made:
         raise SettingError(f"{setting}: {cause}") from cause
 
 
+def names_of(loras: Sequence[Lora]) -> list[str]:
+    """The names of LoRAs in their pipeline: their own, or numbered ones."""
+    return [lora.name or f"lora_{number}" for number, lora in enumerate(loras, 1)]
+
+
 def add_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     """Load LoRAs into a pipeline, each at its strength.
 
@@ -104,7 +109,7 @@ def add_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     kind = type(pipe).__name__
     if loras and not hasattr(pipe, "load_lora_weights"):
         raise ModelError(f"a {kind} takes no LoRAs, and {loras[0].path} is set: remove loras, or use another model")
-    names = [lora.name or f"lora_{number}" for number, lora in enumerate(loras, 1)]
+    names = names_of(loras)
     for lora, name in zip(loras, names, strict=True):
         file = file_of(lora.path, lora.weight_name)
         advice = f"use a LoRA that was made for the model of this {kind}"

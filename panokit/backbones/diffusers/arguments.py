@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from panokit.backbones.diffusers.drivable import BY_STEP, REWRITES
-from panokit.backbones.diffusers.reading import Reading, picked
+from panokit.backbones.diffusers.reading import Reading, rows_of
 from panokit.errors import PromptWarning, SettingError
 from panokit.scene import Scene
 
@@ -33,6 +33,8 @@ class Arguments:
         self.steps: int = self.default("num_inference_steps", 50)
         self.guidance_scale = float(self.default(self.guidance, 1.0))
         self.options.pop(self.guidance, None)
+        # The texts in whose place the user brings embeddings.
+        self._brought = frozenset(name.removesuffix("_embeds") for name in self.options if name.endswith("prompt_embeds"))
 
     @property
     def takes_crops(self) -> bool:
@@ -109,13 +111,13 @@ class Arguments:
         if "negative_prompt" in self._takes and negatives and not any(map(reading.knows, negatives)):
             embedded = "true_cfg_scale" in self._takes and self.guidance != "true_cfg_scale"
             raises = "the model's true_cfg_scale" if embedded else "guidance_scale"
-            message = f"nothing guides away from the negative prompt, so it has no effect: raise {raises}, or leave it out"
+            message = f"the negative prompt has no effect, because nothing guides away from it: raise {raises}, or leave it out"
             warnings.warn(message, PromptWarning, stacklevel=6)
         if scene.guidance_scale <= 1 or scene.guidance_scale == self.guidance_scale:
             return
         message = f"guidance_scale {scene.guidance_scale:g} has no effect: "
         if self.guidance == "true_cfg_scale" and not negatives and "negative_prompt" not in self._brought:
-            message += "this model guides away from a negative prompt alone; give negative_prompt"
+            message += "this model guides only if there is a negative prompt; give negative_prompt"
         elif not reading.guides and not self._embeds_guidance:
             message += "this model is distilled and takes no guidance; leave it out"
         else:
@@ -143,7 +145,7 @@ class Arguments:
         texts: dict[str, Any] = {name: [""] * n for name in ("prompt", "negative_prompt") if options.get(name)}
         for name in options:
             if name.endswith("prompt_embeds"):  # a pipeline that reads them without `encode_prompt`
-                (texts[name],) = picked([options[name]], 1, [0] * n)
+                texts[name] = rows_of(options[name], 1, [0] * n)
         return {**options, **texts, **{name: False for name in REWRITES if name in self._takes}}
 
     def require_no_steps(self) -> None:
@@ -155,11 +157,6 @@ class Arguments:
         for option in BY_STEP & self.options.keys():
             if self.options[option] != self._takes[option].default:
                 raise SettingError(
-                    f"{option} depends on the number of a step, which {self._name} cannot be told where it is driven one "
-                    "noise level at a time: leave it out"
+                    f"{option} is about some of the steps, and panokit cannot tell {self._name} which step it is in: "
+                    f"leave {option} out"
                 )
-
-    @property
-    def _brought(self) -> frozenset[str]:
-        """The texts in whose place the user brings embeddings."""
-        return frozenset(name.removesuffix("_embeds") for name in self.options if name.endswith("prompt_embeds"))

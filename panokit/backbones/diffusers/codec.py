@@ -1,6 +1,5 @@
 """The codec of every autoencoder of diffusers: the network, and an affine map of its latents."""
 
-import copy
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, final
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.backbones.diffusers.execution import set_checkpointing
-from panokit.backbones.diffusers.networks import moves_itself, weights_kept
+from panokit.backbones.diffusers.networks import copied, moves_itself, weights_kept
 from panokit.denoiser import Codec
 from panokit.settings import Execution
 
@@ -47,21 +46,16 @@ class VAECodec(Codec):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VAECodec":
         """A copy in another precision, or on another device. An autoencoder that moves itself stays the same object."""
-        if self._moves:
-            memo[id(self.vae)] = self.vae
-        other = memo[id(self)] = object.__new__(VAECodec)
-        vars(other).update(copy.deepcopy(vars(self), memo))
-        return other
+        return copied(self, memo, [self.vae] if self._moves else [])
 
     def configure(self, execution: Execution) -> None:
         set_checkpointing(self.vae, execution.checkpointing)
 
     def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
-        seen = (images * 2 - 1).to(self._dtype)
+        pixels = images * 2 - 1
         if self._opacity:
-            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-        code = self.vae.encode(self._as_film(seen), return_dict=False)[0]
-        z = code if isinstance(code, Tensor) else code.mode()
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+        z = mode_of(self.vae, self._as_film(pixels))
         z = (z[:, :, 0] if self.films else z).to(images.dtype)
         scale, mean = self._tiled(z)
         return (z - mean) * scale
@@ -91,6 +85,17 @@ class VAECodec(Codec):
 
     def _as_film(self, x: Tensor) -> Tensor:
         return x[:, :, None] if self.films else x
+
+
+def mode_of(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of an autoencoder, without noise.
+
+    Args:
+        vae: an autoencoder of diffusers.
+        pixels: in [-1, 1].
+    """
+    code = vae.encode(pixels.to(next(vae.parameters()).dtype), return_dict=False)[0]
+    return code if isinstance(code, Tensor) else code.mode()
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:

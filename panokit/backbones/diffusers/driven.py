@@ -18,6 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from panokit.backbones.diffusers.codec import mode_of
 from panokit.backbones.diffusers.drivable import skips
 from panokit.backbones.diffusers.networks import moves_itself, weights_kept
 from panokit.backbones.diffusers.packing import SIDE
@@ -342,8 +343,7 @@ class _SteadyEncoder:
     def encode(self, pixels: Tensor) -> Any:
         if self._next == len(self._known):
             some = pixels[:1] if self._first_alone else pixels  # of a rehearsal nothing but the shape is used
-            code = self._vae.encode(some.to(next(self._vae.parameters()).dtype), return_dict=False)[0]
-            z = code if isinstance(code, Tensor) else code.mode()
+            z = mode_of(self._vae, some)
             self._known.append(z.expand(len(pixels), *z.shape[1:]) if self._first_alone else z)
         z = self._known[self._next]
         self._next += 1

@@ -45,10 +45,6 @@ _SET_BY_PANOKIT = {
 """Arguments of a pipeline's call that panokit sets, and what to use instead."""
 
 
-LOADED = tuple(entry.name for entry in fields(Loading))
-"""The settings that say how a model is loaded."""
-
-
 @final
 @dataclass(frozen=True)
 class Diffusers(Loading, Family):
@@ -98,9 +94,9 @@ class Diffusers(Loading, Family):
         return isinstance(model, DiffusionPipeline)
 
     def hold(self, model: Any) -> Model:
-        for name in LOADED:
-            if getattr(self, name) != getattr(Diffusers(), name):
-                raise SettingError(f"{name} is a setting of models by name: load it into the pipeline in hand yourself")
+        for entry in fields(Loading):
+            if getattr(self, entry.name) != entry.default:
+                raise SettingError(f"{entry.name} is a setting of models by name: load it into the pipeline in hand yourself")
         name = str(model.config.get("_name_or_path") or "") or type(model).__name__
         adapters = model.get_active_adapters() if hasattr(model, "get_active_adapters") else ()
         kind = f"{type(model).__name__} with {', '.join(adapters)}" if adapters else type(model).__name__
@@ -108,7 +104,7 @@ class Diffusers(Loading, Family):
 
     def load(self, source: str, name: str) -> Model:
         if Path(source).is_file():
-            return self._model(load_pipeline(source, self), name)
+            return self._loaded(source, name)
         folder = folder_of(source, revision=self.revision, variant=self.variant)
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
         stable = is_stable_diffusion(index or dict.fromkeys(part.name for part in folder.iterdir()))
@@ -118,8 +114,12 @@ class Diffusers(Loading, Family):
         plain = self == Diffusers(variant=self.variant, revision=self.revision, window=self.window)
         if stable and plain and (model := load_stable_diffusion(folder, name, self.variant, self.window)):
             return model
-        model = self._model(load_pipeline(source, self), name)
-        if stable:
+        return self._loaded(source, name, folder)
+
+    def _loaded(self, source: str, name: str, folder: Path | None = None) -> Model:
+        pipe = load_pipeline(source, self, folder)
+        model = self._model(pipe, name)
+        if is_stable_diffusion({part: None for part in pipe.components if part != "controlnet"}):
             model.denoiser.scheduler = "ddim"  # as without additions
         return model
 
@@ -156,3 +156,6 @@ class Diffusers(Loading, Family):
                 close = get_close_matches(name, [*takes, *inspect.signature(Diffusers).parameters], n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "see its documentation"
                 raise SettingError(f"there is no setting {name!r}, and the call of {pipeline.__name__} has none: {hint}")
+            default, value = takes[name].default, self.call[name]
+            if type(default) in (int, float, bool) and not isinstance(value, int | float):
+                raise SettingError(f"{name} of the model came as {value!r}: it must be a number, such as {default!r}")

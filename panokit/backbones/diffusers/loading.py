@@ -8,11 +8,20 @@ from typing import Any
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from safetensors.torch import load_file
 
-from panokit.backbones.diffusers.addons import Embedding, IPAdapter, Lora, add_embeddings, add_ip_adapter, add_loras, addon
+from panokit.backbones.diffusers.addons import (
+    Embedding,
+    IPAdapter,
+    Lora,
+    add_embeddings,
+    add_ip_adapter,
+    add_loras,
+    addon,
+    names_of,
+)
 from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.swaps import Part, controlled, find_controlnet, find_vae, pipeline_class
-from panokit.backbones.diffusers.weights import DTYPES, PICKLES, Weights, find_weights
+from panokit.backbones.diffusers.weights import DTYPES, PICKLES, Weights, find_weights, require_variant
 from panokit.errors import ModelError, SettingError
 from panokit.family import read_json
 
@@ -57,7 +66,7 @@ class Loading:
         if self.torch_dtype is not None and self.torch_dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise SettingError(f"torch_dtype is {self.torch_dtype!r}: use {known}, or leave it out for that of the files")
-        names = [lora.name or f"lora_{number}" for number, lora in enumerate(self.loras_to_add(), 1)]
+        names = names_of(self.loras_to_add())
         for name in names:
             if names.count(name) > 1 or "." in name:
                 raise SettingError(f"loras has the name {name!r}: give each LoRA a name of its own, without dots")
@@ -73,12 +82,13 @@ class Loading:
         return None if self.ip_adapter is None else addon(IPAdapter, "ip_adapter", self.ip_adapter)
 
 
-def load_pipeline(source: str, settings: Loading | None = None) -> Any:
+def load_pipeline(source: str, settings: Loading | None = None, folder: Path | None = None) -> Any:
     """Load a pipeline, on the CPU. Its weights come from safetensors, and no code comes with them.
 
     Args:
         source: a folder in diffusers' format with a `model_index.json`, a hub id, or a file `*.safetensors`.
         settings: which files are read, and what is added.
+        folder: where the model is on this machine, if that is known already; a hub id is then not fetched again.
 
     Returns:
         A pipeline of diffusers. With a ControlNet, it is the text-to-image pipeline of its family that takes one.
@@ -88,7 +98,7 @@ def load_pipeline(source: str, settings: Loading | None = None) -> Any:
             not fit each other, or the hub cannot be reached.
     """
     settings = settings or Loading()
-    pipe = _from_file(source, settings) if Path(source).is_file() else _from_folder(source, settings)
+    pipe = _from_file(source, settings) if Path(source).is_file() else _from_folder(source, settings, folder)
     pipe.register_to_config(_name_or_path=source)
     add_embeddings(pipe, settings.embeddings_to_add())
     if adapter := settings.ip_adapter_to_add():
@@ -97,9 +107,9 @@ def load_pipeline(source: str, settings: Loading | None = None) -> Any:
     return pipe
 
 
-def _from_folder(source: str, settings: Loading) -> Any:
+def _from_folder(source: str, settings: Loading, folder: Path | None) -> Any:
     model = f"the model {source}"
-    folder = folder_of(source, revision=settings.revision, variant=settings.variant)
+    folder = folder or folder_of(source, revision=settings.revision, variant=settings.variant)
     index, kinds = _index(folder, model)
     cls, swaps = _swaps(folder, index, settings, model)
     own = {name: kind for name, kind in kinds.items() if name not in swaps}
@@ -109,8 +119,7 @@ def _from_folder(source: str, settings: Loading) -> Any:
     parts = {
         name: Part(kind, find_weights(folder / name, settings.variant, model)) for name, kind in own.items() if is_network(kind)
     }
-    if settings.variant and not any(part.weights.variant for part in parts.values()):
-        raise ModelError(f"{model} has no {settings.variant} weights but plain ones: leave the model's variant out")
+    require_variant([part.weights for part in parts.values()], settings.variant, model)
     networks = _read(cls, {**parts, **swaps}, settings, model)
     with quiet(), explained(model, "check its files, or fetch them again"):
         return cls.from_pretrained(str(folder), local_files_only=True, **networks)

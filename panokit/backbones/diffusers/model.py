@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -19,11 +19,11 @@ from panokit.backbones.diffusers.execution import set_attention, set_checkpointi
 from panokit.backbones.diffusers.networks import require_window
 from panokit.backbones.diffusers.own import training_from
 from panokit.backbones.diffusers.parts import explained, quiet, read_network
-from panokit.backbones.diffusers.weights import find_weights
+from panokit.backbones.diffusers.weights import find_weights, require_variant
 from panokit.denoiser import Denoiser, Model
 from panokit.errors import ModelError, PromptWarning
 from panokit.family import read_json
-from panokit.scene import Mixture, Scene
+from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
 from panokit.windows import Windows
@@ -36,14 +36,12 @@ class Embeddings:
     Attributes:
         texts: one row for each text of the scene.
         negatives: what to avoid, for each text; None without classifier-free guidance.
-        scene: the scene itself, which decides the texts of each window.
-        maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
+        mixtures: the scene, and which texts each window needs.
     """
 
     texts: Float[Tensor, "k length width"]
     negatives: Float[Tensor, "k length width"] | None
-    scene: Scene
-    maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+    mixtures: Mixtures
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,12 @@ class UNetDenoiser(Denoiser):
             self._warn_of_unknown_words(text)
             self._warn_of_truncation(text)
         if scene.guidance_scale <= 1:
-            return Embeddings(self._embed(scene.texts), None, scene)
+            return Embeddings(self._embed(scene.texts), None, Mixtures(scene))
         negatives = list(dict.fromkeys(scene.negatives))
         rows = self._embed(negatives)
         which = [negatives.index(text) for text in scene.negatives]
-        return Embeddings(self._embed(scene.texts), rows[which] if len(rows) > 1 else rows.expand(len(which), -1, -1), scene)
+        rows = rows[which] if len(rows) > 1 else rows.expand(len(which), -1, -1)
+        return Embeddings(self._embed(scene.texts), rows, Mixtures(scene))
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
@@ -140,12 +139,9 @@ class UNetDenoiser(Denoiser):
             warnings.warn(message, PromptWarning, stacklevel=6)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
-        scene, size = embeddings.scene, windows.size
-        if size not in embeddings.maps:
-            embeddings.maps[size] = scene.maps(size)
-        mixture = scene.mixture(embeddings.maps[size], windows, index)
+        mixture = embeddings.mixtures.of(windows, index)
         negative = None if embeddings.negatives is None else _entries(embeddings.negatives, mixture)
-        return Condition(_entries(embeddings.texts, mixture), negative, scene.guidance_scale, mixture)
+        return Condition(_entries(embeddings.texts, mixture), negative, embeddings.mixtures.scene.guidance_scale, mixture)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
@@ -199,8 +195,7 @@ def load_stable_diffusion(folder: Path, name: str, variant: str | None, window: 
         return None
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     weights = {part: find_weights(folder / part, variant, what) for part in kinds}
-    if variant and not any(files.variant for files in weights.values()):
-        raise ModelError(f"{what} has no {variant} weights but plain ones: leave the model's variant out")
+    require_variant(weights.values(), variant, what)
     unet, vae, text_encoder = (read_network(kind, weights[part], torch.float32, what) for part, kind in kinds.items())
     with quiet(), explained(what, "check the tokenizer, or fetch it again"):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)

@@ -1,7 +1,7 @@
 """The networks of a pipeline: how their weights are shared, in which type they compute, and on which windows."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,20 @@ def shared(network: nn.Module) -> nn.Module:
             object.__setattr__(other, name, getattr(network, name).copy())
         return other
     return copy.deepcopy(network, sharing([network])).eval()
+
+
+def copied(part: Any, memo: dict[int, Any], fixed: Iterable[nn.Module]) -> Any:
+    """A deep copy of a denoiser or codec, in which some networks stay the same objects.
+
+    Args:
+        part: the denoiser or codec.
+        memo: that of `copy.deepcopy`.
+        fixed: networks that move themselves.
+    """
+    memo.update({id(network): network for network in fixed})
+    other = memo[id(part)] = object.__new__(type(part))
+    vars(other).update(copy.deepcopy(vars(part), memo))
+    return other
 
 
 def moves_itself(network: nn.Module) -> bool:
@@ -75,8 +89,8 @@ def require_stateless(name: str, network: nn.Module) -> None:
 def weights_kept() -> Iterator[None]:
     """Inside, what autograd saves for a backward pass stays as it is, when a hook moves the weights of a network afterwards.
 
-    A parameter that is saved as itself would be found on the other device. Packed, an alias is saved, which keeps the memory
-    that the parameter has now. With checkpointing that is one block at a time.
+    Autograd saves the parameter itself. After a hook has moved it, the backward pass would find it on the other device. Here
+    autograd saves an alias, which keeps the memory of before. With checkpointing that is the memory of one block at a time.
     """
     with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
         yield

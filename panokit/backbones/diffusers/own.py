@@ -91,10 +91,6 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
     for key, value in vars(scheduler).items():
         if isinstance(value, Tensor):  # numbers on the CPU multiply a canvas on any device, without waiting for it
             setattr(scheduler, key, value.cpu())
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    if hasattr(scheduler, "is_scale_input_called"):
-        scheduler.is_scale_input_called = True
     return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction, exact=False)
 
 

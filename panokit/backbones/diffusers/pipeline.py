@@ -13,13 +13,14 @@ from torchvision.transforms.functional import to_pil_image
 from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.arguments import Arguments
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.drivable import ALONE, require_drivable
+from panokit.backbones.diffusers.drivable import ALONE
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.backbones.diffusers.networks import (
     OTHERS,
     add_casts,
     cast_all,
+    copied,
     dtype_of,
     moves_itself,
     require_stateless,
@@ -32,7 +33,7 @@ from panokit.backbones.diffusers.reading import Encoded, Reading
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError, SettingError
 from panokit.grid import Grid
-from panokit.scene import Mixture, Scene
+from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
 from panokit.windows import Windows
@@ -49,17 +50,15 @@ class Embeddings:
     Attributes:
         encoded: what it encoded for the texts of the scene.
         options: the other arguments of its call.
-        scene: the scene itself, which decides the texts of each window.
         control_image: the control picture; None if there is none.
-        maps: the shares of the texts on each canvas, by its size, from when they are first asked for.
+        mixtures: the scene, and which texts each window needs.
         references: what the pipeline encoded of pictures that are the same for all windows, for each size of a batch.
     """
 
     encoded: Encoded
     options: Mapping[str, Any]
-    scene: Scene
     control_image: control.ControlImage | None
-    maps: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+    mixtures: Mixtures
     references: dict[int, list[Tensor]] = field(default_factory=dict)
 
 
@@ -112,7 +111,7 @@ class PipelineDenoiser(Denoiser):
         options: other arguments of the pipeline's call, the same at each step.
 
     Raises:
-        ModelError: the pipeline cannot be driven. The message says what it lacks.
+        ModelError: a network caches steps, or there are several ControlNets.
         SettingError: the pipeline tells its model no positions, or the window does not fit its patches.
     """
 
@@ -128,7 +127,7 @@ class PipelineDenoiser(Denoiser):
         positions: Positions = "local",
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        require_drivable(type(pipe))
+        options = options or {}
         self.channels, self.factor, self.positions = codec.channels, codec.factor, positions
         self._name = type(pipe).__name__
         self._networks: dict[str, Any] = {}
@@ -142,15 +141,13 @@ class PipelineDenoiser(Denoiser):
         self._control = control.argument_of(pipe)
         if self._control:
             self.fields = frozenset({control.FIELD})
-            if len(getattr(pipe.controlnet if hasattr(pipe, "controlnet") else None, "nets", ())) > 1:
+            if len(getattr(getattr(pipe, "controlnet", None), "nets", ())) > 1:
                 raise ModelError(f"{self._name} has several ControlNets, and panokit shows windows one picture: use one")
-            if self._control in (options or {}):
+            if self._control in options:
                 raise SettingError(f"{self._control} of {self._name} is a setting of the sampler's call, control_image")
-        self._driven = Driven(
-            pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in (options or {}))
-        )
+        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in options))
         network = _network(pipe)
-        self._arguments = Arguments(pipe, network.config, options or {})
+        self._arguments = Arguments(pipe, network.config, options)
         if not self._driven.skips:
             self._arguments.require_no_steps()
         self.steps, self.guidance_scale = self._arguments.steps, self._arguments.guidance_scale
@@ -159,7 +156,7 @@ class PipelineDenoiser(Denoiser):
         self.window = window or self._arguments.window(self.factor)
         require_window(self.window, network.config, self.multiple)
         if positions == "offset" and not (self._driven.tells_places or self._arguments.takes_crops):
-            raise SettingError(f"positions is offset, and {self._name} makes positions of a window's shape alone: use local")
+            raise SettingError(f"{self._name} cannot be told where a window lies: set positions to local")
         training = training_of(pipe.scheduler)
         flows = training.prediction == "flow_prediction"
         self.training = replace(training, own=self._own, sigmas=self._sigmas if flows else None)
@@ -177,10 +174,7 @@ class PipelineDenoiser(Denoiser):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PipelineDenoiser":
         """A copy in another precision, or on another device. Networks that move themselves stay the same objects."""
-        memo.update({id(self._networks[name]): self._networks[name] for name in self._movers})
-        other = memo[id(self)] = object.__new__(PipelineDenoiser)
-        vars(other).update(copy.deepcopy(vars(self), memo))
-        return other
+        return copied(self, memo, [self._networks[name] for name in self._movers])
 
     def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
         if patchifies(self._driven.pipe):
@@ -192,7 +186,7 @@ class PipelineDenoiser(Denoiser):
         control_image = control.ControlImage(scene, self._driven.device) if scene.fields else None
         windows, numbers = self._one_window(), [0] * len(scene.texts)
         pictures = self._pictures(control_image, windows, numbers)
-        ip_images = self._ip_images(scene)
+        ip_images = [to_pil_image(picture) for picture in scene.ip_adapter_images if picture is not None]
         if ip_images:
             options["ip_adapter_image"] = ip_images[0]
         # Some pipelines write into the lists that they are given.
@@ -205,13 +199,10 @@ class PipelineDenoiser(Denoiser):
         encoded = Encoded(cast_all(encoded.texts, wide), cast_all(encoded.image_embeds, wide))
         first = {name: picture[:1] for name, picture in pictures.items()}
         self._sample = encoded.picked(len(scene.texts), [0]), {**self._arguments.blank(options, 1), **first}
-        return Embeddings(encoded, options, scene, control_image)
+        return Embeddings(encoded, options, control_image, Mixtures(scene))
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
-        scene, size = embeddings.scene, windows.size
-        if size not in embeddings.maps:
-            embeddings.maps[size] = scene.maps(size)
-        mixture = scene.mixture(embeddings.maps[size], windows, index)
+        mixture = embeddings.mixtures.of(windows, index)
         entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
         step = len(entries) if self.positions == "local" and self._name not in ALONE else 1
         calls = [self._call(embeddings, windows, entries, slice(k, k + step)) for k in range(0, len(entries), step)]
@@ -228,10 +219,6 @@ class PipelineDenoiser(Denoiser):
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
-    def _ip_images(self, scene: Scene) -> list[Any]:
-        """The pictures for an IP-Adapter, one for each text, as pipelines take them."""
-        return [to_pil_image(picture) for picture in scene.ip_adapter_images if picture is not None]
-
     def _call(self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice) -> Call:
         """The call of the pipeline for some entries of a mixture: pairs of a window and a text."""
         numbers, texts = [number for number, _ in entries[rows]], [text for _, text in entries[rows]]
@@ -244,7 +231,7 @@ class PipelineDenoiser(Denoiser):
         image_latents = embeddings.references.setdefault(len(texts), [])
         if embeddings.control_image:
             image_latents = embeddings.control_image.latents(windows, numbers)
-        encoded = embeddings.encoded.picked(len(embeddings.scene.texts), texts)
+        encoded = embeddings.encoded.picked(len(embeddings.mixtures.scene.texts), texts)
         return Call(rows, encoded, {**options, **self._arguments.size(self.window, self.factor)}, image_latents, origin)
 
     def _pictures(

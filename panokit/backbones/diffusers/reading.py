@@ -103,7 +103,7 @@ class Encoded:
             texts: the positions of those to pick.
         """
         rows = [[row[text if len(row) == k else 0] for text in texts] for row in self.image_embeds]
-        return Encoded(picked(self.texts, k, texts), rows)
+        return Encoded([rows_of(answer, k, texts) for answer in self.texts], rows)
 
     def again(self) -> "Answers":
         """What the pipeline's methods are to return in a later call, in order."""
@@ -134,29 +134,24 @@ def joined(rows: Sequence[Any]) -> Any:
     return torch.cat([part for side in sides for part in side])
 
 
-def picked(answers: list[Any], k: int, texts: Sequence[int]) -> list[Any]:
-    """What a pipeline's `encode_prompt` would return for some texts, call by call.
+def rows_of(value: Any, k: int, texts: Sequence[int]) -> Any:
+    """The rows of some texts, out of what was encoded for `k` texts.
 
     Args:
-        answers: what it returned for all of them.
+        value: a tensor with a row for each text, or a list of them; or tuples and lists of such values.
         k: the number of all texts.
         texts: the positions of those to pick.
     """
-    return [_rows(answer, k, texts) for answer in answers]
-
-
-def _rows(value: Any, k: int, texts: Sequence[int]) -> Any:
-    """Pick the rows of some texts out of what was encoded for `k` texts."""
     if isinstance(value, Tensor):
         if not value.ndim or value.shape[0] != k:
             return value
         return value.expand(len(texts), *value.shape[1:]) if k == 1 else value[list(texts)]
     if isinstance(value, tuple):
-        return tuple(_rows(part, k, texts) for part in value)
+        return tuple(rows_of(part, k, texts) for part in value)
     if isinstance(value, list):
         return (
             [value[text] for text in texts]
             if len(value) == k and isinstance(value[0], Tensor | list)
-            else [_rows(part, k, texts) for part in value]
+            else [rows_of(part, k, texts) for part in value]
         )
     return value

@@ -228,10 +228,6 @@ class DiffusersScheduler(Scheduler):
                 _set_flow(scheduler, self._flow(steps, training))
             else:
                 scheduler.set_timesteps(steps, device="cpu")
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # otherwise it searches for the first timestep, and takes the second of two equal ones
-        if hasattr(scheduler, "is_scale_input_called"):
-            scheduler.is_scale_input_called = True  # otherwise it warns; this adapter scales instead
         return scheduler
 
     def _flow(self, steps: int, training: Training) -> Sequence[float]:
@@ -290,6 +286,10 @@ class DiffusersSolver(Solver):
         *,
         exact: bool = True,
     ) -> None:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # otherwise it searches for the first timestep, and takes the second of two equal ones
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.is_scale_input_called = True  # otherwise it warns; this adapter scales instead
         self.levels = _levels(kind, scheduler, flow=prediction == "flow_prediction", exact=exact)
         if prediction == "epsilon" and self.levels[0].alpha == 0:
             raise SettingError("the model predicts epsilon, which cannot give x0 at a first level without signal")

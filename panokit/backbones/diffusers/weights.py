@@ -113,6 +113,16 @@ def choice(held: Mapping[str | None, Held], variant: str | None) -> str | None:
     raise LookupError(variant)
 
 
+def require_variant(weights: Iterable[Weights], variant: str | None, model: str) -> None:
+    """Check that some part of a model has the variant that the user asks for.
+
+    Raises:
+        ModelError: all parts have plain weights.
+    """
+    if variant and not any(files.variant for files in weights):
+        raise ModelError(f"{model} has no {variant} weights but plain ones: leave the model's variant out")
+
+
 def find_weights(folder: Path, variant: str | None, model: str) -> Weights:
     """Find the weights of a part.
 
