@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from panokit import Checkpoint, Grid, Model, Region, Regions, Runtime, Sampler, Scene, SettingError, Solver, load_model
-from panokit.backbones.diffusers.pipeline import require_drivable
+from panokit.backbones.diffusers.drivable import require_drivable
 from panokit.decoding import encode
 from panokit.errors import ModelError
 from panokit.testing.families import save_tiny_embedding, save_tiny_ip_adapter, save_tiny_lora, tiny_pipeline
