@@ -215,14 +215,14 @@ def test_the_place_of_a_window_is_its_first_cell(pipeline: Callable[[str], Any],
     model = load_model(pipeline("flux"), window=16, positions="offset")
     denoiser = model.denoiser
     assert isinstance(denoiser, PipelineDenoiser)
-    seen: list[Tensor] = []
+    img_ids: list[Tensor] = []
     network = denoiser._driven.pipe.transformer
-    hook = network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True)
+    hook = network.register_forward_pre_hook(lambda module, args, kwargs: img_ids.append(kwargs["img_ids"]), with_kwargs=True)
     painted(Sampler(model, runtime=Runtime(accelerator="cpu")), 2, steps=1)
     hook.remove()
-    columns = [(int(ids[:, 2].min()), int(ids[:, 2].max())) for ids in seen]
+    columns = [(int(ids[:, 2].min()), int(ids[:, 2].max())) for ids in img_ids]
     assert columns == [(0, 7), (4, 11), (8, 15)]
-    assert {int(ids[:, 1].max()) for ids in seen} == {7}
+    assert {int(ids[:, 1].max()) for ids in img_ids} == {7}
 
 
 @pytest.mark.parametrize(("name", "most"), [("sd3", 48), ("lumina2", 128), ("wan", 256)])

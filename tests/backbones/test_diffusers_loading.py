@@ -339,7 +339,7 @@ def test_a_lora_that_fits_in_part_says_how_much_is_left_out(saved: Callable[[str
     )
 
 
-def test_files_of_addons_are_found_or_told(
+def test_files_of_addons_are_loaded_or_refused(
     saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused(saved("sd"), "there is no file or folder /x/y, and it is no hub id", loras=({"path": "/x/y"},))
@@ -571,10 +571,10 @@ def test_names_of_weights() -> None:
         "model-00001-of-00002.fp8.safetensors",
         "model.safetensors.index.fp8.json",
     ]
-    found = named([*files, "whole.safetensors", "model.bin", "config.json"])
-    assert found.keys() == {None, "fp16", "fp8"}
-    assert found["fp8"].needed == set(files[2:])
-    assert choice(found, None) is None
-    assert choice(found, "bf16") is None
+    variants = named([*files, "whole.safetensors", "model.bin", "config.json"])
+    assert variants.keys() == {None, "fp16", "fp8"}
+    assert variants["fp8"].needed == set(files[2:])
+    assert choice(variants, None) is None
+    assert choice(variants, "bf16") is None
     with pytest.raises(LookupError):
         choice({"a": 1, "b": 2}, None)

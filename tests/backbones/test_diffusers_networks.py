@@ -49,28 +49,28 @@ def test_inputs_are_narrowed_but_neither_times_nor_places_and_outputs_are_widene
 def test_a_pipeline_in_half_precision_is_told_places_exactly() -> None:
     """In bfloat16, columns beyond 256 would be rounded to every second, beyond 512 to every fourth."""
     model = load_model(tiny_pipeline("flux").to(torch.bfloat16), window=16, positions="offset")
-    denoiser, seen = model.denoiser, []
+    denoiser, img_ids = model.denoiser, []
     assert isinstance(denoiser, PipelineDenoiser)
     denoiser._networks["transformer"].register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["img_ids"]), with_kwargs=True
+        lambda module, args, kwargs: img_ids.append(kwargs["img_ids"]), with_kwargs=True
     )
     run = Sampler(model, runtime=Runtime(accelerator="cpu")).begin("a lake", height=32, width=2400, steps=1)
     run.step()
-    last = seen[-1][:, 2].double()
+    last = img_ids[-1][:, 2].double()
     assert last.unique().tolist() == [*range(592, 600)]
 
 
 def test_in_64_bits_latents_and_texts_have_64_bits() -> None:
     sampler = Sampler(load_model(tiny_pipeline("flux"), window=16), runtime=Runtime(accelerator="cpu", precision="64-true"))
-    denoiser, seen = sampler.model.denoiser, []
+    denoiser, inputs = sampler.model.denoiser, []
     assert isinstance(denoiser, PipelineDenoiser)
     denoiser._networks["transformer"].register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+        lambda module, args, kwargs: inputs.append(kwargs), with_kwargs=True
     )
     run = sampler.begin("a lake", height=32, width=32, steps=2)
     run.step()
-    latents = seen[-1]["hidden_states"]
-    assert latents.dtype == seen[-1]["encoder_hidden_states"].dtype == torch.float64
+    latents = inputs[-1]["hidden_states"]
+    assert latents.dtype == inputs[-1]["encoder_hidden_states"].dtype == torch.float64
     assert not torch.equal(latents, latents.float().double()) or run.level.step == 1
 
 

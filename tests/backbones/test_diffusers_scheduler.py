@@ -217,13 +217,13 @@ def plain_loop(
     if "generator" in takes:
         options["generator"] = random
     x = canvas[None] * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t, told in zip(scheduler.timesteps, times or scheduler.timesteps.tolist(), strict=True):
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(seen, told), t, x, **options).prev_sample
+    for t, time in zip(scheduler.timesteps, times or scheduler.timesteps.tolist(), strict=True):
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(model(scaled, time), t, x, **options).prev_sample
     return x[0]
 
 
-def told(solver: DiffusersSolver) -> list[float]:
+def times_of(solver: DiffusersSolver) -> list[float]:
     return [level.t for level in solver.levels[:-1]]
 
 
@@ -232,7 +232,7 @@ def told(solver: DiffusersSolver) -> list[float]:
 def test_it_agrees_with_a_plain_loop_of_diffusers(name: str, prediction: Prediction) -> None:
     solver, random, plain_random = begin(name, prediction), generator(1), generator(1)
     *_, x = walk(solver, solver.start(noise()), random)
-    truth = plain_loop(plain_scheduler(name, prediction), noise(), plain_random, told(solver))
+    truth = plain_loop(plain_scheduler(name, prediction), noise(), plain_random, times_of(solver))
     assert error(x, truth) < 1e-5
     assert torch.equal(random.get_state(), plain_random.get_state())
 
@@ -256,7 +256,7 @@ def test_options_pass_through(name: str, constructor: dict[str, Any], step: dict
     prediction: Prediction = "flow_prediction" if name in FLOW else "v_prediction"
     solver = begin(name, prediction, **constructor, **step)
     *_, x = walk(solver, solver.start(noise()), generator(1))
-    truth = plain_loop(plain_scheduler(name, prediction, **constructor), noise(), generator(1), told(solver), **step)
+    truth = plain_loop(plain_scheduler(name, prediction, **constructor), noise(), generator(1), times_of(solver), **step)
     assert error(x, truth) < 1e-5
 
 
@@ -315,8 +315,8 @@ def test_alpha_is_what_diffusers_scales_the_models_input_by(name: str) -> None:
     solver = begin(name)
     ones, x = torch.ones(1, 1, 1, 1), solver.start(noise())
     for level in solver.levels[:-1]:
-        seen = solver._scheduler.scale_model_input(ones, solver._scheduler.timesteps[level.index])
-        assert seen.item() == pytest.approx(level.alpha, rel=1e-6)
+        scaled = solver._scheduler.scale_model_input(ones, solver._scheduler.timesteps[level.index])
+        assert scaled.item() == pytest.approx(level.alpha, rel=1e-6)
         x = solver.step(model(x, level.t), x, level, generator())
 
 
@@ -390,7 +390,7 @@ def test_timesteps_that_are_exact_are_those_of_diffusers() -> None:
         assert all(type(level.t) is int for level in begin(name).levels)
     for name in ("euler", "euler_karras", "heun_karras", "lms", "kdpm2", "ddim", "unipc"):
         solver = begin(name)
-        assert told(solver) == solver._scheduler.timesteps.tolist()
+        assert times_of(solver) == solver._scheduler.timesteps.tolist()
     assert any(level.t != round(level.t) for level in begin("euler_karras").levels)
 
 
@@ -398,7 +398,7 @@ def test_a_caller_may_tell_the_timesteps_of_diffusers() -> None:
     exact = begin("dpm++_2m_karras")
     args = exact._kind, exact._scheduler, {}, CPU, exact._prediction
     rounded = DiffusersSolver(*args, exact=False)
-    assert told(rounded) == exact._scheduler.timesteps.tolist() != told(exact)
+    assert times_of(rounded) == exact._scheduler.timesteps.tolist() != times_of(exact)
     assert [level.sigma for level in rounded.levels] == [level.sigma for level in exact.levels]
 
 

@@ -62,8 +62,8 @@ def save_tiny_ip_adapter(pipeline: DiffusionPipeline, folder: Path, *, seed: int
             "image_proj.norm.weight": torch.ones(width),
             "image_proj.norm.bias": torch.zeros(width),
         }
-        seen = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
-        for k, name in enumerate(seen):
+        layers = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+        for k, name in enumerate(layers):
             keys = unet.get_submodule(name).to_k.weight
             for part in ("to_k_ip", "to_v_ip"):
                 weights[f"ip_adapter.{2 * k + 1}.{part}.weight"] = torch.randn(keys.shape) / width**0.5
