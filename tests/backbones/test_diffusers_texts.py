@@ -1,7 +1,9 @@
 """What a driven pipeline reads of texts: embeddings that the user brings, prompts that are cut, what has no effect."""
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 
 from panokit import Runtime, Sampler, load_model
+from panokit.backbones.diffusers.reading import Reading, tokenized
 from panokit.errors import PromptWarning, SettingError
 from panokit.testing.families import FAMILIES, tiny_pipeline
+from panokit.testing.tokenizers import clip_tokenizer
 
 LONG = "a lake in the mountains of the moon " * 60
 SILENT = {"flux2", "klein", "schnell"}  # their pipelines have no negative prompt, or read it with true guidance alone
@@ -88,3 +92,29 @@ def test_embeddings_that_the_user_brings_stand_in_the_place_of_texts(
     assert made.recipe["model"]["prompt_embeds"]
     with pytest.raises(SettingError, match="was given prompt_embeds, which stand in for texts: make the prompt empty"):
         Sampler(model, runtime=cpu)("a lake", height=side, width=side, steps=2)
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as Python lets them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize(
+    "call", [tokenized, lambda tokenizer, *args, **options: Reading().watched(tokenizer)(*args, **options)]
+)
+def test_threads_that_share_a_tokenizer_get_what_each_asks_for(call: Callable[..., Any]) -> None:
+    """A tokenizer of transformers keeps the padding of its last call, whichever thread made it."""
+    tokenizer = clip_tokenizer(16)
+    asked: list[dict[str, Any]] = [{"padding": "max_length", "max_length": 16, "truncation": True}, {"padding": "longest"}]
+    expected = [len(tokenizer("a lake", **options).input_ids) for options in asked]
+
+    def lengths(thread: int) -> set[int]:
+        return {len(call(tokenizer, "a lake", **asked[thread % 2]).input_ids) for _ in range(100)}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lengths, range(4))) == [{expected[0]}, {expected[1]}] * 2

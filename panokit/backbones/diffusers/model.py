@@ -19,6 +19,7 @@ from panokit.backbones.diffusers.execution import set_attention, set_checkpointi
 from panokit.backbones.diffusers.networks import require_window
 from panokit.backbones.diffusers.own import training_from
 from panokit.backbones.diffusers.parts import explained, quiet, read_network
+from panokit.backbones.diffusers.reading import tokenized
 from panokit.backbones.diffusers.weights import find_weights, require_variant
 from panokit.denoiser import Denoiser, Model
 from panokit.errors import ModelError, PromptWarning
@@ -116,7 +117,8 @@ class UNetDenoiser(Denoiser):
         return Embeddings(self._embed(scene.texts), rows, Mixtures(scene))
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
+        tokens = tokenized(
+            self.tokenizer,
             list(texts),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
@@ -132,7 +134,7 @@ class UNetDenoiser(Denoiser):
             warnings.warn(message, PromptWarning, stacklevel=6)
 
     def _warn_of_truncation(self, text: str) -> None:
-        tokens, limit = self.tokenizer(text, verbose=False).input_ids, self.tokenizer.model_max_length
+        tokens, limit = tokenized(self.tokenizer, text, verbose=False).input_ids, self.tokenizer.model_max_length
         if len(tokens) > limit:
             cut = self.tokenizer.decode(tokens[limit - 1 : -1])
             message = f"the prompt has {len(tokens)} tokens and this model reads {limit}: {cut!r} at its end is cut off"

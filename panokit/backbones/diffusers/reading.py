@@ -1,8 +1,9 @@
 """What a pipeline reads: texts, of which its tokenizers may cut some, and pictures of an IP-Adapter."""
 
 import copy
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -10,6 +11,21 @@ import torch
 from torch import Tensor
 
 from panokit.errors import PromptWarning
+
+_TURN = threading.RLock()
+"""Held while a tokenizer works. Threads share tokenizers, and a tokenizer keeps the padding of its last call."""
+
+
+def tokenized(tokenizer: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a tokenizer while no other thread does.
+
+    Args:
+        tokenizer: a tokenizer of transformers, or its `__call__`.
+        args: what it is called with.
+        options: the same, by name.
+    """
+    with _TURN:
+        return tokenizer(*args, **options)
 
 
 @final
@@ -47,13 +63,13 @@ class Reading:
                     reading._read.add(_plain(one))
                     if kwargs.get("truncation") and kwargs.get("max_length"):
                         reading._note(super().__call__, self.decode, one, kwargs["max_length"])
-                return super().__call__(text, *args, **kwargs)
+                return tokenized(super().__call__, text, *args, **kwargs)
 
         other.__class__ = Watched
         return other
 
     def _note(self, tokenize: Any, decode: Any, text: str, limit: int) -> None:
-        tokens = tokenize(text, verbose=False).input_ids
+        tokens = tokenized(tokenize, text, verbose=False).input_ids
         if len(tokens) <= limit:
             self._whole.add(text)
         elif text not in self._cut or limit > self._cut[text][1]:
