@@ -158,8 +158,9 @@ class Step(Protocol):
         """Standard normal noise, the same on every rank.
 
         The noise is keyed by the run's seed, the level, the size of the canvas, the method that draws it (`known` or
-        `prepare`), the guidance's `noise_key`, and the number of guidances with that key before this one. So two guidances of
-        one class draw different noise, and reordering guidances of different classes changes nothing.
+        `prepare`), the guidance's `noise_key`, and the number of guidances with that key before this one; on a canvas of
+        another guidance (`estimate`), also by that one. So two guidances of one class draw different noise, and reordering
+        guidances of different classes changes nothing.
 
         Args:
             shape: the shape of the noise.
@@ -207,11 +208,11 @@ class Guidance(ABC):
         return None
 
     def known(self, step: Step, memory: Any) -> Known | None:
-        """The clean canvas or a part of it, if the guidance knows it without the model.
+        r"""The clean canvas or a part of it, if the guidance knows it without the model.
 
         Called before each pass over the run's own canvas, without gradients. Where several guidances know a cell, the first
         one counts. Windows that are known all over are not computed. Where all is known, the run calls neither the model nor a
-        guidance. Start at the first level, where the run adds what is known to its noise.
+        guidance. Start at the first level, where the run lays what is known under its noise, $\alpha x_0 + \sigma \epsilon$.
 
         Args:
             step: the noisy canvas at its level.

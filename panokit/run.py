@@ -68,15 +68,15 @@ class Run:
         self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
         self.model_pass = Pass(parts, self.solver)
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
-        self.generator = torch.Generator().manual_seed(seed)
-        noise = parts.denoiser.noise(windows.size, self.generator)
-        noise = noise.to(self.runtime.device, self.runtime.dtype)
-        self.canvas: Float[Tensor, "*c_size"] = self.solver.start(noise)
+        self.generator = _generator(seed)
+        self.canvas: Float[Tensor, "*c_size"] = self.solver.start(self._noise(self.generator))
         self.level: Level = self.solver.levels[0]
         self.start = parts.start.on(windows, parts.codec, self.canvas) if parts.start else None
-        if self.start and (known := self.start.known(self.level)):  # a solver may start with a little more noise than its level
-            self.canvas = known.choose(self.level.sigma * noise, self.canvas)
         self._last: tuple[Passed, Level] | None = None
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        """The initial noise, from a generator at its start."""
+        return self.parts.denoiser.noise(self.windows.size, generator).to(self.runtime.device, self.runtime.dtype)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -109,8 +109,8 @@ class Run:
     def _around(self, known: Known) -> Passed:
         """A pass over the windows that hold unknown cells. Where the canvas is known, the prediction leads to it."""
         x = self.canvas
-        if not self.level.index:  # the first canvas is noise alone
-            x = known.choose(x + self.level.alpha * known.x0, x)
+        if not self.level.index:  # the first canvas is noise alone, and of some solvers a little more than its level has
+            x = known.choose(self.level.alpha * known.x0 + self.level.sigma * self._noise(_generator(self.seed)), x)
         pred = self.solver.pred(known.x0, x, self.level)
         if known.where is None:
             return Passed(x, pred, None)
@@ -164,7 +164,7 @@ class Run:
         windows: Windows,
         guided: Guided,
         level: Level,
-        place: int | None = None,
+        owner: "CanvasStep | None" = None,
         partial: Partial | None = None,
     ) -> Passed:
         """Prepare the guidances that are awake, and make a pass over any canvas.
@@ -174,7 +174,7 @@ class Run:
             windows: its windows, at any level.
             guided: the guidances of this canvas, each with its memory.
             level: the noise level of the canvas.
-            place: the position in `Run.guided` of the guidance that this canvas belongs to; None for the run's own canvas.
+            owner: the step of the guidance that this canvas belongs to; None for the run's own canvas.
             partial: which windows to compute; None for all.
 
         Returns:
@@ -185,7 +185,8 @@ class Run:
         streams = _streams(guided) if guided else []
         for k, (guidance, memory) in enumerate(guided):
             if level.main and guidance.strength(level) != 0:
-                step = CanvasStep(self, canvas, windows, level, k if place is None else place, streams[k], "prepare")
+                place, stream = (owner.place, f"{owner.stream}/{streams[k]}") if owner else (k, streams[k])
+                step = CanvasStep(self, canvas, windows, level, place, stream, "prepare")
                 prepared.append((guidance, guidance.prepare(step, memory)))
         return self.model_pass.estimate(canvas, windows, prepared, level, partial)
 
@@ -284,7 +285,16 @@ class Run:
 
         Args:
             state: what `state` returned, in a run with the same settings. Its tensors may be on another device.
+
+        Raises:
+            SettingError: it is that of a run with another canvas, or another number of guidances.
         """
+        came = tuple(state["canvas"].shape), len(state["memories"])
+        if came != (here := (tuple(self.canvas.shape), len(self.guided))):
+            raise SettingError(
+                f"the state is of a canvas {came[0]} with {came[1]} guidances, and this run has {here[0]} with {here[1]}: "
+                "restore it in a run with the same settings"
+            )
         device = self.runtime.device
         self.canvas = state["canvas"].to(device)
         self.level = self.solver.levels[state["level"]]
@@ -311,7 +321,7 @@ class CanvasStep:
     place: int
     """The guidance's position in `Run.guided`; on a canvas that belongs to another guidance, the position of that one."""
     stream: str
-    """The key of the guidance's noise, unique among the guidances of this canvas."""
+    """The key of the guidance's noise, unique among all guidances of the run. It begins with that of the canvas's owner."""
     hook: Hook
     _generator: torch.Generator | None = field(default=None, repr=False)
 
@@ -334,7 +344,7 @@ class CanvasStep:
 
     @torch.no_grad()
     def estimate(self, canvas: Float[Tensor, "*c_size"], windows: Windows, guided: Guided = ()) -> Estimate:
-        passed = self.run.pass_over(canvas, windows, guided, self.level, self.place)
+        passed = self.run.pass_over(canvas, windows, guided, self.level, self)
         return self.run.model_pass.read(passed.x, passed.pred, self.level)
 
     @torch.no_grad()
@@ -348,9 +358,7 @@ class CanvasStep:
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         if self._generator is None:
-            hook = () if self.hook == "prepare" else (self.hook,)
-            seed = _seed(self.run.seed, self.level.index, self.stream, *hook, self.windows.size)
-            self._generator = torch.Generator().manual_seed(seed)
+            self._generator = _generator(_seed(self.run.seed, self.level.index, self.stream, self.hook, self.windows.size))
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
 
 
@@ -360,6 +368,11 @@ def _streams(guided: Guided) -> list[str]:
     return [f"{key}/{keys[:k].count(key)}" for k, key in enumerate(keys)]
 
 
+def _generator(seed: int) -> torch.Generator:
+    """The generator of a seed. torch's own reads the last 32 bits alone, so a longer seed is hashed."""
+    return torch.Generator().manual_seed(seed if seed < 1 << 32 else _seed(seed))
+
+
 def _seed(*keys: object) -> int:
-    """A seed from 0 to 2^56 - 1 that depends on all keys."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, keys)).encode()).digest()[:7])
+    """A seed of 32 bits that depends on all keys."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, keys)).encode()).digest()[3:7])

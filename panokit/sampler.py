@@ -161,6 +161,10 @@ class Sampler:
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
         self.runtime.launch()
         self.model = _model(model)
+        if len(window := self.model.denoiser.window) != 2:
+            raise SettingError(
+                f"the windows of {self.model.name} are {window} cells, and a panorama has two axes: use a model of pictures"
+            )
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
             self.model = deepcopy(model, sharing(model.networks))  # the caller, or another sampler, may still use this one
         self.scheduler: Scheduler = named or _plugin(self.model.denoiser.scheduler, Scheduler)
@@ -334,6 +338,11 @@ class Sampler:
         fields = self._fields(chosen, pictures)
         scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, ip_adapter_image)
         self._require_ip_adapter_images(scene)
+        if "image" in pictures and not self.model.codec and self.model.denoiser.channels != len(pictures["image"]):
+            raise SettingError(
+                f"the model {self.model.name} has no codec, and its canvas has {self.model.denoiser.channels} channels, so it "
+                "cannot start from an image: leave it out"
+            )
         begins = start(chosen, pictures, self.model.factor, self.model.unit) if "image" in pictures else None
         return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
 

@@ -129,8 +129,13 @@ class Regions:
             size: cells of a canvas of two axes.
 
         Raises:
-            SettingError: a mask cannot be read, or a region with a weight overlaps one without.
+            SettingError: the canvas has another number of axes, a mask cannot be read, or a region with a weight overlaps one
+                without.
         """
+        if len(size) != 2:
+            raise SettingError(
+                f"regions lie on a canvas of two axes, and this one has {len(size)}: give one text for all of it"
+            )
         opaque, weighted = torch.zeros(2, len(self.texts), *size)
         cover = torch.zeros(size)  # by regions with a weight
         for k, region in enumerate(self.parts, start=1):

@@ -155,7 +155,14 @@ class Windows(ABC):
 
         Args:
             where: the place, relative to the canvas, one number from 0 to 1 for each axis.
+
+        Raises:
+            SettingError: there is another number of numbers than of axes.
         """
+        if len(where) != len(self.size):
+            raise SettingError(
+                f"the place {where} has {len(where)} numbers, and the canvas {len(self.size)} axes: give one each"
+            )
 
         def distance(i: int) -> float:
             apart = [abs(at - to) for at, to in zip(self.centre(i), where, strict=True)]
@@ -232,10 +239,10 @@ def per_axis(factor: Factor, axes: Sequence[object]) -> tuple[int, ...]:
     """A factor for each axis.
 
     Raises:
-        SettingError: there is another number of factors than of axes, or one is below 1.
+        SettingError: there is another number of factors than of axes, or one is no whole number from 1 up.
     """
-    factors = (factor,) * len(axes) if isinstance(factor, int) else factor
-    if len(factors) != len(axes) or any(by < 1 for by in factors):
+    factors = tuple(factor) if isinstance(factor, Sequence) else (factor,) * len(axes)
+    if len(factors) != len(axes) or any(not isinstance(by, int) or by < 1 for by in factors):
         raise SettingError(
             f"a factor of {factor} cannot scale {len(axes)} axes: give a whole number from 1 up, for all or each"
         )

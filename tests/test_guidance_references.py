@@ -167,11 +167,10 @@ def literal_head_start(hand: ByHand, size: tuple[int, int], levels: int, share: 
         half_size = (size[0] // 2, size[1] // 2)
         keys = f"{seed}/0/HeadStart/0/{half_size}"  # the seed, the level, the guidance, and the size of its canvas
         painted = literal_head_start(
-            hand, half_size, levels - 1, share, int.from_bytes(hashlib.sha256(keys.encode()).digest()[:7])
+            hand, half_size, levels - 1, share, int.from_bytes(hashlib.sha256(keys.encode()).digest()[3:7])
         )
         alpha, sigma = hand.level(int(hand.timesteps[spared]))
-        eps = canvas / hand.level(int(hand.timesteps[0]))[1]  # diffusers takes the first canvas, noise alone, to be x
-        canvas = alpha * F.interpolate(painted, scale_factor=2, mode="bilinear") + sigma * eps
+        canvas = alpha * F.interpolate(painted, scale_factor=2, mode="bilinear") + sigma * canvas
     for t in hand.timesteps[spared:]:
         canvas = literal_msd(hand, canvas, t, level=0, weight=0.0)
     return canvas

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, Literal, get_args
 
 import pytest
@@ -383,6 +383,63 @@ def test_from_any_scheduler_of_diffusers_the_denoiser_gets_what_is_known_and_noi
     assert level.step == 3
     assert abs(float(noise.mean())) < 0.1
     assert abs(float(noise.std()) - 1) < 0.05
+
+
+@pytest.mark.parametrize("steps", [4, 10])
+@pytest.mark.parametrize("name", DiffusersScheduler.names())
+def test_from_any_scheduler_of_diffusers_what_is_known_lies_under_the_noise_of_the_first_level(name: str, steps: int) -> None:
+    """The canvas is alpha x0 + sigma noise, although solvers start from noise alone, which is 1 or more of it."""
+    denoiser = ToyDenoiser(prediction="flow_prediction" if name.startswith("flow") else "epsilon")
+    run = toy_run(denoiser=denoiser, scheduler=DiffusersScheduler(name), guidances=[Knowing()], steps=steps)
+    noise, level = denoiser.noise(run.windows.size, torch.Generator().manual_seed(run.seed)).to(run.canvas), run.level
+    run._stage()
+    assert run.seen is not None
+    torch.testing.assert_close(run.seen.x, 2 * level.alpha + level.sigma * noise, rtol=1e-12, atol=1e-12)
+
+
+def test_seeds_that_differ_begin_with_other_noise() -> None:
+    """Seeds have 64 bits, and torch's generator reads the last 32 of them."""
+    seeds = [5, 5 + (1 << 32), 5 + (2 << 32), 5 + (1 << 63), 5 << 32, (1 << 64) - 1, (1 << 32) - 1]
+    canvases = [toy_run(seed=seed).canvas for seed in seeds]
+    assert not any(torch.equal(one, other) for one, other in combinations(canvases, 2))
+    assert torch.equal(canvases[0], toy_run(seed=5).canvas)
+
+
+@dataclass(frozen=True)
+class Draws(Guidance):
+    """Keeps whatever noise it can draw in a run: in both of its methods, and on canvases of its own, painted and estimated."""
+
+    drawn: list[Tensor]
+    inner: "Draws | None" = None
+
+    def known(self, step: Step, memory: Any) -> Known | None:
+        self.drawn.append(step.noise((8,)))
+        if not step.level.index:
+            self.drawn.append(step.canvas.flatten()[:8] / step.level.sigma)
+            if self.inner:
+                step.paint(step.windows, [self.inner])
+        return None
+
+    def prepare(self, step: Step, memory: Any) -> Any:
+        self.drawn.append(step.noise((8,)))
+        if self.inner:
+            step.estimate(step.canvas, step.windows, [(self.inner, None)])
+        return None
+
+    def strength(self, level: Level) -> float:
+        return 1.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
+        return seen.x0.new_zeros(len(index))
+
+
+def test_no_two_draws_of_a_run_are_the_same() -> None:
+    """Not those of two guidances of one class, nor of two methods, nor of canvases as large as the run's own."""
+    drawn: list[Tensor] = []
+    finished(toy_run(guidances=[Draws(drawn, Draws(drawn)), Draws(drawn, Draws(drawn))], steps=2))
+    assert len(drawn) == 2 * (1 + 2 * 3) + 2 * (1 + 2 * 2)  # of both guidances, and of those on the canvases they paint
+    alike = [torch.allclose(one, other) for one, other in combinations(drawn, 2)]
+    assert sum(alike) == 1  # both guidances are shown the first canvas
 
 
 def test_the_first_of_several_that_know_is_believed() -> None:

@@ -1,7 +1,9 @@
 """Composition: what a call gives back, and what it says to values that cannot work."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,9 +20,12 @@ from panokit import (
     Sampler,
     SettingError,
 )
+from panokit.composition import BASES, build
 from panokit.decoding import decode
 from panokit.errors import NotFiniteError, PluginNotFoundError
 from panokit.panorama import to_image
+from panokit.registry import plugins
+from panokit.run import Run
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_multidiffusion import MultiDiffusion
 
@@ -169,6 +174,50 @@ def test_a_wrapped_picture_has_no_seam_where_it_closes(tiny: Model, cpu: Runtime
 def test_values_that_cannot_work_are_told_with_what_would(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         sampler("a lake", **{**SIZE, **settings}, progress=False)
+
+
+@pytest.mark.usefixtures("unannotated")
+@pytest.mark.parametrize("prediction", ["epsilon", "flow_prediction"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_wrong_use_of_a_model_of_any_kind_is_a_panokit_error(axes: int, prediction: Any, cpu: Runtime) -> None:
+    """Whatever a canvas of so many axes, or a flow, does not go with: it works, or an error of panokit says why it does not."""
+    denoiser, settings = ToyDenoiser((4,) * axes, prediction=prediction), {"height": 8, "width": 8, "steps": 2}
+    size = (8,) * axes
+    regions = Regions((((0, 0, 0.5, 1), "a lake"),))
+
+    def sampled(prompt: Any = "a lake", *, scheduler: str = "ddim", **more: Any) -> Any:
+        return Sampler(Model(denoiser, None, "toy"), scheduler=scheduler, runtime=cpu).begin(prompt, **settings, **more).step()
+
+    def run(**more: Any) -> Run:
+        return toy_run(size, denoiser=denoiser, **more)
+
+    def stepped(**more: Any) -> None:
+        run(**more).step()
+
+    def named(kind: Any) -> list[Any]:
+        return [build(BASES[kind], plugin.name) for plugin in plugins(kind)]
+
+    uses: list[Callable[[], Any]] = [
+        *(partial(sampled, scheduler=plugin.name) for plugin in plugins("schedulers")),
+        partial(sampled, image=torch.zeros(3, 8, 8)),
+        partial(sampled, regions),
+        *(partial(run(prompt="a").windows.nearest, *[0.5] * k) for k in range(5)),
+        *(partial(run().windows.coarsened, cast("Any", factor)) for factor in (0, 1.5, "2", (2,), (2, 2), (2, 2, 2))),
+        lambda: run(guidances=[Pull()]).restore(run().state()),
+        lambda: run().restore(toy_run((12,) * axes, denoiser=denoiser).state()),
+        *(partial(stepped, guidances=[guidance]) for guidance in named("guidances")),
+        *(partial(stepped, layout=layout) for layout in named("layouts")),
+        *(partial(stepped, fuser=fuser) for fuser in named("fusers")),
+        partial(stepped, prompt=regions),
+    ]
+    problems: list[str] = []
+    for use in uses:
+        try:
+            use()
+        except PanokitError as error:
+            problems.append(str(error))
+    assert 0 < len(problems) < len(uses)
+    assert all(len(problem.splitlines()) == 1 for problem in problems)
 
 
 def test_an_empty_list_of_prompts_is_an_error(sampler: Sampler) -> None:
