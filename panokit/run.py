@@ -13,6 +13,7 @@ from torch import Tensor
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.guidance import Estimate, Guidance, Known
+from panokit.memory import memory_explained
 from panokit.moved import no_attribute
 from panokit.passes import Guided, Partial, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
@@ -78,6 +79,7 @@ class Run:
         """The initial noise, from a generator at its start."""
         return self.parts.denoiser.noise(self.windows.size, generator).to(self.runtime.device, self.runtime.dtype)
 
+    @memory_explained("the canvas")
     @torch.no_grad()
     def step(self) -> None:
         """Make one step, with the inner stages of the solver.
@@ -86,6 +88,7 @@ class Run:
             NotFiniteError: the model or a guidance returned NaN or infinity.
             ContractError: a plugin returned a wrong type or shape.
             SettingError: the run is done.
+            OutOfMemoryError: a single window, or the canvas, does not fit the memory.
         """
         if self.done:
             raise SettingError("the run is done: begin another one")

@@ -20,6 +20,7 @@ from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.layout import Layout
+from panokit.memory import memory_explained
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama, to_image
 from panokit.passes import Parts
@@ -261,7 +262,7 @@ class Sampler:
             SettingError: a value cannot work. The message names it, and the nearest that works.
             NotFiniteError: the model or a guidance returned NaN or infinity.
             ContractError: a plugin returned a wrong type or shape.
-            OutOfMemoryError: a single window does not fit the device's memory.
+            OutOfMemoryError: a single window, the canvas or the picture does not fit the memory.
             KeyboardInterrupt: the run was asked to stop.
         """
         if isinstance(prompt, str | Regions) or not isinstance(prompt, Sequence):
@@ -297,6 +298,7 @@ class Sampler:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps}")
         self.runtime.barrier(lambda: notify("on_run_end"))
 
+    @memory_explained("the canvas")
     def _begin(self, plan: Plan) -> Run:
         self.runtime.require_same(plan.recipe)
         self.runtime.advise(len(plan.windows))
@@ -441,6 +443,7 @@ class Sampler:
         except SettingError as error:
             raise SettingError(f"{error} (a cell is {side} x {side} pixels)") from error
 
+    @memory_explained("the picture")
     @torch.no_grad()
     def decode(self, run: Run) -> torch.Tensor:
         """Decode the canvas of a run. The ranks share a large one in tiles.
@@ -453,6 +456,7 @@ class Sampler:
 
         Raises:
             NotFiniteError: the decoder returned NaN or infinity.
+            OutOfMemoryError: the picture does not fit the memory.
         """
         canvas = run.canvas.float()
         picture = decode(self.model.codec, canvas, run.windows.wrap, self.runtime) if self.model.codec else canvas

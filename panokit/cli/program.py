@@ -30,6 +30,7 @@ from panokit.errors import (
     ShardingWarning,
 )
 from panokit.hints import hints_of, make
+from panokit.memory import ADVICE, is_out_of_memory, reason_of
 from panokit.options import assign, configuration, objection, plain
 from panokit.output import Output
 from panokit.settings import Composition, Settings, unknown_option
@@ -83,6 +84,8 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # the user sees one line for every error
+        if is_out_of_memory(error):
+            return _complain(f"there is not enough memory ({reason_of(error)}): {ADVICE}", 1)
         return _complain(f"unexpected {type(error).__name__}: {error}", 1)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from panokit.errors import OutOfMemoryError, ShardingWarning
+from panokit.memory import ADVICE, is_out_of_memory, reason_of
 from panokit.runtime.sharding import Chunk
 
 Rows = tuple[Tensor, ...]
@@ -43,16 +44,13 @@ class Pieces:
             fits = min(self._fits.get(micro_batch, micro_batch), len(chunk))
             try:
                 return joined([fn(chunk[k : k + fits]) for k in range(0, len(chunk), fits)])
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except Exception as error:
+                if not is_out_of_memory(error):
                     raise
-                reason = " ".join(str(error).split())[:200]
+                reason = reason_of(error)
             # The failed attempt's tensors are freed only here, after the except block.
             if fits == 1:
-                raise OutOfMemoryError(
-                    f"one window does not fit the memory of {self._device} ({reason}): try checkpointing, the precision "
-                    "bf16-true, attention sliced, offload, or a device with more"
-                )
+                raise OutOfMemoryError(f"one window does not fit the memory of {self._device} ({reason}): {ADVICE}")
             self._fits[micro_batch] = fits // 2
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -66,7 +64,3 @@ class Pieces:
 def joined(rows: Sequence[Rows]) -> Rows:
     """The rows of several pieces, concatenated."""
     return rows[0] if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

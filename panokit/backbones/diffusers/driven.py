@@ -25,6 +25,7 @@ from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
 from panokit.backbones.diffusers.scheduler import without_numpy_warnings
 from panokit.errors import ModelError, SettingError
+from panokit.memory import is_out_of_memory
 from panokit.runtime.offload import turns_on
 from panokit.scheduler import Level
 
@@ -151,9 +152,9 @@ class Driven:
         try:
             with without_numpy_warnings():
                 self._until_stopped(pipe, options)
-        except torch.OutOfMemoryError:
-            raise
         except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:  # a wrong argument raises any
+            if is_out_of_memory(cause):
+                raise
             reason = " ".join(str(cause).split()).rstrip(".")
             raise SettingError(f"{self._class.__name__} refuses what it is called with: {reason}") from cause
         return pipe
