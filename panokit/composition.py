@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from docstring_parser import parse
 
 from panokit import registry
-from panokit.errors import SettingError
+from panokit.errors import PluginLoadError, SettingError
 from panokit.family import Family
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
@@ -255,9 +255,12 @@ def _names(cls: type) -> list[tuple[str, dict[str, Any]]]:
     home = cls.__module__.partition(".")[0]
     names = []
     for plugin in registry.plugins(_kind(cls)):
-        if plugin.entry.module.partition(".")[0] != home:
+        if plugin.home != home:
             continue  # only the package of the class is imported, and it is imported already
-        maker = plugin.load()
+        try:
+            maker = plugin.load()
+        except PluginLoadError:  # another plugin of the package is broken
+            continue
         if isinstance(maker, type | partial) and registry.made_class(maker) is cls:
             names.append((plugin.name, registry.bound(maker)))
     return [*names, (f"{cls.__module__}:{cls.__qualname__}", {})]

@@ -2,20 +2,23 @@
 
 import io
 import os
+import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.machinery import PathFinder
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from inspect import signature
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any, Literal, TypeVar, final
 
-from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
+from panokit.errors import ContractError, FallbackWarning, PluginLoadError, PluginNotFoundError
 
 Made = TypeVar("Made")
 
@@ -41,12 +44,18 @@ class Plugin:
     @property
     def origin(self) -> tuple[str, str]:
         """The name and the version of the distribution that the plugin comes from."""
-        return (self.entry.dist.name, self.entry.dist.version) if self.entry.dist else ("unknown", "")
+        distribution = self.entry.dist
+        return (distribution.name or "unknown", distribution.version or "") if distribution else ("unknown", "")
 
     @property
     def distribution(self) -> str:
         """The same as one text."""
         return " ".join(self.origin).strip()
+
+    @property
+    def home(self) -> str:
+        """The top package of its module; any text, if the entry point is malformed."""
+        return re.split(r"[.:]", self.entry.value, maxsplit=1)[0]
 
     def load(self) -> Any:
         """Import the plugin.
@@ -124,7 +133,40 @@ def _installed(group: str, path: tuple[tuple[str, int], ...]) -> tuple[EntryPoin
         group: the name of the group.
         path: the folders on `sys.path`, each with the time of its last change, in nanoseconds.
     """
-    return tuple(entry_points(group=group))
+    try:
+        return tuple(entry_points(group=group))
+    except Exception:  # what one package left behind breaks the reading of all
+        _leave_out_damaged()
+        return tuple(entry_points(group=group))
+
+
+def _leave_out_damaged() -> None:
+    """Hide the installed packages whose metadata cannot be read, and warn about each.
+
+    Python reads all packages or none. torch and others do so too, while they are imported.
+    """
+    for package in distributions():
+        if problem := _problem(package):
+            place = getattr(package, "_path", "an installed package")
+            message = f"{place} is damaged ({problem}) and is left out: reinstall that package, or delete what is left of it"
+            warnings.warn(message, FallbackWarning, stacklevel=4)
+    sys.meta_path[:] = [_Readable if finder is PathFinder else finder for finder in sys.meta_path]
+
+
+class _Readable(PathFinder):
+    """Finds modules as Python does, and the packages whose metadata can be read."""
+
+    @classmethod
+    def find_distributions(cls, *args: Any, **kwargs: Any) -> Any:
+        return (package for package in super().find_distributions(*args, **kwargs) if not _problem(package))
+
+
+def _problem(package: Distribution) -> str:
+    """Why the metadata of a package cannot be read; empty if they can."""
+    try:
+        return "" if package.name and package.entry_points is not None else "it has no name"
+    except Exception:  # anything can be in its files
+        return "its entry_points.txt cannot be read"
 
 
 def _path() -> tuple[tuple[str, int], ...]:

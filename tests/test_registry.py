@@ -2,12 +2,17 @@
 
 import sys
 import time
+import warnings
+from importlib.machinery import PathFinder
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from panokit import Fuser, registry
-from panokit.errors import ContractError, PluginLoadError, PluginNotFoundError
+from panokit.composition import describe
+from panokit.errors import ContractError, FallbackWarning, PluginLoadError, PluginNotFoundError
+from panokit_multidiffusion import MultiDiffusion
 
 
 def distribution(folder: Path, name: str, entries: str) -> None:
@@ -129,3 +134,43 @@ def test_however_many_plugins_sleep_the_listing_waits_once(site: Path) -> None:
     start = time.monotonic()
     assert registry.states(slow, patience=0.5) == [("broken: still importing after 0 s", "")] * 3
     assert time.monotonic() - start < 5
+
+
+LEFT_OVERS = {
+    "one-1.0.dist-info": b"",  # no entry points, as pip leaves a folder that it cannot delete
+    ".dist-info": b"",
+    "two-1.0.dist-info": b"[panokit.fusers]\nwithout a value\n",
+    "three-1.0.dist-info": b"\xff\xfe[panokit.fusers]\nfour = five:Six\n",
+    "four-1.0.dist-info": b"no section at all = \x00\n[",
+    "five-1.0.egg-info": b"[panokit.fusers]\nnothing =\n",
+}
+
+
+@pytest.mark.parametrize("left_over", LEFT_OVERS)
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_package_left_behind_never_hides_the_plugins_of_others(
+    site: Path, monkeypatch: pytest.MonkeyPatch, left_over: str, named: bool
+) -> None:
+    """It works, or a warning names it. Libraries that read all packages, as torch does, go on as well."""
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    before = registry.plugins("fusers")
+    folder = site / left_over
+    folder.mkdir()
+    if LEFT_OVERS[left_over]:
+        (folder / "entry_points.txt").write_bytes(LEFT_OVERS[left_over])
+    if named:
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: left-over\nVersion: 1.0\n")
+    distribution(site, "outside", "outside = outside_fuser:Outside")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FallbackWarning)
+        plugins = registry.plugins("fusers")
+    assert {plugin.name for plugin in [*before, *plugins]} - {"nothing"} == {plugin.name for plugin in before} | {"outside"}
+    assert all(str(warning.message).startswith(f"{folder} is damaged (") for warning in caught)
+    assert len(caught) == (PathFinder not in sys.meta_path)
+    assert set(entry_points(group="panokit.fusers")) >= {plugin.entry for plugin in before}
+    assert describe(MultiDiffusion())["plugin"] == "multidiffusion"
+
+
+def test_a_broken_plugin_of_a_package_leaves_its_others_their_names(site: Path) -> None:
+    distribution(site, "outside", "broken = panokit_multidiffusion:Nothing\nunfinished =")
+    assert describe(MultiDiffusion())["plugin"] == "multidiffusion"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import yaml
 
+from panokit import registry
 from panokit.cli import commands
 from panokit.cli.groups import Devices, Prompts
 from panokit.cli.words import PARTS, Words, sort
@@ -93,6 +94,7 @@ def _run(args: list[str]) -> int:
     command = args[0] if args else ""
     if command not in _COMMANDS:
         return _without_command(args)
+    registry.plugins("models")  # packages that cannot be read are left out before other libraries meet them
     hints = _hints(command)
     words = sort(args, hints, [name for name, hint in hints.items() if hint is bool])
     for setting in words.settings:
