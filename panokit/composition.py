@@ -184,7 +184,7 @@ def _split(base: type, part: object) -> tuple[str, dict[str, Any]]:
         settings = dict(part)
         return settings.pop("plugin"), settings
     raise SettingError(
-        f"a {base.__name__.lower()} came as {part!r}: give its name, or a mapping of its name and settings, "
+        f"a {base.__name__.lower()} came as {part!r:.200}: give its name, or a mapping of its name and settings, "
         "{plugin: NAME, SETTING: VALUE}"
     )
 
@@ -224,9 +224,9 @@ def _made(name: str, maker: Callable[..., Any], settings: Mapping[str, Any]) -> 
         try:
             fitted[key] = fit(value, hints.get(key, Any))
         except TypeError as cause:
-            expected = words(hints[key])
+            expected = words(hints[key], value)
             hint = ", each {plugin: NAME, SETTING: VALUE}" if "Guidance" in expected else ""
-            raise SettingError(f"{key} of {name} came as {value!r}: it must be {expected}{hint}") from cause
+            raise SettingError(f"{key} of {name} came as {value!r:.80}: it must be {expected}{hint}") from cause
     try:
         return maker(**fitted)
     except SettingError as cause:

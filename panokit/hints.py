@@ -41,7 +41,7 @@ def fit(value: Any, hint: Any) -> Any:
         if value is None:
             return None
     elif hint in (bool, str, int):
-        if type(value) is hint:
+        if type(value) is hint and not _is_huge(value):
             return value
     elif hint is float:
         if isinstance(value, str) and _EXPONENT.fullmatch(value):
@@ -84,7 +84,7 @@ def fitted(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         try:
             fits[name] = fit(value, hints.get(name, Any))
         except TypeError:
-            raise SettingError(f"{name} came as {value!r:.80}: it must be {words(hints[name])}") from None
+            raise SettingError(f"{name} came as {value!r:.80}: it must be {words(hints[name], value)}") from None
     return fits
 
 
@@ -141,10 +141,20 @@ def _one_by_one(source: Any) -> dict[str, Any]:
     return hints
 
 
-def words(hint: Any) -> str:
-    """What a value must be, for people: `a whole number or true or false`."""
+def words(hint: Any, value: Any = None) -> str:
+    """What a value must be, for people: `a whole number or true or false`.
+
+    Args:
+        hint: its type.
+        value: what came in its place, if it may have the type and be too large.
+    """
     options = [_word(option) for option in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
-    return " or ".join(option for option in options if option)
+    return " or ".join(option for option in options if option) + " of up to 64 bits" * _is_huge(value)
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether a whole number has more bits than libraries take."""
+    return isinstance(value, int) and not -(1 << 63) <= value < 1 << 64
 
 
 def _word(hint: Any) -> str:

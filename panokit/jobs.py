@@ -229,7 +229,9 @@ def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
     """
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise SettingError(f"part is {part!r}: it must be K/N with K from 1 to N, such as 2/8 for the second of eight parts")
+        raise SettingError(
+            f"part is {part!r:.80}: it must be K/N with K from 1 to N, such as 2/8 for the second of eight parts"
+        )
     return list(jobs[int(match[1]) - 1 :: int(match[2])])
 
 

@@ -35,7 +35,7 @@ def objection(message: str, hints: Mapping[str, Any]) -> str:
     key = re.search(r'Parser key "(\w+)', line)
     value = re.search(r".*(?:Got|Given) value: (.*)$", line)  # the last of them: a union names one for each of its types
     if key and value and key[1] in hints:
-        return f"{key[1]} came as {value[1]!r}: it must be {words(hints[key[1]])}"
+        return f"{key[1]} came as {value[1]!r:.80}: it must be {words(hints[key[1]])}"
     return line
 
 
@@ -63,7 +63,7 @@ def assign(data: Any, path: str, value: Any) -> None:
         child = data[key]
     except (LookupError, TypeError) as cause:
         raise SettingError(
-            f"there is no {step!r} to set to {value!r}: name the guidance or the scheduler first, or an option that exists"
+            f"there is no {step!r} to set to {value!r:.80}: name the guidance or the scheduler first, or an option that exists"
         ) from cause
     if isinstance(child, str):  # a plugin, by its name alone
         child = data[key] = {"plugin": child}

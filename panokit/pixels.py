@@ -49,12 +49,12 @@ def read(source: Any, name: str) -> tuple[Float[Tensor, "3 H W"], str]:
         raise SettingError(f"the recipe's {name} was given in Python and is in no file: pass it again, {name}=FILE")
     try:
         data = Path(source).expanduser().read_bytes()
-    except OSError as cause:
-        raise SettingError(f"{name} {source} cannot be read: {cause.strerror or cause}") from cause
+    except (OSError, ValueError) as cause:  # a ValueError: the path holds what no path can
+        raise SettingError(f"{name} {source!s:.200} cannot be read: {getattr(cause, 'strerror', None) or cause}") from cause
     try:
         pixels = _pixels(Image.open(io.BytesIO(data), formats=FORMATS))
     except Exception as cause:  # a damaged file can break its reader anywhere
-        raise SettingError(f"{name} {source} is no picture that can be read: give a PNG, JPEG or WebP file") from cause
+        raise SettingError(f"{name} {source!s:.200} is no picture that can be read: give a PNG, JPEG or WebP file") from cause
     return pixels, hashlib.sha256(data).hexdigest()
 
 

@@ -255,9 +255,11 @@ def check_plain(data: Any) -> None:
 def _parameters(recipe: Mapping[str, Any]) -> str:
     """The recipe in the format of the Stable Diffusion web UI, as far as that has words for it."""
     prompt = recipe.get("prompt", "")
-    lines = [prompt if isinstance(prompt, str) else json.dumps(prompt)]
+    texts = [prompt if isinstance(prompt, str) else json.dumps(prompt)]
     if recipe.get("negative_prompt"):
-        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
+        texts.append(recipe["negative_prompt"])
+    # Its readers look for this word anywhere, so no text may hold it.
+    lines = "\nNegative prompt: ".join(re.sub("Negative prompt:+", "Negative prompt", text) for text in texts)
     words = {
         "Steps": recipe.get("steps"),
         "Sampler": recipe.get("scheduler", {}).get("plugin"),
@@ -267,4 +269,5 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
         "Model": model.get("plugin") if isinstance(model := recipe.get("model"), dict) else model,
         "Version": f"panokit {recipe.get('panokit')}",
     }
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in words.items())])
+    block = f"{lines}\n{', '.join(f'{key}: {value}' for key, value in words.items())}"
+    return block.encode("utf-8", "replace").decode()  # a model's folder may have a name that is no UTF-8

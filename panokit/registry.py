@@ -287,4 +287,4 @@ def unknown_among(kinds: str, name: str, names: Collection[str]) -> str:
     """The message for a name that is not among `names`: the closest match, and all of them."""
     close = get_close_matches(name, sorted(names), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"no {kinds.removesuffix('s')} is called {name!r}: {hint}installed are {', '.join(sorted(names)) or 'none'}"
+    return f"no {kinds.removesuffix('s')} is called {name!r:.80}: {hint}installed are {', '.join(sorted(names)) or 'none'}"

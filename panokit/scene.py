@@ -47,7 +47,7 @@ class Region:
 
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight > 0:
-            raise SettingError(f"the weight of the region {self.text!r} is {self.weight}: it must be above 0")
+            raise SettingError(f"the weight of the region {self.text!r:.80} is {self.weight}: it must be above 0")
         if isinstance(self.area, list):
             object.__setattr__(self, "area", tuple(self.area))
         if self.is_mask:
@@ -55,7 +55,7 @@ class Region:
         left, top, right, bottom = self.area if len(self.area) == 4 else (1, 1, 0, 0)
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise SettingError(
-                f"the box {self.area} of the region {self.text!r} is empty or leaves the canvas: "
+                f"the box {self.area} of the region {self.text!r:.80} is empty or leaves the canvas: "
                 "(left, top, right, bottom) are relative, 0 <= left < right <= 1 and 0 <= top < bottom <= 1"
             )
 
@@ -78,9 +78,11 @@ class Region:
     def over(self, size: tuple[int, ...]) -> Float[Tensor, "*size"]:
         """How much of each cell of a canvas the region covers, from 0 to 1. A box covers the cells whose centre it contains."""
         if self.is_mask:
-            pixels, _ = read(self.area, f"the mask of the region {self.text!r}")
+            pixels, _ = read(self.area, f"the mask of the region {self.text!r:.80}")
             if not pixels.any():
-                raise SettingError(f"the mask of the region {self.text!r} is black everywhere: it must be white in the region")
+                raise SettingError(
+                    f"the mask of the region {self.text!r:.80} is black everywhere: it must be white in the region"
+                )
             return nn.functional.interpolate(pixels.mean(0)[None, None], size=size, mode="area")[0, 0]
         left, top, right, bottom = self.area
         (high, wide) = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in size)
@@ -166,10 +168,10 @@ class Regions:
         regions, hashes = [], {}
         for k, region in enumerate(self.parts):
             if region.is_mask:
-                pixels, hashes[f"prompt.regions.{k}.mask"] = read(region.area, f"the mask of the region {region.text!r}")
+                pixels, hashes[f"prompt.regions.{k}.mask"] = read(region.area, f"the mask of the region {region.text!r:.80}")
                 region = replace(region, area=pixels)
             if region.ip_adapter_image is not None:
-                name = f"the ip_adapter_image of the region {region.text!r}"
+                name = f"the ip_adapter_image of the region {region.text!r:.80}"
                 pixels, hashes[f"prompt.regions.{k}.ip_adapter_image"] = read(region.ip_adapter_image, name)
                 region = replace(region, ip_adapter_image=pixels)
             regions.append(region)
@@ -238,6 +240,9 @@ class Scene:
         guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
         fields: pictures that lie on the canvas, by name, such as a control picture: `c H W`, each stretched over the canvas.
         ip_adapter_image: how everything is to look, `3 H W` of any size in [0, 1]; None for no such picture.
+
+    Raises:
+        SettingError: a text holds bytes that are no UTF-8, such as a command line in another encoding.
     """
 
     prompt: Prompt
@@ -245,6 +250,13 @@ class Scene:
     guidance_scale: float = 1.0
     fields: Mapping[str, Tensor] = field(default_factory=dict)
     ip_adapter_image: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for text in (*self.texts, *self.negatives):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise SettingError(f"the text {text!r:.80} holds bytes that are no UTF-8: write it in that encoding") from None
 
     @property
     def ip_adapter_images(self) -> tuple[Tensor | None, ...]:

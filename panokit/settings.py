@@ -108,7 +108,7 @@ class Settings:
             return self.at
         numbers = [text.strip() for text in self.at.strip("()[] ").split(",")]
         if len(numbers) != 2 or not all(text.removeprefix("-").isdecimal() for text in numbers):
-            raise SettingError(f"at is {self.at!r}: it must be left and top in pixels, such as 240,48")
+            raise SettingError(f"at is {self.at!r:.80}: it must be left and top in pixels, such as 240,48")
         return int(numbers[0]), int(numbers[1])
 
     def as_data(self) -> dict[str, Any]:

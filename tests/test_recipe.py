@@ -67,6 +67,30 @@ def test_others_read_the_parameters(tmp_path: Path, ending: str) -> None:
     assert {"steps": "25", "cfg_scale": "7.5"}.items() <= sampler.parameters.items()
 
 
+SPEECH = st.lists(
+    st.sampled_from(["a lake", "Negative prompt:", ":", "\n", "\r", "Steps: 3, Sampler: x, Seed: 9, CFG scale: 1", ", ", " "]),
+    max_size=6,
+).map("".join)
+
+
+@given(prompt=SPEECH.filter(str.strip), negative=SPEECH)
+def test_no_text_ends_early_for_other_readers(prompt: str, negative: str) -> None:
+    """They split the block at a word, which neither prompt may hold, and read the settings from the last line."""
+    file = io.BytesIO()
+    data = {**RECIPE, "prompt": prompt, "negative_prompt": negative}
+    Image.new("RGB", (4, 4)).save(file, "png", **recipe.embedded(data, "PNG"))
+    parsed = ParserManager().parse(file)
+    assert parsed is not None
+
+    def kept(text: str) -> str:
+        return "".join(letter for letter in text if letter not in ": ").strip()
+
+    assert [kept(text.value) for text in parsed.prompts] == [kept(prompt)]
+    assert [kept(text.value) for text in parsed.negative_prompts] == [kept(negative)][: len(negative.strip())]
+    (sampler,) = parsed.samplers
+    assert (sampler.name, sampler.parameters["seed"]) == ("ddim", "6")
+
+
 def png(text: str) -> bytes:
     """A picture that says it has that recipe."""
     chunks, file = PngInfo(), io.BytesIO()

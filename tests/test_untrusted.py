@@ -8,6 +8,7 @@ parser might take for a class, and every file that carries prompts: nothing may 
 import builtins
 import importlib.metadata
 import json
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -31,6 +34,7 @@ from panokit.study.plan import Study
 
 pytestmark = pytest.mark.filterwarnings("default")  # for prompts that are too long, and other versions
 
+FUZZ = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "faults" / "files.py"))
 CLASS, PLUGIN = "panokit_canary.Sings", "panokit_canary:Sings"
 MODULES = ("panokit_canary", "panokit-canary", "1canary", "canarý")
 
@@ -291,6 +295,28 @@ def spelled(field: str, texts: list[str]) -> list[str]:
 
 def one_line(said: str) -> bool:
     return said.startswith("panokit: ") and said.count("\n") == 1 and "unexpected" not in said
+
+
+@pytest.fixture
+def known(unannotated: None) -> Iterator[set[str]]:
+    """The modules that sound files import. Pictures are planned, and not painted."""
+    with FUZZ["unpainted"]():
+        yield FUZZ["modules_of_sound_files"]()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=st.integers(0, 1 << 32))
+def test_a_mangled_file_makes_its_picture_or_is_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, known: set[str], case: int
+) -> None:
+    outcome = FUZZ["attempt"](case, tmp_path_factory.mktemp("case"), known)
+    assert not outcome.problems, outcome
+
+
+@pytest.mark.parametrize("case", FUZZ["ONCE_FAILED"])
+def test_what_once_broke_a_rule_does_not_any_more(tmp_path: Path, known: set[str], case: int) -> None:
+    outcome = FUZZ["attempt"](case, tmp_path, known)
+    assert not outcome.problems, outcome
 
 
 def test_the_recipe_itself_is_painted(tmp_path: Path, canaries: Canaries, painted: list[Any]) -> None:

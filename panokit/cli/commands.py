@@ -340,7 +340,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     """Split the text of `--set` into a path and a value, which is read as YAML."""
     path, sign, value = text.partition("=")
     if not sign or not re.fullmatch(r"\w+(\.\w+)*", path):
-        raise SettingError(f"--set came as {text!r}: it must be NAME=VALUE, such as guidances.weight=0")
+        raise SettingError(f"--set came as {text!r:.80}: it must be NAME=VALUE, such as guidances.weight=0")
     return path, plain(value)
 
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
+_LONGEST = 600
+"""The most characters of a message. A longer one quotes a long value; its ends say what came and what to do."""
 _SUMMARY = "Makes panoramas with pretrained diffusion models, from interchangeable parts."
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
@@ -220,6 +222,10 @@ def _parsed(
         return dict(vars(parser.parse_args(list(options), defaults=defaults)))
     except ArgumentError as error:
         raise SettingError(objection(str(error), hints)) from error
+    except OverflowError as error:
+        raise SettingError(
+            "a number among the options is larger than any that can be computed with: give a smaller one"
+        ) from error
 
 
 @cache
@@ -294,6 +300,7 @@ def _complain(what: object, status: int) -> int:
     same = getattr(what, "reported", False) or (status == 2 and os.environ.get("LOCAL_RANK", "0") != "0")
     if not (rank and same):
         line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
+        line = line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         print(f"panokit: {f'rank {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
     return status
 
