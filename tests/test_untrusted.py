@@ -29,6 +29,7 @@ from panokit import Model, PanokitError, Panorama, Runtime, Sampler, recipe
 from panokit.cli import main
 from panokit.jobs import JOB, Worker
 from panokit.models import load_model
+from panokit.recipe import MODEL_FILES
 from panokit.sampler import Plan
 from panokit.study.plan import Study
 
@@ -58,6 +59,8 @@ RECIPE: dict[str, Any] = {
     "strength": None,
     "mask": None,
     "at": None,
+    "control_image": None,
+    "ip_adapter_image": None,
     "hashes": {"image": "0" * 64},
     "fuser": {"plugin": "multidiffusion", "weights": "gaussian", "spread": 0.2},
     "guidances": [
@@ -157,6 +160,10 @@ def with_value(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return data
 
 
+OF_MODELS = (*sorted(MODEL_FILES), "variant", "revision", "torch_dtype", "window", "positions", "true_cfg_scale", "beside")
+"""Settings of models."""
+
+
 def templates() -> dict[str, dict[str, Any]]:
     """Recipes with a place for something strange, by where it is: each value, a key of each mapping, and what is not there."""
     paths: list[tuple[Any, ...]] = []
@@ -173,7 +180,13 @@ def templates() -> dict[str, dict[str, Any]]:
         walk(item, (key,))
     paths.extend((extra,) for extra in (HERE, "beside", "class_path", "config", "texts", "devices"))
     names = [".".join("KEY" if step == HERE else str(step) for step in path) for path in paths]
-    return {name: with_value(path, 1 if path[-1] == HERE else HERE) for name, path in zip(names, paths, strict=True)}
+    found = {name: with_value(path, 1 if path[-1] == HERE else HERE) for name, path in zip(names, paths, strict=True)}
+    found |= {f"model.{setting}": {**RECIPE, "model": {"plugin": "tiny", setting: HERE}} for setting in OF_MODELS}
+    regions = {
+        name: [{"box": [0, 0, 1, 1], "text": "a lake", name: HERE}] for name in ("weight", "ip_adapter_image", "class_path")
+    }
+    regions["mask"] = [{"mask": HERE, "text": "a lake"}]
+    return found | {f"prompt.regions.{name}": {**RECIPE, "prompt": {"regions": given}} for name, given in regions.items()}
 
 
 FIELDS = templates()
@@ -320,11 +333,12 @@ def test_what_once_broke_a_rule_does_not_any_more(tmp_path: Path, known: set[str
 
 
 def test_the_recipe_itself_is_painted(tmp_path: Path, canaries: Canaries, painted: list[Any]) -> None:
-    """So whatever is refused below is refused for what is strange in it."""
+    """So whatever is refused below is refused for what is strange in it. It has all fields of a recipe."""
     for ending in ENDINGS:
         stranger = picture(tmp_path / f"a{ending}", json.dumps(RECIPE))
         assert main(["rerun", str(stranger), "--out", str(tmp_path / "again.png")]) == 0
     assert [asked["prompt"] for asked in painted] == [RECIPE["prompt"]] * 3
+    assert painted[0].keys() <= RECIPE.keys()
 
 
 @pytest.mark.parametrize("field", FIELDS)
