@@ -58,7 +58,7 @@ def test_the_licence_is_there_and_named() -> None:
 def test_what_a_source_distribution_names_is_there() -> None:
     names = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert [name for name in names if not (ROOT / name.lstrip("/")).exists()] == []
-    assert {"/LICENSE", "/CHANGELOG.md", "/CONTRIBUTING.md", "/CITATION.cff", "/README.md"} <= {*names}
+    assert {"/LICENSE", "/CHANGELOG.md", "/CONTRIBUTING.md", "/CITATION.cff", "/README.md", "/SECURITY.md"} <= {*names}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
