@@ -49,8 +49,8 @@ def read(source: Any, name: str) -> tuple[Float[Tensor, "3 H W"], str]:
         raise SettingError(f"the recipe's {name} was given in Python and is in no file: pass it again, {name}=FILE")
     try:
         data = Path(source).expanduser().read_bytes()
-    except OSError as cause:
-        raise SettingError(f"{name} {source} cannot be read: {cause.strerror or cause}") from cause
+    except (OSError, ValueError, RuntimeError) as cause:  # no such file, no such name, no such home
+        raise SettingError(f"{name} {source} cannot be read: {getattr(cause, 'strerror', None) or cause}") from cause
     try:
         pixels = _pixels(Image.open(io.BytesIO(data), formats=FORMATS))
     except Exception as cause:  # a damaged file can break its reader anywhere

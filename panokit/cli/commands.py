@@ -1,6 +1,5 @@
 """The commands: one function each, whose arguments are the options. They import heavy modules when they are called."""
 
-import json
 import logging
 import os
 import re
@@ -41,7 +40,7 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         output: the files to write.
 
     Returns:
-        The exit status: 1 if a job failed.
+        The exit status: 1 if a job failed or was left out.
     """
     from panokit.jobs import Job, part_of
     from panokit.painting import paint, paint_all, prepare, prepare_all
@@ -65,7 +64,8 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
     part_of([], prompts.part)  # before hours of work
     worker = _worker(devices.as_data())
     tasks = prepare_all(prompts.jobs, by_line, wrong, worker, output)
-    return 1 if paint_all(part_of(tasks, prompts.part), worker.runtime) else 0
+    failed = paint_all(part_of(tasks, prompts.part), worker.runtime)
+    return 1 if failed or len(tasks) < len(by_line) + len(wrong) else 0
 
 
 def rerun(
@@ -314,23 +314,10 @@ def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict
     Returns:
         The jobs by line number; and what is wrong with the other lines, by line number.
     """
-    from panokit.jobs import Job
+    from panokit.jobs import jobs_in
 
-    jobs: dict[int, Job] = {}
-    wrong: dict[int, str] = {}
-    for number, line in enumerate(
-        text_of(path, "jobs", "give a file with one job on each line, as JSON").splitlines(), start=1
-    ):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            check_depth(data, "it")
-            if not isinstance(data, dict):
-                raise SettingError(f"it is a {type(data).__name__}: a job must map options to values")
-            jobs[number] = Job.of({**options, **data})
-        except (ValueError, RecursionError) as error:  # a SettingError is a ValueError
-            wrong[number] = str(error)
+    form = "give a file with one job on each line, as JSON"
+    jobs, wrong = jobs_in(text_of(path, "jobs", form, errors="surrogateescape"), options)
     if not jobs and not wrong:
         raise SettingError(f"{path} contains no job: write one on each line, as JSON")
     return jobs, wrong
