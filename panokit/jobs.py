@@ -117,7 +117,7 @@ def _options(line: str) -> dict[str, Any]:
         raise SettingError("it is nested deeper than any job: panokit writes nothing like it") from cause
     if not isinstance(data, dict):
         raise SettingError(f"it is a {type(data).__name__}: a job must map options to values")
-    _require_text(json.dumps(data, ensure_ascii=False), "write a whole character, or both of its halves")
+    _require_text(json.dumps(data, ensure_ascii=False), "write a whole character, of two halves")
     return data
 
 

@@ -23,7 +23,7 @@ from panokit.registry import Kind
 from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings, unknown_option
 
 if TYPE_CHECKING:
-    from panokit.jobs import Job, Worker
+    from panokit.jobs import Worker
 
 NAMES = (*(field.name for field in fields(Composition)), *SETTINGS)
 """The options that decide a picture, besides its prompt."""
@@ -42,7 +42,7 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
     Returns:
         The exit status: 1 if a job failed or was left out.
     """
-    from panokit.jobs import Job, part_of
+    from panokit.jobs import Job, jobs_in, part_of
     from panokit.painting import paint, paint_all, prepare, prepare_all
 
     options = {**settings.as_data(), **vars(composition)}
@@ -59,7 +59,11 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         raise SettingError(f"the pictures of jobs go into a folder, and {output.out} is a file: write --out FOLDER/")
     if output.sheet or output.resume:
         raise SettingError("jobs resume by themselves and make no contact sheet: leave out --resume and --sheet")
-    by_line, wrong = _jobs(prompts.jobs, {**options, "seed": prompts.seed})
+    form = "give a file with one job on each line, as JSON"
+    text = text_of(prompts.jobs, "jobs", form, errors="surrogateescape")  # a line that is not UTF-8 is no other line's affair
+    by_line, wrong = jobs_in(text, {**options, "seed": prompts.seed})
+    if not by_line and not wrong:
+        raise SettingError(f"{prompts.jobs} contains no job: write one on each line, as JSON")
     output.check(len(by_line))
     part_of([], prompts.part)  # before hours of work
     worker = _worker(devices.as_data())
@@ -302,25 +306,6 @@ def _hush() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # hints for developers
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a banner for each rank
-
-
-def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict[int, str]]:
-    """Read a file of jobs.
-
-    Args:
-        path: the file.
-        options: the options of the command, for those that a job does not set.
-
-    Returns:
-        The jobs by line number; and what is wrong with the other lines, by line number.
-    """
-    from panokit.jobs import jobs_in
-
-    form = "give a file with one job on each line, as JSON"
-    jobs, wrong = jobs_in(text_of(path, "jobs", form, errors="surrogateescape"), options)
-    if not jobs and not wrong:
-        raise SettingError(f"{path} contains no job: write one on each line, as JSON")
-    return jobs, wrong
 
 
 def _assignment(text: str) -> tuple[str, Any]:
