@@ -8,12 +8,12 @@ import inspect
 import os
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, final
 
 from PIL import Image
 
-from panokit.output import check_output, written_aside
+from panokit.extra import Extra
+from panokit.files import check_output, write_picture
 from panokit.panorama import to_image
 from panokit.preview import preview
 from panokit.run import Run
@@ -46,7 +46,7 @@ def picture(run: Run) -> Image.Image | None:
 
 @final
 class Preview:
-    """Writes a preview of the panorama to a file while it is made. Rank 0 alone writes.
+    """Writes a preview of the panorama to a file while it is made. Rank 0 alone writes. If it cannot, the run goes on.
 
     Args:
         path: the picture, written again each time. Its ending names the format.
@@ -58,19 +58,22 @@ class Preview:
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
         self.path, self.every = check_output(path), every
+        self._extra = Extra("the run goes on without a new preview")
 
     def on_step_end(self, run: Run) -> None:
         """Write the preview, on rank 0."""
-        if run.runtime.global_rank == 0 and _due(run, self.every) and (image := picture(run)):
-            with written_aside(Path(self.path)) as aside:
-                image.save(aside)
+        if run.runtime.global_rank == 0 and _due(run, self.every):
+            with self._extra:
+                if image := picture(run):
+                    write_picture(self.path, image)
 
 
 @final
 class Log:
     """Logs each step: its seconds, the peak memory in bytes, and the energy and gradient norm of each guidance.
 
-    Loggers that take pictures, such as those of TensorBoard and Weights & Biases, also get a preview now and then.
+    Loggers that take pictures, such as those of TensorBoard and Weights & Biases, also get a preview now and then. If a logger
+    fails, the run goes on.
 
     Args:
         loggers: Lightning's loggers, or other objects with their method `log_metrics`.
@@ -79,7 +82,8 @@ class Log:
 
     def __init__(self, loggers: Sequence[Any], pictures: int = 10) -> None:
         self.loggers, self.pictures = tuple(loggers), pictures
-        self._before = 0.0
+        self._extras = [Extra(f"the run goes on without {type(logger).__name__}") for logger in self.loggers]
+        self._before, self._previews = 0.0, Extra("the run goes on without previews in its loggers")
 
     def on_run_start(self) -> None:
         """Start the clock."""
@@ -93,17 +97,22 @@ class Log:
         if run.runtime.global_rank != 0:
             return
         step = run.level.step
-        image = picture(run) if self.pictures and _due(run, self.pictures) else None
-        for logger in self.loggers:
-            logger.log_metrics(scalars, step=step)
-            if image is not None:
-                _show(logger, image, step)
+        image = None
+        if self.pictures and _due(run, self.pictures):
+            with self._previews:
+                image = picture(run)
+        for logger, extra in zip(self.loggers, self._extras, strict=True):
+            with extra:
+                logger.log_metrics(scalars, step=step)
+                if image is not None:
+                    _show(logger, image, step)
 
     def on_run_end(self, run: Run) -> None:
         """Ask the loggers to write what they have buffered."""
-        for logger in self.loggers:
+        for logger, extra in zip(self.loggers, self._extras, strict=True):
             if run.runtime.global_rank == 0 and hasattr(logger, "save"):
-                logger.save()
+                with extra:
+                    logger.save()
 
 
 def _due(run: Run, every: int) -> bool:

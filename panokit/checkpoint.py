@@ -1,10 +1,11 @@
 """Checkpoints: files that hold everything that the rest of a run depends on, so that a killed run can continue.
 
 A checkpoint is a safetensors file. It holds the tensors of `Run.state`, and in its metadata the rest of the state and the
-recipe as JSON. It is written under another name and then renamed, and the checkpoint before it is kept. So at any moment there
-is a complete one.
+recipe as JSON, and a SHA-256 of all of it. It is written under another name and then renamed, and the checkpoint before it is
+kept. So at any moment there is a complete one, and a damaged one is noticed.
 """
 
+import hashlib
 import json
 import time
 import warnings
@@ -12,12 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from panokit.errors import FallbackWarning, SettingError
-from panokit.output import written_aside
+from panokit.extra import Extra
+from panokit.files import written_aside
+from panokit.output import before
 from panokit.plain import differences
 from panokit.run import Run
 
@@ -28,7 +32,8 @@ _MINUTE = 60.0
 class Checkpoint:
     """A callback that writes checkpoints of a run, and continues a run from one.
 
-    A continued run makes the picture of the unbroken one, bit for bit, on any number of devices. Rank 0 writes and reads.
+    A continued run makes the picture of the unbroken one, bit for bit, on any number of devices. Rank 0 writes and reads. If a
+    checkpoint cannot be written, the run goes on, with a warning, and the one before stays.
 
     Args:
         path: the file. The checkpoint before it is kept beside it, as `PATH.before`.
@@ -52,7 +57,7 @@ class Checkpoint:
             raise SettingError(f"every is {every}: it must be a number of steps, 0 for never, or None for once a minute")
         self.path, self.every, self.resume, self.again = Path(path), every, resume, again
         self.useful = False
-        self._last = 0.0
+        self._last, self._extra = 0.0, Extra("the run goes on without a new checkpoint")
 
     def on_run_start(self, run: Run) -> None:
         """Continue the run from its checkpoint, if there is one to start from.
@@ -70,7 +75,8 @@ class Checkpoint:
             return
         due = time.monotonic() - self._last >= _MINUTE if self.every is None else run.level.step % self.every == 0
         if due or run.stopping:
-            self.write(run)
+            with self._extra:
+                self.write(run)
             self._last = time.monotonic()
 
     def write(self, run: Run) -> None:
@@ -84,21 +90,21 @@ class Checkpoint:
             SettingError: a plugin's memory holds something that a checkpoint cannot hold.
         """
         tensors: dict[str, Tensor] = {}
-        content = {"recipe": dict(run.recipe), "state": _plain(run.state(), tensors)}
+        content = json.dumps({"recipe": dict(run.recipe), "state": _plain(run.state(), tensors)})
         with written_aside(self.path) as aside:
-            aside.write_bytes(save(tensors, {"panokit": json.dumps(content)}))
-            if self.useful:  # a damaged checkpoint must not replace the one before
-                self.path.replace(_before(self.path))
+            aside.write_bytes(save(tensors, {"panokit": content, "sha256": _checksum(content, tensors)}))
+            if self.useful and self.path.exists():  # a damaged checkpoint must not replace the one before
+                self.path.replace(before(self.path))
         self.useful = True
 
     def clear(self) -> None:
         """Delete the checkpoint and the one before."""
         self.path.unlink(missing_ok=True)
-        _before(self.path).unlink(missing_ok=True)
+        before(self.path).unlink(missing_ok=True)
 
     def _state(self, recipe: Mapping[str, Any]) -> Any:
         """The state to start from; None to start from noise."""
-        if self.again and (self.path.exists() or _before(self.path).exists()):
+        if self.again and (self.path.exists() or before(self.path).exists()):
             try:
                 state = self._read(self.path, recipe)
             except SettingError as error:
@@ -115,7 +121,7 @@ class Checkpoint:
     def _read(self, last: Path, recipe: Mapping[str, Any]) -> Any:
         """The state in a checkpoint; in the one before, if the last one is damaged or missing."""
         problem = f"there is no checkpoint {last}"
-        for path in (last, _before(last)):
+        for path in (last, before(last)):
             if not path.exists():
                 continue
             try:
@@ -135,11 +141,6 @@ class Checkpoint:
         raise SettingError(problem)
 
 
-def _before(path: Path) -> Path:
-    """The file that keeps the checkpoint before."""
-    return path.with_name(f"{path.name}.before")
-
-
 def read(path: Path) -> tuple[dict[str, Any], Any]:
     """The recipe and the state in a checkpoint.
 
@@ -151,12 +152,25 @@ def read(path: Path) -> tuple[dict[str, Any], Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {})["panokit"])
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
+        if metadata["sha256"] != _checksum(metadata["panokit"], tensors):
+            raise ValueError("its checksum differs")
+        content = json.loads(metadata["panokit"])
         return content["recipe"], _whole(content["state"], tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as cause:
+    except Exception as cause:  # a damaged file can break its reader anywhere
         reason = " ".join(str(cause).split())[:200]
         raise SettingError(f"the checkpoint {path} is damaged, or is no checkpoint ({reason})") from cause
+
+
+def _checksum(content: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of a checkpoint's JSON and tensors: their names, types, shapes and bytes."""
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -58,3 +58,8 @@ class FallbackWarning(UserWarning):
 
 class ShardingWarning(UserWarning):
     """Devices wait for each other longer than necessary, or a micro-batch did not fit the memory."""
+
+
+def explained(error: Exception) -> str:
+    """An error in words. One that is not panokit's has its class before them, as libraries' words alone may say little."""
+    return str(error) if isinstance(error, PanokitError) else f"{type(error).__name__}: {error}"

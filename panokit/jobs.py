@@ -6,6 +6,7 @@ a hash of the whole recipe. So the same job gives the same name on every machine
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any, final
 from panokit import registry
 from panokit.composition import Plugin, build, prompt_from
 from panokit.denoiser import Model
-from panokit.errors import PanokitError, SettingError
+from panokit.errors import SettingError, explained
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import make
 from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
+from panokit.plain import check_depth
 from panokit.recipe import MODEL_FILES, check_files, check_plain, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
@@ -32,6 +34,10 @@ PARTS = tuple(field.name for field in fields(Composition))
 """The options of a job that name its parts."""
 JOB = ("prompt", *SETTINGS, *PARTS)
 """All options of a job."""
+_LINE = 1 << 20
+"""The most characters of a job in a file."""
+_DIGITS = 20
+"""The most digits of a whole number in a job: those of the largest seed."""
 
 
 @final
@@ -70,6 +76,79 @@ class Job:
             make(Settings, {name: options[name] for name in SETTINGS if name in options}),
             make(Composition, {name: options[name] for name in PARTS if name in options}),
         )
+
+
+def jobs_in(text: str, defaults: Mapping[str, Any]) -> tuple[dict[int, Job], dict[int, str]]:
+    """Read jobs, one on each line, as JSON. Empty lines are skipped.
+
+    Args:
+        text: the lines, in which bytes that are not UTF-8 are lone surrogates, as `errors="surrogateescape"` reads them.
+        defaults: the options that a job does not set.
+
+    Returns:
+        The jobs by line number; and what is wrong with the other lines, by line number.
+    """
+    jobs: dict[int, Job] = {}
+    wrong: dict[int, str] = {}
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        try:
+            if line.strip():
+                jobs[number] = Job.of({**defaults, **_options(line)})
+        except Exception as error:  # plugins raise errors of any type
+            wrong[number] = explained(error)
+    return jobs, wrong
+
+
+def _options(line: str) -> dict[str, Any]:
+    """The options in a line of a file of jobs.
+
+    Raises:
+        SettingError: it is not strict JSON, or no mapping, or nobody can use it.
+    """
+    if len(line) > _LINE:
+        raise SettingError(f"it has {len(line)} characters: a job has up to {_LINE}")
+    _require_text(line, "save the file as UTF-8")
+    try:
+        data = json.loads(line, object_pairs_hook=_once, parse_int=_whole_number, parse_float=_number, parse_constant=_number)
+        check_depth(data, "it")
+    except json.JSONDecodeError as cause:
+        raise SettingError(f"it is no JSON, at character {cause.pos + 1}: {cause.msg}") from cause
+    except RecursionError as cause:
+        raise SettingError("it is nested deeper than any job: panokit writes nothing like it") from cause
+    if not isinstance(data, dict):
+        raise SettingError(f"it is a {type(data).__name__}: a job must map options to values")
+    _require_text(json.dumps(data, ensure_ascii=False), "write a whole character, of two halves")
+    return data
+
+
+def _require_text(text: str, advice: str) -> None:
+    """Check that a text has no halves of characters, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        raise SettingError(f"its character {cause.start + 1}, {text[cause.start]!a}, is no Unicode: {advice}") from cause
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping in JSON, in which no key may stand twice: it would be unclear which one counts."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise SettingError(f"{next(key for key in keys if keys.count(key) > 1)!r:.80} stands twice: keep one of them")
+    return data
+
+
+def _whole_number(text: str) -> int:
+    if len(text.lstrip("-")) > _DIGITS:
+        raise SettingError(f"a number has {len(text)} digits, {text:.8}...: whole numbers have up to {_DIGITS}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise SettingError(f"{text:.80} is not a finite number: settings are")
+    return number
 
 
 @final
@@ -118,14 +197,12 @@ class Worker:
         return {**batch, "png": [png for png, _ in made], "error": [error for _, error in made]}
 
     def _attempt(self, job: Mapping[str, Any]) -> tuple[bytes, str]:
+        file = io.BytesIO()
         try:
             panorama = self.make(job)
-        except PanokitError as error:
-            return b"", str(error)
+            panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
         except Exception as error:  # plugins raise errors of any type
-            return b"", f"{type(error).__name__}: {error}"
-        file = io.BytesIO()
-        panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
+            return b"", explained(error)
         return file.getvalue(), ""
 
     def make(self, job: Mapping[str, Any] | Job, *, callbacks: Sequence[object] = (), progress: bool = False) -> Panorama:

@@ -1,13 +1,13 @@
 """The files that a command writes: pictures, previews, latents and checkpoints."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from panokit.errors import OutputError, SettingError
+from panokit.errors import SettingError
+from panokit.files import beside, check_format, try_files
 from panokit.recipe import name_of
 
 
@@ -40,7 +40,7 @@ class Output:
     @property
     def folder(self) -> Path | None:
         """The folder of pictures that are named by prompt and seed, the current one by default; None if `out` is one file."""
-        return Path(self.out or ".") if self.out is None or self.out.endswith("/") or Path(self.out).is_dir() else None
+        return Path(self.out or ".") if self.out is None or self.out.endswith("/") or os.path.isdir(self.out) else None
 
     def check(self, count: int) -> None:
         """Check that the pictures can be written.
@@ -62,95 +62,52 @@ class Output:
             )
         if self.checkpoint_every is not None and self.checkpoint_every < 0:
             raise SettingError(f"checkpoint_every is {self.checkpoint_every}: it must be a number of steps, or 0 for never")
-        self._check_formats((self._picture, self.sheet, self.preview))
+        self.check_files(self.folder / ".panokit.png" if self.folder else Path(str(self.out)))
 
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Check that the formats hold a picture of that size.
+    def check_files(self, path: Path, size: tuple[int, int] = (1, 1)) -> None:
+        """Check that a picture and all that is written beside it can be written, each to a file of its own.
 
         Args:
-            size: width and height in pixels.
+            path: the file of the picture.
+            size: width and height of the picture, in pixels.
 
         Raises:
-            OutputError: a format does not hold it.
+            OutputError: a file cannot be written, or its format does not hold the picture.
+            SettingError: two options name one file.
         """
-        self._check_formats((self._picture, self.preview), size)
+        check_format(path, size)
+        if self.preview:
+            check_format(Path(self.preview), size)
+        if self.sheet:
+            check_format(Path(self.sheet))
+        try_files(self._files(path))
 
-    def _check_formats(self, targets: tuple[str | None, ...], size: tuple[int, int] = (1, 1)) -> None:
-        for target in targets:
-            if target:
-                check_output(target, size)
-
-    @property
-    def _picture(self) -> str:
-        return str(self.folder / "picture.png") if self.folder else str(self.out)
+    def _files(self, path: Path) -> dict[str, Path]:
+        """The files that are written for one picture, by the option that asks for each."""
+        files = {"--out": path}
+        if self.latents:
+            files["--latents"] = latents_of(path)
+        files |= {f"--{name}": Path(file) for name in ("sheet", "preview") if (file := getattr(self, name))}
+        if self.checkpoint_every != 0:
+            files["the checkpoint of --out"] = checkpoint_of(path)
+            files["the checkpoint of --out before the last"] = before(checkpoint_of(path))
+        return files
 
     def path(self, recipe: Mapping[str, Any]) -> Path:
         """The file of the picture that a recipe makes."""
         return self.folder / f"{name_of(recipe)}.png" if self.folder else Path(str(self.out))
 
 
-_FORMATS: dict[str | None, int] = {
-    "PNG": 1 << 31,
-    "JPEG": 65_500,
-    "WEBP": 16_383,
-    "TIFF": 1 << 31,
-    "BMP": 1 << 31,
-    "PPM": 1 << 31,
-}
-"""The formats of pictures, and the most pixels along a side that each holds."""
+def latents_of(path: Path) -> Path:
+    """The file of the latents of a picture."""
+    return path.with_suffix(".safetensors")
 
 
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Write a file under another name and rename it at the end, so there is never half a file.
-
-    Args:
-        path: the file.
-
-    Yields:
-        The path to write to, in the same folder.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield aside
-        aside.replace(path)
-    except (OSError, ValueError) as cause:
-        reason = cause.strerror if isinstance(cause, OSError) else None
-        raise OutputError(f"cannot write {path}: {reason or cause}") from cause
-    finally:
-        aside.unlink(missing_ok=True)
+def checkpoint_of(path: Path) -> Path:
+    """The file of the last checkpoint of a picture."""
+    return beside(path, ".checkpoint")
 
 
-def check_output(path: str | os.PathLike[str], size: tuple[int, int] = (1, 1)) -> Path:
-    """Check that a picture can be written to a file. Call it before a long run, and again after it.
-
-    Args:
-        path: the file, whose ending names the format.
-        size: width and height of the picture, in pixels.
-
-    Returns:
-        The path.
-
-    Raises:
-        OutputError: the ending is unknown, the format does not hold such a picture, the folder is missing, or the file cannot
-            be written.
-    """
-    from PIL import Image
-
-    path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in _FORMATS:
-        raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format; try .png, .jpg or .webp")
-    largest = _FORMATS[kind]
-    if max(size) > largest:
-        raise OutputError(f"cannot write {path}: {kind} holds {largest} pixels a side, and the picture is {size}; try .png")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"cannot write {path}: permission denied; choose another place")
-    return path
+def before(path: Path) -> Path:
+    """The file that keeps the checkpoint before the last one."""
+    return beside(path, ".before")

@@ -1,10 +1,14 @@
 """Paints jobs into files: it writes checkpoints and pictures, prints a line for each, and continues if one fails."""
 
 import os
+import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -13,10 +17,12 @@ from PIL.Image import Image
 from panokit import recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
-from panokit.errors import OutputError, PanokitError, RankError, SettingError
+from panokit.errors import FallbackWarning, OutputError, RankError, SettingError, explained
+from panokit.extra import Extra
+from panokit.files import check_format, write_picture, written_aside
 from panokit.jobs import Job, Worker
-from panokit.output import Output, written_aside
-from panokit.panorama import Panorama, contact_sheet
+from panokit.output import Output, checkpoint_of, latents_of
+from panokit.panorama import Panorama, contact_sheet, is_whole, sheet_size
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.sampler import Plan
@@ -44,6 +50,11 @@ class Task:
         width, height = self.plan.size
         return width * height
 
+    @property
+    def done(self) -> bool:
+        """Whether all that it makes is there, and complete."""
+        return is_whole(self.path, latents_of(self.path) if self.output.latents else None)
+
 
 def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Task:
     """Check that a job can be done, and make its task.
@@ -57,18 +68,19 @@ def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Tas
         PanokitError: the job cannot be done, or its picture cannot be written.
     """
     plan = worker.plan(job)
-    output.check_size(plan.size)
+    path = output.path(plan.recipe)
+    output.check_files(path, plan.size)
     if not worker.trusted:
         recipe.check_work(plan.passes)
     plan.check()
-    return Task(plan, output, output.path(plan.recipe))
+    return Task(plan, output, path)
 
 
 def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], worker: Worker, output: Output) -> list[Task]:
-    """Check all jobs of a file, and make their tasks.
+    """Check all jobs of a file, and make their tasks. One that cannot be done is left out, with a warning that names its line.
 
     Args:
-        path: the file, for the error.
+        path: the file, for the warnings.
         jobs: the jobs, by line number.
         wrong: what is wrong with other lines, by line number.
         worker: makes the plans.
@@ -78,22 +90,29 @@ def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], wo
         The tasks, in the order of the file.
 
     Raises:
-        SettingError: some jobs cannot be done, or two are the same. The error names their lines.
+        SettingError: no job can be done.
+        RankError: a rank is lost.
     """
     problems = dict(wrong)
     tasks: dict[Path, tuple[int, Task]] = {}
+    if jobs:
+        worker.runtime.launch()  # a job that fails on one rank alone fails on all of them
     for line, job in jobs.items():
         try:
-            task = prepare(job, worker, output)
-        except PanokitError as error:
-            problems[line] = str(error)
+            task = worker.runtime.barrier(partial(prepare, job, worker, output))
+        except RankError:
+            raise
+        except Exception as error:  # plugins raise errors of any type
+            problems[line] = explained(error)
             continue
         first, _ = tasks.setdefault(task.path, (line, task))
         if first != line:
-            problems[line] = f"it is the same job as line {first}: keep one of them"
-    if problems:
+            problems[line] = f"its picture is that of line {first}, {task.path}: keep one of them"
+    if problems and not tasks:
         shown = "; ".join(f"line {line}: {problems[line]}" for line in sorted(problems)[:5])
         raise SettingError(f"{path}, {shown}" + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
+    for line in sorted(problems):
+        warnings.warn(f"{path}, line {line}: {problems[line]}; this job is left out", FallbackWarning, stacklevel=2)
     return [task for _, task in tasks.values()]
 
 
@@ -105,14 +124,18 @@ def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
         runtime: the devices to run on.
 
     Raises:
-        PanokitError: a picture cannot be made or written.
+        PanokitError: a picture cannot be made or written, or two have one file.
     """
+    ((path, count),) = Counter(task.path for task in tasks).most_common(1)
+    if count > 1:
+        raise SettingError(f"{count} pictures have one file, {path}: give each prompt once")
+    sheet = Path(tasks[0].output.sheet) if tasks[0].output.sheet else None
+    if sheet:
+        check_format(sheet, sheet_size([task.plan.size for task in tasks]))
     painter = _Painter(tasks, runtime)
     with painter.stopping():
         made = runtime.replicas(painter.one, len(tasks))
-    if name := tasks[0].output.sheet:
-        sheet = Path(name)
-        runtime.broadcast(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama]))
+    if sheet and runtime.broadcast(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama])):
         _print(runtime, f"{sheet}: {len(made)} pictures")
 
 
@@ -152,6 +175,9 @@ class _Painter:
         shared = len(tasks) < runtime.world_size
         self._own = range(len(tasks)) if shared else range(runtime.global_rank, len(tasks), runtime.world_size)
         self._left = sum(tasks[k].pixels for k in self._own)
+        self._previews = [Preview(name) for name in {task.output.preview for task in tasks} if name]
+        self._notes = Extra("the files of errors are not up to date")
+        self._kept = Extra("the checkpoint is not deleted")
 
     def stopping(self) -> AbstractContextManager[None]:
         """While it is open, the first signal makes all ranks write a checkpoint and end, if a task asks for checkpoints."""
@@ -166,36 +192,58 @@ class _Painter:
         """Make and write the picture of task `k`, unless it exists. Return the result in words."""
         runtime, task = self._runtime, self._tasks[k]
         note = task.path.with_suffix(".error.txt")
-        if runtime.broadcast(task.path.exists):
+        if runtime.broadcast(lambda: task.done):
             self._count(task)
             return "there already"
         try:
-            self._make(task, again=True)
+            self._make_on_all(task)
         except (RankError, OutputError):  # the other tasks would probably fail too
             raise
         except Exception as error:  # plugins raise errors of any type
             problem = f"{type(error).__name__}: {error}"
-            runtime.broadcast(lambda: _write_note(note, problem))
+            runtime.broadcast(lambda: self._note(note, problem))
             self._report(task, f"{task.path}: failed, {' '.join(problem.split())}")
             return "failed"
-        runtime.broadcast(lambda: note.unlink(missing_ok=True))
+        runtime.broadcast(lambda: self._note(note, None))
         return "made"
+
+    def _make_on_all(self, task: Task) -> None:
+        """Make and write a picture. If that fails on one rank, it fails on all."""
+        try:
+            self._make(task, again=True)
+        except (RankError, OutputError):
+            raise
+        except Exception as error:
+            self._runtime.defer(error)
+        self._runtime.barrier(lambda: None)
 
     def _make(self, task: Task, again: bool) -> Panorama | None:
         runtime, output, path = self._runtime, task.output, task.path
-        kept = Checkpoint(path.with_name(f"{path.name}.checkpoint"), output.checkpoint_every, output.resume, again)
-        callbacks: list[object] = [self._stopper, kept, *([Preview(output.preview)] if output.preview else [])]
+        kept = Checkpoint(checkpoint_of(path), output.checkpoint_every, output.resume, again)
         try:
-            panorama = task.plan.make(callbacks=callbacks, progress=not output.quiet)
-        except (KeyboardInterrupt, RankError) as error:
+            panorama = task.plan.make(callbacks=[self._stopper, kept, *self._previews], progress=not output.quiet)
+            runtime.broadcast(lambda: _write(panorama, path, latents=output.latents))
+        except (KeyboardInterrupt, RankError, OutputError) as error:
             if not (kept.useful and runtime.writes):
                 raise
             how = "the same command goes on" if output.again else f"--resume {kept.path} goes on"
             raise type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint") from error
-        runtime.broadcast(lambda: _write(panorama, path, latents=output.latents))
-        runtime.broadcast(kept.clear)
+        runtime.broadcast(lambda: self._clear(kept))
         self._report(task, f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
+
+    def _clear(self, kept: Checkpoint) -> None:
+        with self._kept:
+            kept.clear()
+
+    def _note(self, path: Path, problem: str | None) -> None:
+        """Write the error of a task into its file, or delete that of a task that has none any more."""
+        with self._notes:
+            if problem is None:
+                path.unlink(missing_ok=True)
+                return
+            with written_aside(path) as aside:
+                aside.write_text(problem + "\n", encoding="utf-8", errors="replace")
 
     def _report(self, task: Task, what: str) -> None:
         """Print a line. With many tasks, it also gives the number of finished ones and the time left."""
@@ -235,17 +283,18 @@ class _Stopper:
 def _write(panorama: Panorama, path: Path, *, latents: bool) -> None:
     panorama.save(path)
     if latents:
-        panorama.save_latents(path.with_suffix(".safetensors"))
+        try:
+            panorama.save_latents(latents_of(path))
+        except OutputError as error:
+            raise OutputError(f"{error}; its picture is {path}") from error
 
 
-def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> None:
-    with written_aside(path) as aside:
-        contact_sheet(panoramas).save(aside)
-
-
-def _write_note(path: Path, what: str) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(what + "\n", encoding="utf-8")
+def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> bool:
+    """Write a contact sheet. Return whether it is there."""
+    with Extra("there is no contact sheet"):
+        write_picture(path, contact_sheet(panoramas))
+        return True
+    return False
 
 
 def _thumbnail(image: Image) -> Image:
@@ -256,5 +305,13 @@ def _thumbnail(image: Image) -> Image:
 
 
 def _print(runtime: Runtime, what: str) -> None:
-    if runtime.writes:
-        print(what, flush=True)
+    """Print a line, if there is still somebody to read it."""
+    if not runtime.writes:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    with Extra("no more lines are printed"):
+        try:
+            print(what.encode(encoding, "replace").decode(encoding), flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise

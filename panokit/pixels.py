@@ -49,7 +49,7 @@ def read(source: Any, name: str) -> tuple[Float[Tensor, "3 H W"], str]:
         raise SettingError(f"the recipe's {name} was given in Python and is in no file: pass it again, {name}=FILE")
     try:
         data = Path(source).expanduser().read_bytes()
-    except (OSError, ValueError) as cause:  # a ValueError: the path holds what no path can
+    except (OSError, ValueError, RuntimeError) as cause:  # no such file, no such name, no such home
         raise SettingError(f"{name} {source!s:.200} cannot be read: {getattr(cause, 'strerror', None) or cause}") from cause
     try:
         pixels = _pixels(Image.open(io.BytesIO(data), formats=FORMATS))

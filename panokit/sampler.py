@@ -302,6 +302,9 @@ class Sampler:
     def _begin(self, plan: Plan) -> Run:
         self.runtime.require_same(plan.recipe)
         self.runtime.advise(len(plan.windows))
+        return self.runtime.barrier(lambda: self._run(plan))
+
+    def _run(self, plan: Plan) -> Run:
         denoiser, settings = self.model.denoiser, plan.settings
         with torch.no_grad(), self.runtime.autocast():
             embeddings = denoiser.encode(plan.scene)

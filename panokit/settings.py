@@ -1,6 +1,7 @@
 """The settings of panokit as plain data. This module imports no torch, so the command line starts quickly."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -107,7 +108,7 @@ class Settings:
         if not isinstance(self.at, str):
             return self.at
         numbers = [text.strip() for text in self.at.strip("()[] ").split(",")]
-        if len(numbers) != 2 or not all(text.removeprefix("-").isdecimal() for text in numbers):
+        if len(numbers) != 2 or not all(re.fullmatch(r"-?\d{1,9}", text) for text in numbers):
             raise SettingError(f"at is {self.at!r:.80}: it must be left and top in pixels, such as 240,48")
         return int(numbers[0]), int(numbers[1])
 

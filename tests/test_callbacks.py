@@ -1,5 +1,7 @@
 """Watching runs: hooks and what they are given, loggers, previews."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,10 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers import CSVLogger
 from PIL import Image
 
-from panokit import Model, Run, Runtime, Sampler
-from panokit.callbacks import Log, Preview, picture
-from panokit.errors import OutputError
-from panokit.testing.toys import Pull, toy_run
+from panokit import Model, Run, Runtime, Sampler, callbacks
+from panokit.callbacks import Log, Preview, call, picture
+from panokit.errors import FallbackWarning, OutputError
+from panokit.testing.toys import Pull, ToyCodec, ToyDenoiser, toy_run
 from panokit_msd import MSDGuidance
 
 SIZE: dict[str, Any] = {"height": 32, "width": 48, "steps": 4}
@@ -111,6 +113,79 @@ def test_a_preview_is_written_while_the_panorama_is_made(tiny: Model, cpu: Runti
                 sizes.append(image.size)
     assert sizes == [(48, 32)] * 3  # not after the first step
     assert [each.name for each in tmp_path.iterdir()] == ["preview.png"]
+
+
+class Broken:
+    """A logger that fails in one of its methods."""
+
+    def __init__(self, method: str, error: Exception) -> None:
+        self.method, self.error, self.steps = method, error, list[int]()
+
+    def reach(self, method: str) -> None:
+        if method == self.method:
+            raise self.error
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.steps.append(step)
+        self.reach("log_metrics")
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        self.reach("log_image")
+
+    def save(self) -> None:
+        self.reach("save")
+
+
+ERRORS = [OSError(code, os.strerror(code)) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOENT)]
+ERRORS += [
+    PermissionError("no"),
+    ConnectionError("no network"),
+    ValueError("no number"),
+    KeyError("run"),
+    RuntimeError("closed"),
+]
+
+
+def watched(*callbacks: object) -> torch.Tensor:
+    """The canvas of a run of toys that callbacks watch."""
+    run = toy_run(denoiser=ToyDenoiser(channels=4), codec=ToyCodec())
+    call(callbacks, "on_run_start", run)
+    while not run.done:
+        run.step()
+        call(callbacks, "on_step_end", run)
+    call(callbacks, "on_run_end", run)
+    return run.canvas
+
+
+@pytest.mark.parametrize("method", ["log_metrics", "log_image", "save"])
+def test_a_logger_that_fails_costs_one_warning_and_neither_the_picture_nor_other_loggers(method: str) -> None:
+    expected = watched()
+    for error in ERRORS:
+        broken, sound = Broken(method, error), Broken("", error)
+        with pytest.warns(FallbackWarning) as caught:
+            canvas = watched(Log([broken, sound], pictures=1))
+        assert [str(warning.message) for warning in caught] == [
+            f"{type(error).__name__}: {error}; the run goes on without Broken"
+        ]
+        assert torch.equal(canvas, expected)
+        assert broken.steps == sound.steps == [1, 2, 3]
+
+
+def test_a_preview_that_cannot_be_computed_costs_one_warning_each_and_never_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(run: Run) -> None:
+        raise MemoryError("too little of it")
+
+    expected = watched()
+    monkeypatch.setattr(callbacks, "picture", small)
+    with pytest.warns(FallbackWarning) as caught:
+        canvas = watched(Preview(tmp_path / "a.png"), Log([Broken("", KeyError())], pictures=1))
+    assert torch.equal(canvas, expected)
+    assert [str(warning.message) for warning in caught] == [
+        "MemoryError: too little of it; the run goes on without a new preview",
+        "MemoryError: too little of it; the run goes on without previews in its loggers",
+    ]
 
 
 def test_a_preview_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:

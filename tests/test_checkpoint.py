@@ -1,5 +1,8 @@
 """Checkpoints: what goes in comes out, another panorama is refused, and a damaged one falls back to the one before."""
 
+import errno
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from panokit import DiffusersScheduler, Model, Run, Runtime, Sampler, SettingError, checkpoint
 from panokit.checkpoint import Checkpoint, read
 from panokit.errors import FallbackWarning, OutputError
-from panokit.testing.toys import toy_run
+from panokit.testing.toys import Pull, ToyScheduler, toy_run
 
 SIZE = {"height": 16, "width": 32, "steps": 4}
 
@@ -146,6 +150,113 @@ def test_a_memory_that_is_no_data_is_told(tmp_path: Path) -> None:
     run.guided = [(object(), {"net": object()})]  # what a plugin might remember
     with pytest.raises(SettingError, match="a checkpoint cannot hold a object"):
         Checkpoint(tmp_path / "a").write(run)
+
+
+@pytest.fixture(scope="module")
+def last(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run with a random solver, and the one before it."""
+    path = tmp_path_factory.mktemp("last") / "a"
+    run, kept = random_run(), Checkpoint(path)
+    for _ in range(2):
+        run.step()
+        kept.write(run)
+    return path
+
+
+def random_run() -> Run:
+    return toy_run(scheduler=ToyScheduler(eta=1.0), guidances=[Pull("identity")])
+
+
+def resumed(path: Path) -> tuple[int, Tensor]:
+    """The step from which a run goes on from a checkpoint, and its canvas at the end."""
+    run = random_run()
+    Checkpoint(path, resume=path).on_run_start(run)
+    step = run.level.step
+    while not run.done:
+        run.step()
+    return step, run.canvas
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Tensor:
+    run = random_run()
+    while not run.done:
+        run.step()
+    return run.canvas
+
+
+def check_damaged(last: Path, damaged: bytes, undisturbed: Tensor, folder: Path) -> None:
+    """A damaged checkpoint is noticed, in one line, and the one before is used. Or what counts is not damaged."""
+    path = folder / "a"
+    path.write_bytes(damaged)
+    (folder / "a.before").write_bytes((last.parent / "a.before").read_bytes())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step, canvas = resumed(path)
+    assert torch.equal(canvas, undisturbed)
+    assert step == (1 if caught else 2)
+    assert all("the one before it is used" in str(warning.message) for warning in caught)
+    if caught:
+        with pytest.raises(SettingError, match=r"^the checkpoint .* is damaged, or is no checkpoint \(.*\)$"):
+            read(path)
+
+
+@given(st.data())
+def test_a_flipped_bit_is_noticed_anywhere_and_the_picture_is_never_another(
+    last: Path, undisturbed: Tensor, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(last.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    check_damaged(last, content, undisturbed, tmp_path_factory.getbasetemp())
+
+
+def test_any_byte_of_a_checkpoint_may_change(last: Path, undisturbed: Tensor, tmp_path: Path, sweeps: bool) -> None:
+    """Every byte in sweeps; otherwise some of the header, and some of the tensors. The bits take turns."""
+    content = last.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = [*range(len(content))] if sweeps else [*range(0, header, 40), *range(header, len(content), 500)]
+    for turn, place in enumerate(places):
+        damaged = content[:place] + bytes([content[place] ^ 1 << turn % 8]) + content[place + 1 :]
+        check_damaged(last, damaged, undisturbed, tmp_path)
+
+
+def test_tensors_of_another_checkpoint_are_noticed(last: Path, undisturbed: Tensor, tmp_path: Path) -> None:
+    """The same header over other tensors, all sound: as a disk leaves it that wrote half of the blocks."""
+    new, old = last.read_bytes(), (last.parent / "a.before").read_bytes()
+    header = 8 + int.from_bytes(new[:8], "little")
+    check_damaged(last, new[:header] + old[header:], undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("turn", range(4))
+def test_one_that_cannot_be_written_leaves_the_one_before_to_go_on_from(
+    undisturbed: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int, code: int
+) -> None:
+    """Of two checkpoints three renames are made; one of them fails, or none. The next is written as ever."""
+    renames, made = Path.replace, list[int]()
+
+    def renamed(path: Path, target: Path) -> Path:
+        made.append(len(made))
+        if made[-1] == turn:
+            raise OSError(code, os.strerror(code))
+        return renames(path, target)
+
+    run, kept = random_run(), Checkpoint(tmp_path / "a", 1)
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patch.setattr(Path, "replace", renamed)
+        for _ in range(2):
+            run.step()
+            kept.on_step_end(run)
+        assert [str(warning.message) for warning in caught] == (turn < 3) * [
+            f"cannot write {tmp_path / 'a'}: {os.strerror(code)}; the run goes on without a new checkpoint"
+        ]
+        step, canvas = resumed(tmp_path / "a")
+    assert step == (1 if turn in (1, 2) else 2)
+    assert torch.equal(canvas, undisturbed)
+    kept.write(run)
+    assert resumed(tmp_path / "a")[0] == 2
 
 
 leaves = (

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from panokit import Panorama
 from panokit.errors import OutputError
-from panokit.panorama import to_image
+from panokit.panorama import contact_sheet, is_whole, sheet_size, to_image
 
 
 @pytest.fixture
@@ -58,6 +60,34 @@ def test_a_picture_wider_than_its_format_holds_is_told(panorama: Panorama, tmp_p
         wide.save(tmp_path / "a.webp")
     wide.save(tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_files_that_were_written_are_whole_and_with_any_other_byte_or_one_less_they_are_not(
+    panorama: Panorama, tmp_path: Path
+) -> None:
+    picture, latents = tmp_path / "a.png", tmp_path / "a.safetensors"
+    panorama.save(picture)
+    assert is_whole(picture)
+    assert not is_whole(picture, latents)
+    panorama.save_latents(latents)
+    assert is_whole(picture, latents)
+    whole = picture.read_bytes()
+    for place in range(len(whole)):
+        picture.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        assert not is_whole(picture), place
+        picture.write_bytes(whole[:place])
+        assert not is_whole(picture), place
+    picture.write_bytes(whole)
+    for damaged in (b"", latents.read_bytes()[:-1], whole):
+        latents.write_bytes(damaged)
+        assert not is_whole(picture, latents)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=9))
+def test_the_size_of_a_contact_sheet_is_known_before_its_pictures_are(sizes: list[tuple[int, int]]) -> None:
+    recipe = {"prompt": "a lake", "seed": 0}
+    made = [Panorama(torch.zeros(4, 2, 3), Image.new("RGB", size), recipe) for size in sizes]
+    assert contact_sheet(made, 64).size == sheet_size(sizes, 64)
 
 
 def test_a_failed_write_leaves_nothing(panorama: Panorama, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The commands: one function each, whose arguments are the options. They import heavy modules when they are called."""
 
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from panokit.registry import Kind
 from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings, unknown_option
 
 if TYPE_CHECKING:
-    from panokit.jobs import Job, Worker
+    from panokit.jobs import Worker
 
 NAMES = (*(field.name for field in fields(Composition)), *SETTINGS)
 """The options that decide a picture, besides its prompt."""
@@ -41,9 +40,9 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         output: the files to write.
 
     Returns:
-        The exit status: 1 if a job failed.
+        The exit status: 1 if a job failed or was left out.
     """
-    from panokit.jobs import Job, part_of
+    from panokit.jobs import Job, jobs_in, part_of
     from panokit.painting import paint, paint_all, prepare, prepare_all
 
     options = {**settings.as_data(), **vars(composition)}
@@ -60,12 +59,17 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         raise SettingError(f"the pictures of jobs go into a folder, and {output.out} is a file: write --out FOLDER/")
     if output.sheet or output.resume:
         raise SettingError("jobs resume by themselves and make no contact sheet: leave out --resume and --sheet")
-    by_line, wrong = _jobs(prompts.jobs, {**options, "seed": prompts.seed})
+    form = "give a file with one job on each line, as JSON"
+    text = text_of(prompts.jobs, "jobs", form, errors="surrogateescape")  # a line that is not UTF-8 is no other line's affair
+    by_line, wrong = jobs_in(text, {**options, "seed": prompts.seed})
+    if not by_line and not wrong:
+        raise SettingError(f"{prompts.jobs} contains no job: write one on each line, as JSON")
     output.check(len(by_line))
     part_of([], prompts.part)  # before hours of work
     worker = _worker(devices.as_data())
     tasks = prepare_all(prompts.jobs, by_line, wrong, worker, output)
-    return 1 if paint_all(part_of(tasks, prompts.part), worker.runtime) else 0
+    failed = paint_all(part_of(tasks, prompts.part), worker.runtime)
+    return 1 if failed or len(tasks) < len(by_line) + len(wrong) else 0
 
 
 def rerun(
@@ -302,38 +306,6 @@ def _hush() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # hints for developers
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a banner for each rank
-
-
-def _jobs(path: str, options: Mapping[str, Any]) -> tuple[dict[int, "Job"], dict[int, str]]:
-    """Read a file of jobs.
-
-    Args:
-        path: the file.
-        options: the options of the command, for those that a job does not set.
-
-    Returns:
-        The jobs by line number; and what is wrong with the other lines, by line number.
-    """
-    from panokit.jobs import Job
-
-    jobs: dict[int, Job] = {}
-    wrong: dict[int, str] = {}
-    for number, line in enumerate(
-        text_of(path, "jobs", "give a file with one job on each line, as JSON").splitlines(), start=1
-    ):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            check_depth(data, "it")
-            if not isinstance(data, dict):
-                raise SettingError(f"it is a {type(data).__name__}: a job must map options to values")
-            jobs[number] = Job.of({**options, **data})
-        except (ValueError, RecursionError) as error:  # a SettingError is a ValueError
-            wrong[number] = str(error)
-    if not jobs and not wrong:
-        raise SettingError(f"{path} contains no job: write one on each line, as JSON")
-    return jobs, wrong
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -90,20 +90,21 @@ class Devices:
         return asdict(self)
 
 
-def text_of(path: str, what: str, form: str) -> str:
+def text_of(path: str, what: str, form: str, errors: str = "strict") -> str:
     """Read a text file in UTF-8.
 
     Args:
         path: the file.
         what: what the file contains, for the error.
         form: what to write instead, for the error.
+        errors: what becomes of bytes that are not UTF-8, as `open` names it.
 
     Raises:
         SettingError: the file cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
+        return Path(path).read_text(encoding="utf-8", errors=errors)
+    except (OSError, ValueError) as cause:
         why = getattr(cause, "strerror", None) or cause
         raise SettingError(f"the {what} in {path} cannot be read ({why}): {form}") from cause
 

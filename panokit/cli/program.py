@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from functools import cache
@@ -301,7 +301,8 @@ def _complain(what: object, status: int) -> int:
     if not (rank and same):
         line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
         line = line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-        print(f"panokit: {f'rank {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk takes no lines, and a run goes on without them
+            print(f"panokit: {f'rank {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
     return status
 
 

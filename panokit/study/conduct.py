@@ -86,7 +86,7 @@ def _parts(paths: Sequence[Path], count: int) -> Iterator[Sequence[Path]]:
 
 def _windows(job: Job, worker: Worker) -> Windows:
     """Check that a job can be done, and return where its windows lie."""
-    return prepare(job, worker, Output()).plan.windows
+    return worker.plan(job).check().windows
 
 
 def _require_pictures(study: Study, own: Sequence[Path]) -> None:
@@ -123,7 +123,7 @@ def _paint(wanted: Mapping[Path, Sequence[Job]], worker: Worker) -> list[list[Pa
     """Make the missing pictures of jobs, and return the paths of all pictures, folder by folder."""
     worker.runtime.broadcast(lambda: make_folders(*wanted))
     tasks = [task for folder, jobs in wanted.items() for task in _tasks(jobs, Output(out=f"{folder}/", again=True), worker)]
-    missing = worker.runtime.broadcast(lambda: [k for k, task in enumerate(tasks) if not task.path.exists()])
+    missing = worker.runtime.broadcast(lambda: [k for k, task in enumerate(tasks) if not task.done])
     if missing and paint_all([tasks[k] for k in missing], worker.runtime):
         raise SettingError(
             "some pictures of the study could not be made: read the *.error.txt files in its folders, which give the reasons"

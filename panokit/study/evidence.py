@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from panokit.errors import OutputError, PanokitError, SettingError
-from panokit.output import written_aside
+from panokit.files import written_aside
 from panokit.runtime import Runtime
 from panokit.study.measures import Features, Pixels, batch, corners, crops, made, pixels, seam
 from panokit.study.plan import Study, slug

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from panokit import registry
 from panokit.errors import OutputError, PanokitError, SettingError
-from panokit.output import written_aside
+from panokit.files import written_aside
 from panokit.study.plan import Network
 from panokit.windows import Windows
 
