@@ -23,7 +23,7 @@ from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
 from panokit.plain import check_depth
-from panokit.recipe import MODEL_FILES, check_files, check_plain, embedded
+from panokit.recipe import MODEL_FILES, check_files, check_names, check_plain, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
@@ -78,12 +78,13 @@ class Job:
         )
 
 
-def jobs_in(text: str, defaults: Mapping[str, Any]) -> tuple[dict[int, Job], dict[int, str]]:
+def jobs_in(text: str, defaults: Mapping[str, Any], *, trusted: bool = True) -> tuple[dict[int, Job], dict[int, str]]:
     """Read jobs, one on each line, as JSON. Empty lines are skipped.
 
     Args:
         text: the lines, in which bytes that are not UTF-8 are lone surrogates, as `errors="surrogateescape"` reads them.
         defaults: the options that a job does not set.
+        trusted: False for lines that somebody else may have written. Then they name installed plugins alone.
 
     Returns:
         The jobs by line number; and what is wrong with the other lines, by line number.
@@ -93,7 +94,10 @@ def jobs_in(text: str, defaults: Mapping[str, Any]) -> tuple[dict[int, Job], dic
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         try:
             if line.strip():
-                jobs[number] = Job.of({**defaults, **_options(line)})
+                options = _options(line)
+                if not trusted:
+                    check_names(options)
+                jobs[number] = Job.of({**defaults, **options})
         except Exception as error:  # plugins raise errors of any type
             wrong[number] = explained(error)
     return jobs, wrong

@@ -213,6 +213,24 @@ def check_files(recipe: Mapping[str, Any]) -> None:
             )
 
 
+def check_names(job: Mapping[str, Any]) -> None:
+    """Check that a job that is not trusted names installed plugins alone.
+
+    Args:
+        job: the job. Its model is never a class by `module:Class`, so its name may be any path.
+
+    Raises:
+        SettingError: it names a plugin by `module:Class`, whose module would be imported.
+    """
+    for part in ("model", "scheduler", "layout", "fuser", "guidances"):
+        for path, value, _ in walk(job.get(part), part):
+            names_a_plugin = path.endswith(".plugin") or re.fullmatch(r"scheduler|layout|fuser|guidances(\.\d+)?", path)
+            if isinstance(value, str) and ":" in value and names_a_plugin and path != "model.plugin":
+                raise SettingError(
+                    f"{path} is {value!r:.80}, which is code and no installed plugin's name: trust the file of jobs (--trust)"
+                )
+
+
 def check_work(calls: int) -> None:
     """Check the amount of work in a recipe that is not trusted.
 

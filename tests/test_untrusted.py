@@ -415,7 +415,11 @@ def names_a_plugin(field: str, raw: str) -> bool:
     return field.partition(".")[0] in PARTS and raw in parts
 
 
-JOBS = [field for field in FIELDS if field.partition(".")[0] in (*JOB, "KEY", "beside", "class_path")]
+RECIPE_OF_A_JOB = {key: value for key, value in RECIPE.items() if key in JOB}
+# Any text is a revision, which matters on the hub alone.
+JOBS = [
+    field for field in FIELDS if field.partition(".")[0] in (*JOB, "KEY", "beside", "class_path") and field != "model.revision"
+]
 
 
 @pytest.mark.parametrize("field", JOBS)
@@ -423,7 +427,7 @@ def test_a_file_of_jobs_imports_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], canaries: Canaries, painted: list[Any], texts: list[str], field: str
 ) -> None:
     template = {key: value for key, value in FIELDS[field].items() if key in JOB or value == HERE or key == HERE}
-    lines = [filled(template, raw) for raw in spelled(field, texts) if not names_a_plugin(field, raw)]
+    lines = [filled(template, raw) for raw in spelled(field, texts)]
     path = tmp_path / "jobs.jsonl"
     path.write_text("\n".join(lines))
     assert main(["generate", "--jobs", str(path), "--out", f"{tmp_path}/"]) == 2
@@ -432,6 +436,19 @@ def test_a_file_of_jobs_imports_nothing(
     assert one_line(said)
     assert f"and {len(lines) - 5} more" in said
     assert not painted
+
+
+@pytest.mark.parametrize("part", [{"fuser": PLUGIN}, {"layout": {"plugin": PLUGIN}}, {"guidances": ["msd", PLUGIN]}])
+def test_a_job_names_a_class_once_it_is_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], canaries: Canaries, part: dict[str, Any]
+) -> None:
+    (tmp_path / "jobs.jsonl").write_text(json.dumps({**RECIPE_OF_A_JOB, **part}))
+    words = ["generate", "--jobs", str(tmp_path / "jobs.jsonl"), "--out", f"{tmp_path}/"]
+    assert main(words) == 2
+    assert "which is code and no installed plugin's name: trust the file of jobs (--trust)" in capsys.readouterr().err
+    assert canaries.take() == []
+    assert main([*words, "--trust"]) == 2  # it is no plugin
+    assert canaries.take() == ["panokit_canary"]
 
 
 def test_text_in_a_file_of_jobs_is_painted_as_it_is(

@@ -61,7 +61,7 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         raise SettingError("jobs resume by themselves and make no contact sheet: leave out --resume and --sheet")
     form = "give a file with one job on each line, as JSON"
     text = text_of(prompts.jobs, "jobs", form, errors="surrogateescape")  # a line that is not UTF-8 is no other line's affair
-    by_line, wrong = jobs_in(text, {**options, "seed": prompts.seed})
+    by_line, wrong = jobs_in(text, {**options, "seed": prompts.seed}, trusted=prompts.trust)
     if not by_line and not wrong:
         raise SettingError(f"{prompts.jobs} contains no job: write one on each line, as JSON")
     output.check(len(by_line))

@@ -23,6 +23,7 @@ class Prompts:
         seed: The same seed makes the same picture. 1..8 makes a picture with each of these seeds.
         jobs: A file with one job on each line, as JSON, such as {"prompt": "a lake", "seed": 3}. Each job sets the options
             that differ from those of the command. Existing pictures are kept, and if a job fails, the others still run.
+        trust: Allow jobs to name plugins by module:Class, whose code then runs.
         part: Which part of the jobs to run, so that several machines can share them. 2/8 is the second of eight parts.
     """
 
@@ -30,6 +31,7 @@ class Prompts:
     prompts: str | None = None
     seed: int | str = 0
     jobs: str | None = None
+    trust: bool = False
     part: str = "1/1"
 
     def __post_init__(self) -> None:
