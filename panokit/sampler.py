@@ -159,8 +159,9 @@ class Sampler:
         named: Scheduler | None = None if scheduler is None else _plugin(scheduler, Scheduler)
         self.runtime = runtime or Runtime()
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
-        self.runtime.launch()
-        self.model = _model(model)
+        self.runtime.launch(lambda: models.bytes_of(model))
+        with self.runtime.working():  # one rank may have to fetch it
+            self.model = _model(model)
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
             self.model = deepcopy(model, sharing(model.networks))  # the caller, or another sampler, may still use this one
         self.scheduler: Scheduler = named or _plugin(self.model.denoiser.scheduler, Scheduler)
@@ -279,8 +280,9 @@ class Sampler:
 
         def notify(hook: Hook) -> None:
             try:
-                call(callbacks, hook, run)
-                self.runtime.fabric.call(hook, run=run)
+                with self.runtime.working():
+                    call(callbacks, hook, run)
+                    self.runtime.fabric.call(hook, run=run)
             except Exception as error:  # perhaps on this rank alone
                 self.runtime.defer(error)
 
