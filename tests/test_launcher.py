@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Timer
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from panokit import Runtime, SettingError, launcher
 from panokit.cli import main
@@ -73,6 +74,7 @@ def test_a_rank_is_below_the_number_of_ranks(monkeypatch: pytest.MonkeyPatch, ra
 
 
 def test_a_rank_by_hand_has_a_place_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)  # set back: Lightning's loggers write on rank 0 alone
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SettingError, match="LOCAL_RANK is set and MASTER_PORT is not"):
         Runtime(accelerator="cpu", devices=2)
