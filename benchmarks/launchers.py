@@ -10,13 +10,10 @@ import argparse
 import logging
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
 from itertools import product
 from math import inf
 from pathlib import Path
@@ -25,6 +22,8 @@ from statistics import median
 from textwrap import indent
 from typing import NamedTuple
 from unittest.mock import patch
+
+from panokit.testing.processes import Command, until
 
 LAUNCHERS = {
     "panokit": ["-m", "panokit"],
@@ -99,26 +98,19 @@ def inside(words: list[str]) -> int:
     """Start the ranks with the elastic agent when a sampler asks for them."""
     from panokit.cli import main
 
-    with patch("panokit.runtime.runtime.start", lambda strategy: sys.exit(agent(words))):
+    with patch("panokit.runtime.runtime.start", lambda *_: sys.exit(agent(words))):
         return main(words)
 
 
-class Command:
-    """`panokit generate` with one of the launchers. It has a folder of its own, whose name identifies its processes."""
+class Generate:
+    """`panokit generate` with one of the launchers, and the marks of its ranks."""
 
     def __init__(self, launcher: str, folder: Path, steps: int) -> None:
-        self.folder, self.begun = folder, time.monotonic()
         (folder / "marks.py").write_text(MARKS)
         words = [*WORDS, "--steps", str(steps), "--fuser", "marks:Marks"]
         words += ["--checkpoint_every", "1000", "--out", str(folder / "a.png")]
-        with (folder / "stderr").open("w") as stderr:
-            self.parent = subprocess.Popen(
-                [sys.executable, *LAUNCHERS[launcher], *words],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "MARKS": str(folder), "PYTHONPATH": str(folder)},
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,  # as a shell gives each command a group
-            )
+        self.folder = folder
+        self.command = Command([*LAUNCHERS[launcher], *words], folder, {"MARKS": str(folder)})
 
     def marks(self, rank: int) -> list[list[str]]:
         """Process and time of the rank's steps."""
@@ -127,34 +119,14 @@ class Command:
 
     def wait_for_step(self, step: int) -> None:
         if not until(lambda: min(len(self.marks(0)), len(self.marks(1))) >= step, 120.0):
-            raise TimeoutError(f"step {step} does not come: {self.stderr()}")
-
-    def processes(self) -> list[int]:
-        """The processes of the run that have not ended. They have the folder's name in their environment."""
-        pids = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # the process has ended, or belongs to another user
-                if f"MARKS={self.folder}\0".encode() in (path / "environ").read_bytes():
-                    pids.append(int(path.name))
-        return pids
-
-    def ended(self) -> bool:
-        return self.parent.poll() is not None and not self.processes()
-
-    def stderr(self) -> str:
-        return (self.folder / "stderr").read_text().replace(f"{self.folder}/", "")
-
-    def end(self) -> None:
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, SIGKILL)
-        self.parent.wait()
+            raise TimeoutError(f"step {step} does not come: {self.command.stderr()}")
 
 
-def started(command: Command) -> Measured:
+def started(run: Generate) -> Measured:
     """Measure the start."""
-    command.wait_for_step(1)
-    seconds = max(float(command.marks(rank)[0][1]) for rank in range(2)) - command.begun
+    run.wait_for_step(1)
+    command = run.command
+    seconds = max(float(run.marks(rank)[0][1]) for rank in range(2)) - command.begun
     pids = command.processes()
     memory = sum(map(pss, pids)) / 1e6
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -165,10 +137,11 @@ def started(command: Command) -> Measured:
     return Measured(seconds, command.parent.returncode, lines, processes=len(pids), cpu=cpu, memory=memory)
 
 
-def signalled(command: Command, signal: Signals, to: str) -> Measured:
+def signalled(run: Generate, signal: Signals, to: str) -> Measured:
     """Measure the end after a signal to the parent, to a rank or to the parent's process group."""
-    command.wait_for_step(3)
-    pid = int(command.marks(int(to[-1]))[0][0]) if to.startswith("rank") else command.parent.pid
+    run.wait_for_step(3)
+    command = run.command
+    pid = int(run.marks(int(to[-1]))[0][0]) if to.startswith("rank") else command.parent.pid
     (os.killpg if to == "group" else os.kill)(pid, signal)
     moment = time.monotonic()
     until(lambda: bool(command.stderr()) or command.ended(), PATIENCE)
@@ -183,22 +156,15 @@ def pss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
 
 
-def until(true: Callable[[], bool], patience: float) -> bool:
-    end = time.monotonic() + patience
-    while not true() and time.monotonic() < end:
-        time.sleep(0.02)
-    return true()
-
-
 def measure(launcher: str, scenario: str) -> tuple[Measured, str]:
     """Measure one run in one scenario."""
     with tempfile.TemporaryDirectory() as folder:
-        command = Command(launcher, Path(folder), steps=4 if scenario == "start" else 900)
+        run = Generate(launcher, Path(folder), steps=4 if scenario == "start" else 900)
         try:
-            measured = started(command) if scenario == "start" else signalled(command, *SIGNALS[scenario])
-            return measured, command.stderr()
+            measured = started(run) if scenario == "start" else signalled(run, *SIGNALS[scenario])
+            return measured, run.command.stderr()
         finally:
-            command.end()
+            run.command.end()
 
 
 def summary(scenario: str, runs: list[Measured]) -> str:

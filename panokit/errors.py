@@ -12,6 +12,10 @@ class SettingError(PanokitError, ValueError):
     """A setting cannot work: a size, a stride, a number of steps, a box outside the canvas."""
 
 
+class LauncherError(SettingError):
+    """What the environment says of this process's place among the ranks cannot be. Each process knows that of itself alone."""
+
+
 class PluginNotFoundError(PanokitError, LookupError):
     """No installed plugin has the requested name, or more than one has it."""
 

@@ -1,6 +1,8 @@
 """Models by name: where they are, and which family reads them."""
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
@@ -8,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 
 from panokit import registry
 from panokit.composition import build
 from panokit.denoiser import Model
-from panokit.errors import ModelError, PluginNotFoundError, SettingError
+from panokit.errors import ModelError, PanokitError, PluginNotFoundError, SettingError
 from panokit.family import Family, read_json
 from panokit.plain import map_leaves
 
@@ -51,6 +54,35 @@ def load_model(source: Any, /, **settings: Any) -> Model:
 def family_of(name: str) -> str:
     """The name of the family that reads a model; see `load_model`."""
     return _found(name)[1]
+
+
+def bytes_of(source: Any) -> int:
+    """The bytes of weights that loading a model brings into memory, about; 0 if it is there, or not on this machine.
+
+    Args:
+        source: a model as `load_model` takes it, or a mapping of its name and settings.
+    """
+    name = source.get("plugin") if isinstance(source, Mapping) else source
+    if not isinstance(name, str | Path):
+        return 0
+    try:
+        installed = any(plugin.name == name for plugin in registry.plugins("models"))
+        place = Path(str(registry.load("models", str(name)) if installed else name))
+        if not place.exists() and str(name).count("/") == 1:
+            place = Path(snapshot_download(str(name), local_files_only=True))
+        if place.is_file():
+            return place.stat().st_size
+        return sum(_smallest(part) for part in (place, *place.iterdir()) if part.is_dir() and part.name != "safety_checker")
+    except (PanokitError, OSError, ValueError):  # loading says what is wrong
+        return 0
+
+
+def _smallest(part: Path) -> int:
+    """The bytes of a part's weights: of its variants, the smallest, since one alone is read."""
+    sizes: Counter[str] = Counter()
+    for file in part.glob("*.safetensors"):
+        sizes[re.sub(r"-\d+-of-\d+", "", file.name)] += file.stat().st_size
+    return min(sizes.values(), default=0)
 
 
 def _noted(value: Any) -> Any:

@@ -172,6 +172,8 @@ class _Painter:
     def __init__(self, tasks: Sequence[Task], runtime: Runtime) -> None:
         self._tasks, self._runtime, self._stopper = tasks, runtime, _Stopper()
         self._start, self._done, self._painted = time.monotonic(), 0, 0
+        # Each rank has read the pictures and models of its tasks itself, and may make some tasks alone.
+        runtime.require_same({str(k): task.plan.recipe for k, task in enumerate(tasks)})
         shared = len(tasks) < runtime.world_size
         self._own = range(len(tasks)) if shared else range(runtime.global_rank, len(tasks), runtime.world_size)
         self._left = sum(tasks[k].pixels for k in self._own)

@@ -160,8 +160,9 @@ class Sampler:
         named: Scheduler | None = None if scheduler is None else _plugin(scheduler, Scheduler)
         self.runtime = runtime or Runtime()
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
-        self.runtime.launch()
-        self.model = _model(model)
+        self.runtime.launch(lambda: models.bytes_of(model))
+        with self.runtime.working():  # one rank may have to fetch it
+            self.model = _model(model)
         if len(window := self.model.denoiser.window) != 2:
             raise SettingError(
                 f"the windows of {self.model.name} are {window} cells, and a panorama has two axes: use a model of pictures"
@@ -284,8 +285,9 @@ class Sampler:
 
         def notify(hook: Hook) -> None:
             try:
-                call(callbacks, hook, run)
-                self.runtime.fabric.call(hook, run=run)
+                with self.runtime.working():
+                    call(callbacks, hook, run)
+                    self.runtime.fabric.call(hook, run=run)
             except Exception as error:  # perhaps on this rank alone
                 self.runtime.defer(error)
 

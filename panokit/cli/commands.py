@@ -1,5 +1,6 @@
 """The commands: one function each, whose arguments are the options. They import heavy modules when they are called."""
 
+import json
 import logging
 import os
 import re
@@ -10,9 +11,9 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from panokit import registry
+from panokit import launcher, registry
 from panokit.cli.groups import Devices, Prompts, text_of
 from panokit.errors import ContractError, FallbackWarning, OutputError, PluginNotFoundError, SettingError
 from panokit.hints import make
@@ -23,7 +24,7 @@ from panokit.registry import Kind
 from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings, unknown_option
 
 if TYPE_CHECKING:
-    from panokit.jobs import Worker
+    from panokit.jobs import Job, Worker
 
 NAMES = (*(field.name for field in fields(Composition)), *SETTINGS)
 """The options that decide a picture, besides its prompt."""
@@ -42,16 +43,45 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
     Returns:
         The exit status: 1 if a job failed or was left out.
     """
-    from panokit.jobs import Job, jobs_in, part_of
+    from panokit.jobs import part_of
     from panokit.painting import paint, paint_all, prepare, prepare_all
 
     options = {**settings.as_data(), **vars(composition)}
-    if prompts.jobs is None:
-        jobs = [Job.of({**options, "prompt": prompt, "seed": seed}) for prompt, seed in prompts.all]
-        output.check(len(jobs))
-        worker = _worker(devices.as_data())
-        paint([prepare(job, worker, output) for job in jobs], worker.runtime)
+    asked, worker = _once(lambda: _asked(prompts, options, output), devices)
+    if asked.file is None:
+        paint([prepare(job, worker, asked.output) for job in asked.jobs.values()], worker.runtime)
         return 0
+    tasks = prepare_all(asked.file, asked.jobs, asked.wrong, worker, asked.output)
+    failed = paint_all(part_of(tasks, asked.part), worker.runtime)
+    return 1 if failed or len(tasks) < len(asked.jobs) + len(asked.wrong) else 0
+
+
+class _Asked(NamedTuple):
+    """What a command asks for, after its files are read.
+
+    Attributes:
+        file: the file of jobs, if there is one.
+        jobs: the jobs, by line number or place.
+        wrong: what is wrong with other lines of the file of jobs.
+        output: where the pictures go.
+        part: which part of the jobs to run.
+    """
+
+    file: str | None
+    jobs: dict[int, "Job"]
+    wrong: dict[int, str]
+    output: Output
+    part: str
+
+
+def _asked(prompts: Prompts, options: Mapping[str, Any], output: Output) -> _Asked:
+    """Read the files of prompts or jobs, and check what can be checked without a model."""
+    from panokit.jobs import Job, jobs_in, part_of
+
+    if prompts.jobs is None:
+        jobs = {k: Job.of({**options, "prompt": prompt, "seed": seed}) for k, (prompt, seed) in enumerate(prompts.all)}
+        output.check(len(jobs))
+        return _Asked(None, jobs, {}, output, prompts.part)
     if prompts.prompt or prompts.prompts:
         raise SettingError("the file of --jobs contains the prompts: leave out the others, or add them to the file")
     output = replace(output, again=True)
@@ -66,10 +96,31 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         raise SettingError(f"{prompts.jobs} contains no job: write one on each line, as JSON")
     output.check(len(by_line))
     part_of([], prompts.part)  # before hours of work
+    return _Asked(prompts.jobs, by_line, wrong, output, prompts.part)
+
+
+def _once(read: Callable[[], _Asked], devices: Devices) -> tuple[_Asked, "Worker"]:
+    """Read what a command asks for on rank 0, and return it on every rank, with the worker of this rank.
+
+    A file may be edited between two readings, and a pipe can be read once. If panokit starts the processes, it reads before
+    that, so that a mistake is told at once.
+
+    Args:
+        read: reads the files.
+        devices: the devices of the worker, whose ranks are started.
+
+    Raises:
+        SettingError: a file cannot be read, or holds a mistake; or the ranks cannot be started.
+    """
+    from panokit.models import bytes_of
+
+    asked = None if launcher.is_rank() else read()
     worker = _worker(devices.as_data())
-    tasks = prepare_all(prompts.jobs, by_line, wrong, worker, output)
-    failed = paint_all(part_of(tasks, prompts.part), worker.runtime)
-    return 1 if failed or len(tasks) < len(by_line) + len(wrong) else 0
+    models = (
+        {json.dumps(job.composition.model, default=repr): job.composition.model for job in asked.jobs.values()} if asked else {}
+    )
+    worker.runtime.launch(lambda: max(map(bytes_of, models.values()), default=0))
+    return worker.runtime.broadcast(read if asked is None else lambda: asked), worker
 
 
 def rerun(
@@ -290,7 +341,7 @@ def resolved(composition: Composition) -> dict[str, Any]:
 
 def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
     """Make the worker for the pictures, and silence libraries."""
-    from panokit.jobs import Worker
+    from panokit.jobs import Job, Worker
 
     _hush()
     return Worker(runtime, trusted=trusted)
@@ -301,6 +352,7 @@ def _hush() -> None:
 
     Environment variables reach the libraries that are not imported yet, and that this composition may not need.
     """
+    launcher.launched()  # a damaged environment would break the import
     import lightning.fabric  # noqa: F401 - it sets the level of its logger
 
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # hints for developers

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import yaml
 
-from panokit import registry
+from panokit import launcher, registry
 from panokit.cli import commands
 from panokit.cli.groups import Devices, Prompts
 from panokit.cli.words import PARTS, Words, sort
 from panokit.errors import (
     ContractError,
     FallbackWarning,
+    LauncherError,
     NotFiniteError,
     OutOfMemoryError,
     PanokitError,
@@ -73,6 +74,8 @@ def main(args: Sequence[str] | None = None) -> int:
         terminated.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported: its warnings are for developers
+    launcher.forget()
+    launcher.watch()
     try:
         with _warnings_in_one_line(), terminated():
             return _run(list(sys.argv[1:] if args is None else args))
@@ -82,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except KeyboardInterrupt as interrupt:
         what, status = ("terminated", 143) if isinstance(interrupt, TerminatedError) else ("interrupted", 130)
-        return status if _rank() else _complain(": ".join(filter(None, (what, str(interrupt)))), status)
+        return status if launcher.rank() else _complain(": ".join(filter(None, (what, str(interrupt)))), status)
     except BrokenPipeError:  # the reader has closed the pipe, as in `panokit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -283,7 +286,9 @@ def _warnings_in_one_line() -> Iterator[None]:
         line: Any = None,
     ) -> None:
         # Every rank has the same prompts and fallbacks, so the first one warns for all. Free memory differs between ranks.
-        if issubclass(category, ShardingWarning) or (issubclass(category, (PromptWarning, FallbackWarning)) and not _rank()):
+        if issubclass(category, ShardingWarning) or (
+            issubclass(category, (PromptWarning, FallbackWarning)) and not launcher.rank()
+        ):
             _complain(f"warning: {message}", 0)
 
     before = warnings.showwarning
@@ -296,16 +301,12 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 def _complain(what: object, status: int) -> int:
     """Print one line, unless this is another rank than the first and the first one prints the same."""
-    rank = _rank()
-    same = getattr(what, "reported", False) or (status == 2 and os.environ.get("LOCAL_RANK", "0") != "0")
+    rank = launcher.rank()
+    alike = status == 2 and not isinstance(what, LauncherError)  # the ranks of a machine have the same command
+    same = getattr(what, "reported", False) or (alike and launcher.local_rank())
     if not (rank and same):
         line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(what).split()))
         line = line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         with suppress(OSError):  # a full disk takes no lines, and a run goes on without them
             print(f"panokit: {f'rank {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
     return status
-
-
-def _rank() -> int:
-    """The rank of this process, from the environment of its launcher."""
-    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0"))

@@ -2,15 +2,16 @@
 
 import atexit
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
 from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
+from panokit import launcher
 from panokit.errors import PanokitError, RankError, RankFailedError
 from panokit.runtime.lifeline import Lifeline
 from panokit.runtime.pieces import Rows
@@ -19,6 +20,9 @@ from panokit.runtime.sharding import Chunk
 Made = TypeVar("Made")
 
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.14 renamed it
+
+_PAUSE = 0.2
+"""The most seconds of waiting in which nothing is looked at."""
 
 
 class Status(IntEnum):
@@ -41,8 +45,7 @@ class Group:
 
     def __init__(self, patience: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._patience, self._meetings, self._turns, self._beaten = patience, 0, 0, 0.0
-        self._store = distributed_c10d._get_default_store()
+        self._patience, self._turns = patience, 0
         self._lifeline = Lifeline(self.rank, self.size, self._from_rank, max(patience, 60.0))
         atexit.register(self._close)
 
@@ -79,7 +82,7 @@ class Group:
         widths = [torch.Size(shape).numel() for shape in shapes]
         sent = like.new_zeros(max(counts) * sum(widths) + 1)
         failure = _portable(failed, f" (rank {self.rank})") if failed else None
-        with self._lifeline.needed():
+        with self._lifeline.needed(), self.computing():
             at = 0
             for chunk in shares[self.rank] if failure is None else ():
                 self._lifeline.check()
@@ -92,8 +95,10 @@ class Group:
                     sent.zero_()
                     break
                 at += flat.numel()
+                self.beat()
             sent[-1] = status if failure is None else Status.FAILED
             received = like.new_empty((self.size, sent.numel()))
+            self._meet()
             _all_gather(received.view(-1), sent)
             statuses = [Status(round(status)) for status in received[:, -1].tolist()]
             if Status.FAILED in statuses:
@@ -125,10 +130,12 @@ class Group:
         error: Exception | None = None
         if self.rank == 0:
             try:
-                result = work()
+                with self.working():
+                    result = work()
             except Exception as raised:  # the other ranks must learn of it
                 error = raised
-        with self._lifeline.needed():
+        with self._lifeline.needed(), self.computing():
+            self._meet()
             result, failure = self._from_rank((result, error and _portable(error)))
         if failure is not None:
             raise _everywhere(failure, error)
@@ -149,7 +156,8 @@ class Group:
         """
         received: list[Any] = [None] * self.size
         failure = error and _portable(error, f" (rank {self.rank})")
-        with self._lifeline.needed():
+        with self._lifeline.needed(), self.computing():
+            self._meet()
             dist.all_gather_object(received, (own, failure))
         for _, other in received:
             if other is not None:
@@ -157,34 +165,53 @@ class Group:
         return [value for value, _ in received]
 
     def beat(self) -> None:
-        """Count a sign of progress, at most once a second, for the ranks that may wait for this one in `meet`."""
-        if time.monotonic() - self._beaten >= 1:
-            self._beaten = time.monotonic()
-            self._store.add(f"panokit/beat/{self.rank}", 1)
+        """Give a sign of progress to the ranks that wait for this one."""
+        self._lifeline.beat()
 
-    def meet(self) -> None:
-        """Wait until all ranks have called this, for as long as the others make progress.
+    def working(self) -> AbstractContextManager[None]:
+        """Inside, this rank writes files or the like, and the others wait for it as long as its process runs."""
+        return self._beating(True)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, this rank computes, also within `working`. The others wait for it as long as it makes progress."""
+        return self._beating(False)
+
+    @contextmanager
+    def _beating(self, now: bool) -> Iterator[None]:
+        before, self._lifeline.working = self._lifeline.working, now
+        try:
+            yield
+        finally:
+            self._lifeline.working = before
+
+    def _meet(self) -> None:
+        """Wait until all ranks have called this, for as long as those that have not give signs of life.
+
+        Collectives alone have a time limit for all of it. They would give up a rank that writes a large file.
 
         Raises:
-            RankError: a rank ended, or made no progress for `patience` seconds.
+            RankError: a rank ended, or gave no sign of life for `patience` seconds.
         """
-        self._meetings += 1
-        key = f"panokit/meeting/{self._meetings}"
-        self._store.add(f"{key}/{self.rank}", 1)
-        beats, since = [-1], time.monotonic()
-        while True:
-            ended = self._lifeline.lost >= 0  # read first: a rank may have come, and ended since
-            missing = [rank for rank in range(self.size) if not self._store.check([f"{key}/{rank}"])]
-            if not missing:
-                return
-            if ended:
-                self._lifeline.check()
-            latest = [self._store.add(f"panokit/beat/{rank}", 0) for rank in missing]
-            if latest != beats:
-                beats, since = latest, time.monotonic()
-            elif time.monotonic() - since > self._patience:
-                raise RankError(f"rank {missing[0]} has made no progress for {self._patience:g} s, the timeout: it hangs")
-            time.sleep(0.05)
+        self._lifeline.arrive()
+        waited, beats, last = 0.0, self._lifeline.beats[:], time.monotonic()
+        while missing := self._lifeline.missing(_PAUSE):
+            self._lifeline.check()
+            now = time.monotonic()
+            waited += min(now - last, 2 * _PAUSE)  # this process itself may have been stopped in between, as by Ctrl-Z
+            last = now
+            if any(beats[rank] != self._lifeline.beats[rank] for rank in missing):
+                waited, beats = 0.0, self._lifeline.beats[:]
+            if waited > self._patience:
+                raise self._given_up(missing)
+
+    def _given_up(self, missing: Sequence[int]) -> RankError:
+        """The error for ranks that hang. The first of the others reports it."""
+        if self.rank - launcher.local_rank() in missing:
+            launcher.end_parent()
+        rank = missing[0]
+        error = RankError(f"rank {rank} has made no progress for {self._patience:g} s, the timeout: it hangs")
+        error.reported = self.rank != min(set(range(self.size)) - {*missing})
+        return error
 
     def begin_apart(self) -> int:
         """Begin a turn, in which each rank makes pictures of its own.

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from panokit.errors import SettingError
+from panokit import launcher
+from panokit.errors import LauncherError, SettingError
+from panokit.runtime.capacity import Machine
 from panokit.settings import Precision
 
 if TYPE_CHECKING:
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
 
 _GRACE = 3.0
 """Seconds in which processes may end by themselves, before they are killed."""
-
-_PARENT = "PANOKIT_PARENT"
-"""The environment variable with the process id of the parent."""
 
 NOTEBOOK = (
     "{} devices need a process each, and those cannot be started from a notebook, nor by spawning or forking: write a script, "
@@ -45,19 +44,27 @@ def fabric_for(
         timeout: seconds that a rank waits for another.
 
     Raises:
-        SettingError: Fabric cannot use these devices, or needs processes in a notebook.
+        SettingError: Fabric cannot use these devices, needs processes in a notebook, or a launcher's environment is damaged.
     """
+    launcher.forget()
+    launched = launcher.launched()  # first, because Lightning reads the same variables when it is imported
     from lightning.fabric import Fabric
 
-    launched = _launched()
-    if launched and (devices, num_nodes) == (1, 1):
+    if launched and devices in (1, "auto") and num_nodes == 1:
         devices, num_nodes = launched
+    if launched and (devices, num_nodes) != launched and launcher.ELASTIC not in os.environ:  # Fabric asks torchrun itself
+        raise LauncherError(
+            f"SLURM has started {launched[0]} tasks on each of {launched[1]} machines, and devices is {devices} on {num_nodes}"
+            f": ask for --nodes={num_nodes} --ntasks-per-node={devices}, and write `srun panokit ...`"
+        )
     options: dict[str, Any] = {"accelerator": accelerator, "num_nodes": num_nodes, "precision": precision}
     try:
         if devices == "auto":
             devices = Fabric(devices=devices, **options).world_size // num_nodes
         if (devices, num_nodes) == (1, 1) or strategy not in ("auto", "ddp") or os.environ.get("LT_CLI_USED", "0") != "0":
             return Fabric(devices=devices, strategy=strategy, **options)
+        if not launched and "LOCAL_RANK" in os.environ:
+            _require_place(devices)
         if hasattr(sys, "ps1") and not launched:
             raise SettingError(NOTEBOOK.format(devices))
         from panokit.runtime.strategy import WindowStrategy
@@ -71,21 +78,7 @@ def fabric_for(
         ) from cause
 
 
-def _launched() -> tuple[int, int] | None:
-    """Processes on each machine, and machines, as a launcher has started them; None without a launcher."""
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-
-    if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return local, int(os.environ["WORLD_SIZE"]) // local
-    if SLURMEnvironment.detect():
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
-    return None
-
-
-def start(strategy: Any) -> Event:
+def start(strategy: Any, weights: Callable[[], int]) -> None:
     """Start the other processes of this machine, unless a launcher has. They end with this one.
 
     Each process runs the command of this one, and reads its rank from the environment, as with Fabric. If one of them ends
@@ -93,44 +86,57 @@ def start(strategy: Any) -> Event:
 
     Args:
         strategy: Fabric's strategy. Nothing is started for another one than `WindowStrategy`.
+        weights: returns the bytes of the weights that each process is going to read, about.
 
-    Returns:
-        An event. Set it when all ranks have met: their lifelines watch over them from then on.
+    Raises:
+        SettingError: this program cannot be started again, or the machine does not hold so many processes.
     """
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     from panokit.runtime.strategy import WindowStrategy
 
-    met = Event()
     environment: Any = getattr(strategy, "cluster_environment", None)
     if not isinstance(strategy, WindowStrategy) or not isinstance(environment, LightningEnvironment):
-        return met
-    if _PARENT in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        Thread(target=_watch_parent, args=(int(os.environ[_PARENT]), met), daemon=True, name="panokit-start").start()
+        return
     if environment.creates_processes_externally:
-        return met
+        return
     command = _command()
+    Machine.this().require(strategy.num_processes, weights(), on_cpu=strategy.root_device.type == "cpu")
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
-    os.environ[_PARENT] = str(os.getpid())
-    children = [
-        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, strategy.num_processes)
-    ]
+    common = {**os.environ, launcher.PARENT: str(os.getpid())}
+    children: list[subprocess.Popen[bytes]] = []
     atexit.register(_end, children)
-    Thread(target=_watch, args=(children, met), daemon=True, name="panokit-start").start()
-    return met
+    for rank in range(1, strategy.num_processes):
+        children.append(subprocess.Popen(command, env={**common, "LOCAL_RANK": str(rank)}))
+    Thread(target=_watch, args=(children,), daemon=True, name="panokit-start").start()
+
+
+def _require_place(processes: int | str) -> None:
+    """Check what the user, or a launcher that panokit does not know, says of this rank's place among the others."""
+    if launcher.local_rank() >= int(processes):
+        raise LauncherError(
+            f"the environment variable LOCAL_RANK is {launcher.local_rank()}, and there are {processes} devices on each "
+            "machine: unset it, and panokit starts the processes, or ask for more devices"
+        )
+    if "MASTER_PORT" not in os.environ:
+        raise LauncherError(
+            "the environment variable LOCAL_RANK is set and MASTER_PORT is not, so this rank cannot meet the others: unset "
+            "LOCAL_RANK, and panokit starts the processes, or start them with torchrun"
+        )
 
 
 def _command() -> list[str]:
     """The command that started this process. The other processes run it too.
 
     Raises:
-        SettingError: the program is no file, as with `python -c`.
+        SettingError: the program is no file: it comes from `python -c`, a terminal, a pipe or a notebook.
     """
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec:
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec and spec.name != "__main__":
         return [sys.executable, "-m", spec.name, *sys.argv[1:]]
-    if not os.path.isfile(sys.argv[0]):
+    if sys.argv[0] in ("", "-", "-c") or not (spec or file) or not os.path.exists(sys.argv[0]):
         raise SettingError(
             f"several devices run the same program once each, and {sys.argv[0]!r} is no file: write a script, or run "
             "`panokit generate --devices N`"
@@ -138,12 +144,12 @@ def _command() -> list[str]:
     return [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
 
 
-def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:
+def _watch(children: Sequence[subprocess.Popen[bytes]]) -> None:
     """End this process if another one ends before all have met. It would wait for a long time."""
-    while not met.wait(0.2):
+    while not launcher.met.wait(0.2):
         for rank, child in enumerate(children, start=1):
             # An error that all ranks have is raised here too, in a moment, and says more: wait for it first.
-            if child.poll() is not None and not met.wait(_GRACE):
+            if child.poll() is not None and not launcher.met.wait(_GRACE):
                 message = f"panokit: rank {rank} has ended, with status {child.returncode}, at the start"
                 print(message, file=sys.stderr, flush=True)
                 for other in children:
@@ -151,16 +157,13 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], met: Event) -> None:
                 os._exit(1)
 
 
-def _watch_parent(parent: int, met: Event) -> None:
-    """End this process if its parent ends before all have met."""
-    while not met.wait(0.2):
-        if os.getppid() != parent:
-            os._exit(1)
-
-
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for the child processes to end, and kill those that do not."""
+    """Wait for the child processes to end, and kill those that do not. Those that wait for this one at the start are told."""
     deadline = time.monotonic() + _GRACE
+    for child in children:
+        if not launcher.met.is_set():
+            child.terminate()
+    launcher.met.set()
     for child in children:
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=max(0.0, deadline - time.monotonic()))

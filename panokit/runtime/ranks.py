@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, final
 
 import torch
@@ -37,21 +38,29 @@ class Ranks(ABC):
     def defer(self, error: Exception) -> None:
         """Raise an error that may be on this rank alone: at once, or on all ranks at their next exchange."""
 
+    @abstractmethod
+    def working(self) -> AbstractContextManager[None]:
+        """Inside, the others wait for this rank as long as its process runs; see `Runtime.working`."""
+
 
 class Alone(Ranks):
     """Ranks that may share windows, and exchange nothing else."""
 
     def broadcast(self, work: Callable[[], Made]) -> Made:
-        return work()
+        with self.working():
+            return work()
 
     def gather(self, work: Callable[[], Made]) -> list[Made]:
-        return [work()]
+        return [self.broadcast(work)]
 
     def barrier(self, work: Callable[[], Made]) -> Made:
-        return work()
+        return self.broadcast(work)
 
     def defer(self, error: Exception) -> None:
         raise error
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @final
@@ -81,13 +90,21 @@ class ApartRanks(Alone):
 
     def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
         self._group.check()
-        self._group.beat()
         stopping = self._group.stopping(self._turn)
         if stop.asked and not stopping:
             self._group.stop(self._turn)
         stop.asked |= stopping
         self.stopped |= stop.asked
-        return self._alone.map(fn, n, rows, micro_batch=micro_batch, stop=stop)
+
+        def beating(index: Chunk) -> Rows:
+            self._group.beat()
+            return fn(index)
+
+        with self._group.computing():
+            return self._alone.map(beating, n, rows, micro_batch=micro_batch, stop=stop)
+
+    def working(self) -> AbstractContextManager[None]:
+        return self._group.working()
 
 
 @final
@@ -133,11 +150,15 @@ class SharedRanks(Ranks):
             raise error
         self._deferred = self._deferred or error
 
+    def working(self) -> AbstractContextManager[None]:
+        return self.group.working()
+
     def _attempt(self, work: Callable[[], Made]) -> tuple[Any, Exception | None]:
         """The result of `work`, and its error, of which the others must learn. A deferred error comes first."""
         made, error = None, None
         try:
-            made = work()
+            with self.working():
+                made = work()
         except Exception as raised:
             error = raised
         return made, self._take_deferred() or error

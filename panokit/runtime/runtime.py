@@ -5,13 +5,13 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from panokit import launcher
 from panokit.errors import RankError, SettingError, ShardingWarning
 from panokit.moved import no_attribute
 from panokit.plain import differences
@@ -104,19 +104,22 @@ class Runtime:
     def __repr__(self) -> str:
         return f"Runtime(device={self.device}, world_size={self.world_size}, micro_batch={self.micro_batch})"
 
-    def launch(self) -> None:
+    def launch(self, weights: Callable[[], int] = int) -> None:
         """Start the other ranks, unless they run already, and connect to them. With one rank it does nothing.
 
+        Args:
+            weights: returns the bytes of the weights that each rank is going to read, about; 0 if that is not known.
+
         Raises:
-            SettingError: they cannot be started from here, from a notebook for instance.
+            SettingError: they cannot be started from here, from a notebook for instance, or the machine does not hold them.
             RankError: a rank ended or did not come in time.
         """
         if self.world_size == 1 or not isinstance(self.ranks, OneRank):
             return
-        met = Event()
         if not dist.is_initialized():
             try:
-                met = start(self.fabric.strategy)
+                launcher.watch()
+                start(self.fabric.strategy, weights)
                 self.fabric.launch()
             except SettingError:
                 raise
@@ -126,7 +129,8 @@ class Runtime:
                 raise SettingError(NOTEBOOK.format(self.world_size)) from cause
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.ranks = SharedRanks(Group(self.timeout), self._pieces, like)
-        met.set()
+        launcher.met.set()
+        launcher.mark()
 
     @property
     def device(self) -> torch.device:
@@ -260,6 +264,14 @@ class Runtime:
         """
         return self.ranks.barrier(work)
 
+    def working(self) -> AbstractContextManager[None]:
+        """Inside, this rank does what may take any time and is no work on windows: it writes a file, or loads a model.
+
+        The other ranks wait for it as long as its process runs. Elsewhere they wait `timeout` seconds for a sign of progress.
+        `map` computes windows, also inside.
+        """
+        return self.ranks.working()
+
     def defer(self, error: Exception) -> None:
         """Raise an error that may be on this rank alone: on all ranks at their next exchange, or at once if there is one rank.
 
@@ -316,12 +328,10 @@ class Runtime:
             error = raised
         except KeyboardInterrupt:
             if apart.stopped:  # the other ranks were asked too, and first finish their steps
-                group.meet()
                 group.gather(None, None)
             raise
         finally:
             self.ranks = shared
-        group.meet()
         made: list[Any] = group.gather(own, error)
         if None in made:
             raise KeyboardInterrupt("another rank was asked to stop")

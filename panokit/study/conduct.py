@@ -41,6 +41,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     """
     worker = Worker(runtime)
     windows = {method: _windows(study.jobs(method)[0], worker) for method in study.methods}
+    worker.runtime.require_same(study.as_data())  # each rank has read the file of the study
     model = worker.plan(study.jobs(next(iter(study.methods)))[0]).sampler.model
     factor, (high, wide) = model.factor, model.denoiser.window
     window = (high * factor, wide * factor)

@@ -1,6 +1,6 @@
-"""Real ranks for tests: processes over gloo, like those of a launcher, that start quickly.
+"""Real processes for tests and benchmarks: ranks that start quickly, and commands with all processes that come of them.
 
-They are forked from a process that has imported everything and computed nothing. So two ranks start in a tenth of a second
+Ranks are forked from a process that has imported everything and computed nothing. So two of them start in a tenth of a second
 instead of ten seconds.
 """
 
@@ -8,11 +8,17 @@ import multiprocessing
 import os
 import runpy
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any, final
+
+_FOLDER = "PANOKIT_TEST_FOLDER"
+"""The environment variable with the folder of a `Command`."""
 
 PRELOAD = ["panokit.cli", "panokit.painting", "panokit.runtime.strategy", "panokit.testing.tiny", "panokit.testing.toys"]
 
@@ -84,6 +90,71 @@ class Processes:
         """The standard output and standard error of each rank."""
         paths = [self._folder / f"{rank}.txt" for rank in range(len(self.ranks))]
         return [path.read_text() if path.exists() else "" for path in paths]
+
+
+@final
+class Command:
+    """A Python program, and all processes that come of it, in a folder of its own. It needs Linux's `/proc`.
+
+    The program runs in the folder, and can import modules from it. Its standard error goes to the file `stderr` there.
+
+    Args:
+        words: the words after `python`.
+        folder: the folder. Its name, in the environment, tells the processes from others.
+        environment: further variables of the environment.
+    """
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.folder, self.begun = folder, time.monotonic()
+        with (folder / "stderr").open("w") as stderr:
+            self.parent = subprocess.Popen(
+                [sys.executable, *words],
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    _FOLDER: str(folder),
+                    "PYTHONPATH": str(folder),
+                    **(environment or {}),
+                },
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # as a shell gives each command a group
+            )
+
+    def processes(self) -> dict[int, dict[str, str]]:
+        """The environments that the processes were started with, by their numbers. Those that have ended are left out."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # the process has ended, or belongs to another user
+                lines = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+                environment = dict(line.split("=", 1) for line in lines if "=" in line)
+                if environment.get(_FOLDER) == str(self.folder):
+                    found[int(path.name)] = environment
+        return found
+
+    def ended(self) -> bool:
+        """Whether the program and all of its processes have ended."""
+        return self.parent.poll() is not None and not self.processes()
+
+    def stderr(self) -> str:
+        """The standard error so far, without the folder's name."""
+        return (self.folder / "stderr").read_text(errors="replace").replace(f"{self.folder}/", "")
+
+    def end(self) -> None:
+        """Kill what has not ended."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, SIGKILL)
+        self.parent.wait()
+
+
+def until(true: Callable[[], bool], patience: float) -> bool:
+    """Wait until something is true, for so many seconds. Return whether it is."""
+    end = time.monotonic() + patience
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return true()
 
 
 def free_port() -> int:

@@ -5,14 +5,26 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Guidance, Runtime, Sampler, decoding
+from panokit import (
+    DiffusersScheduler,
+    Guidance,
+    Runtime,
+    Sampler,
+    callbacks,
+    checkpoint,
+    decoding,
+    output,
+    painting,
+    panorama,
+)
 from panokit.checkpoint import Checkpoint
 from panokit.cli import main
 from panokit.errors import OutputError, PanokitError, SettingError
@@ -73,13 +85,13 @@ def outcome(work: Callable[[], Any]) -> int:
     return 0
 
 
-def mapped(kind: str, timeout: float = 60.0) -> int:
-    """A map of 8 windows in which rank 1 does something out of turn, and another after it."""
+def mapped(kind: str, timeout: float = 60.0, rank: int = 1) -> int:
+    """A map of 8 windows in which one rank does something out of turn, and another after it."""
     shared = runtime(timeout=timeout)
     shared.launch()
 
     def fn(index: list[int]) -> tuple[Tensor]:
-        if shared.global_rank == 1 and 2 in index:
+        if shared.global_rank == rank and 2 * rank in index:
             if kind == "raises":
                 raise ZeroDivisionError("no light")
             if kind == "refuses":
@@ -88,6 +100,8 @@ def mapped(kind: str, timeout: float = 60.0) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "hangs":
                 time.sleep(600)
+            if kind == "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
         if shared.global_rank != 1 and kind == "dies while others compute":
             time.sleep(600)
         if shared.global_rank == 1 and kind == "dies while others compute":
@@ -98,6 +112,20 @@ def mapped(kind: str, timeout: float = 60.0) -> int:
     if kind in ("raises", "refuses"):  # the group has lived
         outcome(lambda: shared.map(lambda index: (torch.tensor(index, dtype=torch.float32),), 3, [()])[0].tolist())
     return status
+
+
+def paused(folder: str) -> int:
+    """A map in which rank 0 waits for rank 1, for longer than the test stops both."""
+    shared = runtime(timeout=1.0)
+    shared.launch()
+
+    def fn(index: list[int]) -> tuple[Tensor]:
+        if shared.global_rank == 1 and 2 in index:
+            Path(folder, "computes").touch()
+            time.sleep(0.7)
+        return (torch.tensor(index, dtype=torch.float32),)
+
+    return outcome(lambda: shared.map(fn, 8, [()])[0].tolist())
 
 
 def different() -> int:
@@ -234,6 +262,26 @@ def told(kind: str) -> int:
 def command(words: list[str]) -> int:
     """The command line."""
     sys.path[:0] = filter(None, [os.environ.get("PYTHONPATH")])
+    return main(words)
+
+
+def command_of_each(*words: list[str]) -> int:
+    """The command line, with words of its own on each rank."""
+    return main(words[int(os.environ["RANK"])])
+
+
+def command_on_a_slow_disk(words: list[str], rank: int, seconds: float) -> int:
+    """The same; one rank writes each file so slowly."""
+    written_aside = output.written_aside
+
+    @contextmanager
+    def slowly(path: Path) -> Iterator[Path]:
+        with written_aside(path) as aside:
+            yield aside
+            time.sleep(seconds if int(os.environ["RANK"]) == rank else 0.0)
+
+    for module in (checkpoint, callbacks, painting, panorama):
+        module.written_aside = slowly  # in this process alone
     return main(words)
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+from panokit import recipe
 from panokit.runtime.sharding import busiest
 from panokit.testing.processes import Processes
 
@@ -93,9 +96,71 @@ def test_when_a_rank_dies_the_others_end_at_once(ranks: Run, kind: str) -> None:
 def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_ends(ranks: Run) -> None:
     started = ranks(2, "mapped", "hangs", 1.5)
     assert started.wait() == [1, 1]
-    assert "RankError the other ranks could not be reached" in started.outputs()[0]
-    assert "Timed out" in started.outputs()[0]
+    assert started.outputs()[0] == "RankError rank 1 has made no progress for 1.5 s, the timeout: it hangs\n"
     assert "rank 0 has ended" in started.outputs()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_is_given_up_after_the_timeout(ranks: Run, rank: int) -> None:
+    """Also rank 0, which the others meet by: they must not wait for an answer of it."""
+    started = ranks(2, "mapped", "stops", 1.0, rank)
+    started.ranks[1 - rank].join(timeout=30)
+    expected = f"RankError rank {rank} has made no progress for 1 s, the timeout: it hangs\n"
+    assert started.outputs()[1 - rank] == expected
+    started.ranks[rank].kill()
+    assert started.wait()[rank] == -9
+
+
+def test_processes_that_are_all_stopped_for_longer_than_the_timeout_go_on(ranks: Run, tmp_path: Path) -> None:
+    """As by Ctrl-Z and fg: each waits for the others again, from the beginning."""
+    started = ranks(2, "paused", str(tmp_path))
+    pids = [rank.pid for rank in started.ranks]
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "computes").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(2.5)
+    assert started.wait() == [0, 0]
+
+
+@pytest.mark.parametrize(("rank", "prompts"), [(0, 1), (1, 2)])
+def test_a_file_may_take_longer_than_the_timeout(folder: Path, tmp_path: Path, ranks: Run, rank: int, prompts: int) -> None:
+    """Every file of a command, where the ranks share a picture, and where each makes its own."""
+    (tmp_path / "made").mkdir()
+    words = ["generate", *(f"lake {k}" for k in range(prompts)), "--model", str(folder), "--height", "16", "--width", "24"]
+    words += ["--steps", "2", "--checkpoint_every", "1", "--latents", "--timeout", "0.7", "--out", str(tmp_path / "made")]
+    words += ["--sheet", str(tmp_path / "sheet.png"), "--preview", str(tmp_path / "preview.png")]
+    started = ranks(2, "command_on_a_slow_disk", words, rank, 1.0)
+    assert started.wait() == [0, 0], started.outputs()
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_files_are_read_once_for_all_ranks(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    """The jobs, prompts and configurations of rank 0 count, whatever the others would read a moment later."""
+    jobs = [json.dumps({"prompt": f"lake {k}"}) for k in range(3)]
+    for rank, lines in enumerate((jobs, jobs[:1])):
+        (tmp_path / f"lines.{rank}").write_text("\n".join(lines))
+        (tmp_path / f"{rank}.yaml").write_text(f"steps: {2 + rank}\n")
+    small = ["--model", str(folder), "--height", "16", "--width", "24"]
+    for option in ("--jobs", "--prompts"):
+        made = tmp_path / option
+        made.mkdir()
+        files = [[option, str(tmp_path / f"lines.{rank}"), "--config", str(tmp_path / f"{rank}.yaml")] for rank in range(2)]
+        started = ranks(2, "command_of_each", *(["generate", *own, *small, "--out", str(made)] for own in files))
+        assert started.wait() == [0, 0], started.outputs()
+        assert [recipe.read(path)["steps"] for path in made.iterdir()] == [2, 2, 2]
+
+
+def test_ranks_that_would_make_pictures_of_their_own_by_other_settings_say_so(folder: Path, tmp_path: Path, ranks: Run) -> None:
+    words = ["generate", "a lake", "a city", "--model", str(folder), "--height", "16", "--width", "24", "--steps", "2"]
+    each = [[*words, "--micro_batch", str(rank + 1), "--out", f"{tmp_path}/"] for rank in range(2)]
+    started = ranks(2, "command_of_each", *each)
+    assert started.wait() == [1, 1]
+    expected = "panokit: rank 0 and rank 1 were not started alike: 0.micro_batch is 1 and 2; 1.micro_batch is 1 and 2: "
+    assert [text.startswith(expected) for text in started.outputs()] == [True, False]
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_ranks_that_are_about_to_make_different_pictures_say_so(ranks: Run) -> None:

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from panokit import Model, Runtime, Sampler, SettingError
+from panokit.runtime import capacity
 from panokit.testing.toys import Pull, ToyDenoiser, toy_run
 
 
@@ -124,10 +125,18 @@ def test_a_fabric_that_would_fork_is_told_too() -> None:
         Runtime(fabric=fabric).launch()
 
 
-@pytest.mark.parametrize("program", ["-", "-c", ""])
-def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+@pytest.mark.parametrize("program", ["-", "-c", "", "ipykernel_launcher.py"])
+def test_a_program_that_is_no_file_cannot_be_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str
+) -> None:
+    """Not even if there is a file of that name, and no process is started for it."""
+    monkeypatch.chdir(tmp_path)
+    if program:
+        (tmp_path / program).write_text("raise SystemExit(3)")
     monkeypatch.setattr(sys, "argv", [program])
-    monkeypatch.delattr(sys.modules["__main__"], "__spec__")  # as under a debugger
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.delattr(sys.modules["__main__"], "__spec__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
     with pytest.raises(SettingError, match=f"{program!r} is no file: write a script"):
         Runtime(accelerator="cpu", devices=2).launch()
 
@@ -158,6 +167,15 @@ def test_those_of_slurm_too(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     runtime = Runtime(accelerator="cpu")
     assert (runtime.world_size, runtime.global_rank) == (4, 3)
+
+
+def test_more_processes_than_the_machine_holds_are_refused_before_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(capacity.Machine, "this", lambda: capacity.Machine(2, 10**9, 10**8))
+    with pytest.raises(SettingError, match=r"5 devices are more than this machine holds, 4: its 2 cores take 4 processes"):
+        Runtime(accelerator="cpu", devices=5).launch()
+    with pytest.raises(SettingError, match=r"4 devices are more than this machine holds, 2: each takes about 0.5 GB"):
+        Runtime(accelerator="cpu", devices=4).launch(lambda: 4 * 10**8)
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
