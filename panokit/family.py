@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from panokit.denoiser import Model
 from panokit.errors import ContractError, ModelError
+from panokit.plain import check_depth
 
 
 class Family(ABC):
@@ -70,8 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        check_depth(content, "it")
+    except RecursionError as cause:
+        raise ModelError(f"{path} is damaged: it is nested too deep") from cause
     except (OSError, ValueError) as cause:
-        raise ModelError(f"{path} is damaged: {cause}") from cause
+        raise ModelError(f"{path} is damaged: {' '.join(str(cause).split())}") from cause
     if not isinstance(content, dict):
         raise ModelError(f"{path} is damaged: it is a {type(content).__name__} and no mapping")
     return content

@@ -341,7 +341,7 @@ def resolved(composition: Composition) -> dict[str, Any]:
 
 def _worker(runtime: Mapping[str, Any], *, trusted: bool = True) -> "Worker":
     """Make the worker for the pictures, and silence libraries."""
-    from panokit.jobs import Job, Worker
+    from panokit.jobs import Worker
 
     _hush()
     return Worker(runtime, trusted=trusted)

@@ -11,6 +11,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from panokit.backbones.diffusers.configurations import read_configuration
 from panokit.backbones.diffusers.parts import explained, is_network, quiet, read_network
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.weights import find_weights
@@ -187,6 +188,7 @@ def add_ip_adapter(pipe: Any, adapter: IPAdapter, dtype: torch.dtype) -> None:
                 "ip_adapter to its folder or hub id"
             )
         cls = next(iter(filter(is_network, _types(pipe, "image_encoder"))), transformers.CLIPVisionModelWithProjection)
+        read_configuration(folder, cls, what)
         encoder = read_network(cls, find_weights(folder, None, what), dtype, what)
         pipe.register_modules(image_encoder=encoder)
     with quiet(), explained(what, f"use an IP-Adapter that was made for the model of this {kind}"):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.backbones.diffusers.execution import set_checkpointing
-from panokit.backbones.diffusers.networks import copied, moves_itself, weights_kept
+from panokit.backbones.diffusers.networks import computing, copied, moves_itself, weights_kept
 from panokit.denoiser import Codec
 from panokit.settings import Execution
 
@@ -55,7 +55,8 @@ class VAECodec(Codec):
         pixels = images * 2 - 1
         if self._opacity:
             pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
-        z = mode_of(self.vae, self._as_film(pixels))
+        with computing("the vae"):
+            z = mode_of(self.vae, self._as_film(pixels))
         z = (z[:, :, 0] if self.films else z).to(images.dtype)
         scale, mean = self._tiled(z)
         return (z - mean) * scale
@@ -63,7 +64,7 @@ class VAECodec(Codec):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
         scale, mean = self._tiled(latents)
         z = latents / scale + mean
-        with weights_kept() if self._moves else nullcontext():
+        with computing("the vae"), weights_kept() if self._moves else nullcontext():
             images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
         return (images[:, :, 0] if self.films else images)[:, :3].to(latents.dtype) / 2 + 0.5
 

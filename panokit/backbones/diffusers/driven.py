@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from panokit.backbones.diffusers.codec import mode_of
 from panokit.backbones.diffusers.drivable import skips
-from panokit.backbones.diffusers.networks import moves_itself, weights_kept
+from panokit.backbones.diffusers.networks import computing, moves_itself, weights_kept
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
 from panokit.backbones.diffusers.scheduler import without_numpy_warnings
@@ -133,7 +133,7 @@ class Driven:
         pipe = self._copy(
             image_latents, scheduler=one, answers=encoded.again(), ahead=level.step, origin=origin, device_of_run=device
         )
-        with weights_kept() if self.offloads else nullcontext():
+        with computing(self._class.__name__), weights_kept() if self.offloads else nullcontext():
             self._until_stopped(pipe, {**options, "num_inference_steps": level.steps})
         return one.prediction
 

@@ -18,9 +18,11 @@ from panokit.backbones.diffusers.addons import (
     addon,
     names_of,
 )
-from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet
+from panokit.backbones.diffusers.configurations import read_configuration, require_fitting
+from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet, read_part
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.swaps import Part, controlled, find_controlnet, find_vae, pipeline_class
+from panokit.backbones.diffusers.tokenizers import fit_tokenizer, read_tokenizer
 from panokit.backbones.diffusers.weights import DTYPES, PICKLES, Weights, find_weights, require_variant
 from panokit.errors import ModelError, SettingError
 from panokit.family import read_json
@@ -116,13 +118,22 @@ def _from_folder(source: str, settings: Loading, folder: Path | None) -> Any:
     for name in own:
         if not (folder / name).is_dir():
             raise ModelError(f"{model} has no {name}/, which its model_index.json names: fetch the missing files")
+    configs = {name: read_configuration(folder / name, kind, model) for name, kind in own.items()}
+    require_fitting(configs, model)
     parts = {
         name: Part(kind, find_weights(folder / name, settings.variant, model)) for name, kind in own.items() if is_network(kind)
     }
     require_variant([part.weights for part in parts.values()], settings.variant, model)
+    others = {
+        name: read_tokenizer(kind, folder / name, configs.get(name.replace("tokenizer", "text_encoder"), {}), model)
+        if name.startswith("tokenizer")
+        else read_part(kind, folder / name, model)
+        for name, kind in own.items()
+        if not is_network(kind)
+    }
     networks = _read(cls, {**parts, **swaps}, settings, model)
     with quiet(), explained(model, "check its files, or fetch them again"):
-        return cls.from_pretrained(str(folder), local_files_only=True, **networks)
+        return cls.from_pretrained(str(folder), local_files_only=True, **others, **networks)
 
 
 def _from_file(source: str, settings: Loading) -> Any:
@@ -140,6 +151,8 @@ def _from_file(source: str, settings: Loading) -> Any:
     if not hasattr(cls, "from_single_file"):
         raise ModelError(f"{model} is a single file, and a {cls.__name__} cannot be read from one: use a folder or a hub id")
     alone = not any(key.startswith(COMPANIONS) for key in tensors)
+    configs = {name: read_configuration(folder / name, kind, f"the config {config}") for name, kind in kinds.items()}
+    require_fitting(configs, f"the config {config}")
     parts = {}
     for name in (name for name, kind in kinds.items() if is_network(kind) and name not in swaps):
         pickled = any(path.suffix in PICKLES for path in (folder / name).glob("*"))
@@ -153,6 +166,9 @@ def _from_file(source: str, settings: Loading) -> Any:
     for name, part in pipe.components.items():
         if is_network(type(part)) and any(weight.is_meta for weight in part.parameters()):
             raise ModelError(f"{model} lacks weights of {name}, a {type(part).__name__}: {advice}")
+        if name.startswith("tokenizer") and part is not None:
+            encoder = pipe.components.get(name.replace("tokenizer", "text_encoder"))
+            fit_tokenizer(part, encoder.config.to_dict() if encoder else {}, f"{name} of {model}")
     return pipe
 
 

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from panokit.backbones.diffusers.codec import VAECodec
+from panokit.backbones.diffusers.configurations import read_configuration, require_fitting, require_values
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
-from panokit.backbones.diffusers.networks import require_window
-from panokit.backbones.diffusers.own import training_from
-from panokit.backbones.diffusers.parts import explained, quiet, read_network
-from panokit.backbones.diffusers.reading import tokenized
+from panokit.backbones.diffusers.networks import computing, require_window
+from panokit.backbones.diffusers.own import scheduler_class, training_from
+from panokit.backbones.diffusers.parts import explained, read_network
+from panokit.backbones.diffusers.reading import Reading, excerpt, kinds_of
+from panokit.backbones.diffusers.tokenizers import read_tokenizer
 from panokit.backbones.diffusers.weights import find_weights, require_variant
 from panokit.denoiser import Denoiser, Model
 from panokit.errors import ModelError, PromptWarning
 from panokit.family import read_json
+from panokit.hints import fit
 from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
@@ -105,40 +108,32 @@ class UNetDenoiser(Denoiser):
         set_compiled(self.unet, execution.compile)
 
     def encode(self, scene: Scene) -> Embeddings:
-        for text in scene.texts:
-            self._warn_of_unknown_words(text)
-            self._warn_of_truncation(text)
-        if scene.guidance_scale <= 1:
-            return Embeddings(self._embed(scene.texts), None, Mixtures(scene))
-        negatives = list(dict.fromkeys(scene.negatives))
-        rows = self._embed(negatives)
-        which = [negatives.index(text) for text in scene.negatives]
-        rows = rows[which] if len(rows) > 1 else rows.expand(len(which), -1, -1)
-        return Embeddings(self._embed(scene.texts), rows, Mixtures(scene))
+        reading, rows = Reading(), None
+        texts = self._embed(scene.texts, reading)
+        if scene.guidance_scale > 1:
+            negatives = list(dict.fromkeys(scene.negatives))
+            rows = self._embed(negatives, reading)
+            which = [negatives.index(text) for text in scene.negatives]
+            rows = rows[which] if len(rows) > 1 else rows.expand(len(which), -1, -1)
+        reading.warn_of_cuts(scene)
+        self._warn_of_unknown_words(scene)
+        return Embeddings(texts, rows, Mixtures(scene))
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
-        tokens = tokenized(
-            self.tokenizer,
-            list(texts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+    def _embed(self, texts: Sequence[str], reading: Reading) -> Tensor:
+        """The embedded texts, with a note of what the tokenizer reads."""
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        tokens = reading.watched(self.tokenizer)(list(texts), max_length=self.tokenizer.model_max_length, **options)
+        with computing("the text encoder"):
+            return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
 
-    def _warn_of_unknown_words(self, text: str) -> None:
-        if self.known_words and text and self.known_words.isdisjoint(re.findall(r"[^\W\d_]+", text.lower())):
-            some = ", ".join(sorted(self.known_words, key=lambda word: (len(word), word))[-24:])
-            message = f"this model knows no word of the prompt {text!r}; it knows, for instance: {some}"
-            warnings.warn(message, PromptWarning, stacklevel=6)
-
-    def _warn_of_truncation(self, text: str) -> None:
-        tokens, limit = tokenized(self.tokenizer, text, verbose=False).input_ids, self.tokenizer.model_max_length
-        if len(tokens) > limit:
-            cut = self.tokenizer.decode(tokens[limit - 1 : -1])
-            message = f"the prompt has {len(tokens)} tokens and this model reads {limit}: {cut!r} at its end is cut off"
-            warnings.warn(message, PromptWarning, stacklevel=6)
+    def _warn_of_unknown_words(self, scene: Scene) -> None:
+        """Warn about each text that the model reads and knows no word of."""
+        read = kinds_of(scene) if scene.guidance_scale > 1 else {"prompt": scene.texts}
+        for kind, text in [(kind, text) for kind, texts in read.items() for text in dict.fromkeys(texts)]:
+            if self.known_words and text and self.known_words.isdisjoint(re.findall(r"[^\W\d_]+", text.lower())):
+                some = ", ".join(sorted(self.known_words, key=lambda word: (len(word), word))[-24:])
+                message = f"this model knows no word of the {kind} {excerpt(text)!r}; it knows, for instance: {some}"
+                warnings.warn(message, PromptWarning, stacklevel=6)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         mixture = embeddings.mixtures.of(windows, index)
@@ -157,7 +152,8 @@ class UNetDenoiser(Denoiser):
     def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
         t = torch.full((len(x),), level.t, device=x.device)
         dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` goes through all modules each time
-        return self.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0].to(x.dtype)
+        with computing("the unet"):
+            return self.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0].to(x.dtype)
 
 
 def _entries(texts: Tensor, mixture: Mixture) -> Tensor:
@@ -191,23 +187,31 @@ def load_stable_diffusion(folder: Path, name: str, variant: str | None, window: 
             raise ModelError(f"{what} has no {needed}: it must be in diffusers' format")
     if not (folder / "tokenizer").is_dir():
         raise ModelError(f"{what} has no tokenizer: it must be in diffusers' format")
-    configs = {part: read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    configs = {part: read_configuration(folder / part, kind, what) for part, kind in kinds.items()}
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    require_values(scheduler, scheduler_class(scheduler), f"scheduler/scheduler_config.json of {what}")
+    require_fitting({"unet": {"_class_name": "UNet2DConditionModel"} | configs["unet"], **configs}, what)
     if not _fits(configs, scheduler):
         return None
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    training = training_from(scheduler)
+    read_configuration(folder / "tokenizer", CLIPTokenizer, what)
+    tokenizer = read_tokenizer(CLIPTokenizer, folder / "tokenizer", configs["text_encoder"], what)
+    words = _known_words(folder / "tokenizer" / "known_words.json")
     weights = {part: find_weights(folder / part, variant, what) for part in kinds}
     require_variant(weights.values(), variant, what)
     unet, vae, text_encoder = (read_network(kind, weights[part], torch.float32, what) for part, kind in kinds.items())
-    with quiet(), explained(what, "check the tokenizer, or fetch it again"):
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    known = folder / "tokenizer" / "known_words.json"
-    words = frozenset(json.loads(known.read_text())) if known.is_file() else frozenset()
-    denoiser = UNetDenoiser(unet, text_encoder, tokenizer, training_from(scheduler), words)
+    denoiser = UNetDenoiser(unet, text_encoder, tokenizer, training, words)
     if window is not None:
         require_window((window, window), unet.config)
         denoiser.window = (window, window)
     return Model(denoiser, VAECodec(vae), name)
+
+
+def _known_words(file: Path) -> frozenset[str]:
+    """The words that a model was trained on, if it says so."""
+    with explained(f"{file.parent.name}/{file.name}", "it must be a list of words"):
+        return frozenset(fit(json.loads(file.read_text(encoding="utf-8")), list[str])) if file.is_file() else frozenset()
 
 
 def _fits(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any]) -> bool:

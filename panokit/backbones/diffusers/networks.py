@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panokit.errors import ModelError, SettingError
+from panokit.errors import ModelError, PanokitError, SettingError
+from panokit.memory import is_out_of_memory, reason_of
 from panokit.runtime.placement import kept_in_float32, sharing
 
 OTHERS = ("text_encoder", "image_encoder", "vae", "safety_checker")
@@ -106,6 +107,27 @@ def add_casts(network: nn.Module) -> None:
     """
     network.register_forward_pre_hook(_narrow_inputs, with_kwargs=True)
     network.register_forward_hook(_widen_outputs)
+
+
+@contextmanager
+def computing(what: str) -> Iterator[None]:
+    """Inside, the failure of a network becomes an error of one line. That its memory does not suffice stays what it is.
+
+    Args:
+        what: the network, in words.
+
+    Raises:
+        ModelError: it failed: what its configuration says, or what it was given, does not suit it.
+    """
+    try:
+        yield
+    except Exception as cause:  # networks check little of what they are built and called with
+        if isinstance(cause, PanokitError) or is_out_of_memory(cause):
+            raise
+        raise ModelError(
+            f"{what} fails in computing ({type(cause).__name__}: {reason_of(cause)}): check the model's config.json files and "
+            "the settings of the model"
+        ) from cause
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

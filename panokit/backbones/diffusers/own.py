@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+from panokit.backbones.diffusers.parts import explained, quiet
 from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind, without_numpy_warnings
 from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Prediction, Training
@@ -46,8 +47,8 @@ def training_of(scheduler: Any) -> Training:
     )
 
 
-def training_from(config: Mapping[str, Any]) -> Training:
-    """The noise that a model was trained with, and its own scheduler, by the configuration that its folder holds.
+def scheduler_class(config: Mapping[str, Any]) -> Any:
+    """The class of a scheduler of diffusers, by its configuration.
 
     Args:
         config: the content of `scheduler_config.json`.
@@ -59,9 +60,25 @@ def training_from(config: Mapping[str, Any]) -> Training:
 
     name = str(config.get("_class_name", "DDIMScheduler"))
     cls = getattr(diffusers, name, None)
-    if cls is None or not hasattr(cls, "from_config"):
-        raise ModelError(f"the model's scheduler is a {name}, which this version of diffusers does not have: update diffusers")
-    scheduler = cls.from_config(config)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise ModelError(
+            f"the model's scheduler is a {name:.60}, which this version of diffusers does not have: update diffusers"
+        )
+    return cls
+
+
+def training_from(config: Mapping[str, Any]) -> Training:
+    """The noise that a model was trained with, and its own scheduler, by the configuration that its folder holds.
+
+    Args:
+        config: the content of `scheduler_config.json`.
+
+    Raises:
+        ModelError: diffusers has no such scheduler, or it cannot be made.
+    """
+    cls = scheduler_class(config)
+    with quiet(), explained("the model's scheduler", "check its scheduler_config.json, or fetch it again"):
+        scheduler = cls.from_config(config)
     return replace(training_of(scheduler), own=partial(_set, scheduler))
 
 

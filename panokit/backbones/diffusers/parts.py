@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ import diffusers
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from panokit.backbones.diffusers.weights import Weights
 from panokit.errors import ModelError
@@ -20,8 +22,14 @@ from panokit.errors import ModelError
 UNUSED = frozenset({"safety_checker"})
 """Parts that look at finished pictures, outside of what panokit runs. They are not read."""
 
+_SMALL = 1 << 20
+"""Numbers that a network may have beyond those of its files, however small it is."""
+
 _MISFIT = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)")
 """What torch says of a tensor of another size: its name, the size in the file and the size in the model."""
+
+_WRONG_FIELD = re.compile(r"Field '(\w+)' (?:with value (.+?) doesn't|expected .*?\(value: (.+?)\))")
+"""What transformers says of a value of another type: its name, and the value in one of two places."""
 
 
 @contextmanager
@@ -65,11 +73,12 @@ def explained(what: str, advice: str) -> Iterator[None]:
 def _reason(cause: Exception) -> str:
     """The message of a library in one line, without its advice. Of many tensors that do not fit, it names the first."""
     text = " ".join(str(cause).split()).partition(" Please ")[0] or type(cause).__name__
-    if isinstance(cause, LookupError):
-        return f"tensors in it have other names or shapes than expected ({text})"
     if odd := _MISFIT.search(text):
         return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
-    return (f"{text[:300]} ..." if len(text) > 300 else text).rstrip(".")
+    if odd := _WRONG_FIELD.search(text):
+        return f"its {odd[1]} is {odd[2] or odd[3]:.60}, of a type that it cannot have"
+    short = (f"{text[:160]} ..." if len(text) > 160 else text).rstrip(".")
+    return f"{short} is not where it should be" if isinstance(cause, KeyError) else short
 
 
 def listed_parts(index: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -135,21 +144,103 @@ def read_network(cls: Any, weights: Weights, dtype: torch.dtype, model: str) -> 
     Raises:
         ModelError: the weights are not those of the class, or some are missing.
     """
-    folder = weights.folder
+    folder, stored = weights.folder, weights.shapes
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below, by their names
     options["dtype" if issubclass(cls, transformers.PreTrainedModel) else "torch_dtype"] = dtype
     if weights.variant:
         options["variant"] = weights.variant
     place = _without_index(weights) if weights.stale else nullcontext(folder)
-    with quiet(), place as source, explained(f"{folder.name} of {model}", "check the files, or fetch them again"):
-        network, info = cls.from_pretrained(source, output_loading_info=True, **options)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{model} lacks {len(missing)} of the weights of {folder.name}, such as {missing[0]}: its config.json and its "
-            "weights are of two models, or a file is missing; fetch the folder again"
-        )
+    what, advice = f"{folder.name} of {model}", "check the files, or fetch them again"
+    with quiet(), place as source, explained(what, advice), _no_larger_than(stored, what):
+        network, info = cls.from_pretrained(source, **options)
+    _require_all(network, info, stored, folder.name, model)
     return network.eval()
+
+
+def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[str, Any], name: str, model: str) -> None:
+    """Check that each weight of a network came from its files, and that its files have no other weights for it.
+
+    Args:
+        network: the network.
+        info: what its library says of the keys in the files.
+        stored: the keys in the files.
+        name: of the part.
+        model: the model in words, for messages.
+
+    Raises:
+        ModelError: one is missing, of another shape, there twice, or not in the network.
+    """
+    of_two = "its config.json and its weights are of two models; fetch the folder again"
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{model} lacks {len(missing)} of the weights of {name}, such as {missing[0]}: a file is missing, or {of_two}"
+        )
+    for key, held, built in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{model} has {key} of {name} in the shape {tuple(held)}, and its config.json asks for {tuple(built)}: {of_two}"
+        )
+    prefix = f"{getattr(network, 'base_model_prefix', '')}."
+    if twice := [key for key in sorted(stored) if len(prefix) > 1 and prefix + key in stored]:
+        raise ModelError(
+            f"{model} has the weight {twice[0]} of {name} twice, also as {prefix}{twice[0]}: fetch the folder again"
+        )
+    children = {child for child, _ in network.named_children()}
+    towers = isinstance(network, transformers.PreTrainedModel)  # a text encoder may be read from the files of a larger model
+    odd = [
+        key for key in sorted(info["unexpected_keys"]) if not towers or key.removeprefix(prefix).partition(".")[0] in children
+    ]
+    if odd:
+        raise ModelError(
+            f"{model} has {len(odd)} weights of {name} that its config.json has no place for, such as {odd[0]}: {of_two}"
+        )
+
+
+@contextmanager
+def _no_larger_than(stored: Mapping[str, torch.Size], what: str) -> Iterator[None]:
+    """Inside, no network is built of many more weights, or larger ones, than there are in its files.
+
+    Those that are tied, and so stored once, are built twice.
+
+    Args:
+        stored: the shapes of the weights in its files.
+        what: the network in words, for messages.
+
+    Raises:
+        ModelError: one is.
+    """
+    thread, weights, numbers = threading.get_ident(), 2 * len(stored) + 100, 2 * sum(map(torch.Size.numel, stored.values()))
+
+    def count(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+        nonlocal weights, numbers
+        if weight is not None and threading.get_ident() == thread:
+            weights, numbers = weights - 1, numbers - weight.numel()
+            if weights < 0 or numbers < -_SMALL:
+                raise ModelError(
+                    f"the config.json of {what} asks for a much larger network than its {len(stored)} weights are: they are of "
+                    "two models; fetch the folder again"
+                )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def read_part(cls: Any, folder: Path, model: str) -> Any:
+    """Read a part without weights: a scheduler, a tokenizer, a processor.
+
+    Args:
+        cls: its class, of diffusers or transformers.
+        folder: its folder.
+        model: the model in words, for messages.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    with quiet(), explained(f"{folder.name} of {model}", "check its files, or fetch them again"):
+        return cls.from_pretrained(str(folder), local_files_only=True)
 
 
 @contextmanager

@@ -191,7 +191,7 @@ class PipelineDenoiser(Denoiser):
             options["ip_adapter_image"] = ip_images[0]
         # Some pipelines write into the lists that they are given.
         encoded = self._driven.encode(reading, ip_images, **copy.deepcopy(options), **pictures, **self._latents(len(numbers)))
-        reading.warn_of_cuts(scene.texts)
+        reading.warn_of_cuts(scene)
         self._arguments.warn(scene, reading)
         if encoded.texts:
             options = self._arguments.without_embeddings(options)

@@ -1,9 +1,9 @@
-"""What a pipeline reads: texts, of which its tokenizers may cut some, and pictures of an IP-Adapter."""
+"""What a model reads: texts, of which its tokenizers may cut some, and pictures of an IP-Adapter."""
 
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from panokit.errors import PromptWarning
+from panokit.scene import Scene
+
+EXCERPT = 60
+"""Letters of a text that a message shows."""
 
 _TURN = threading.RLock()
 """Held while a tokenizer works. Threads share tokenizers, and a tokenizer keeps the padding of its last call."""
@@ -30,7 +34,7 @@ def tokenized(tokenizer: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 @final
 class Reading:
-    """How much of each text the tokenizers of a pipeline read.
+    """How much of each text the tokenizers of a model read.
 
     A text is cut if none of them reads it whole. A pipeline with several may read a long text by one of them alone.
     """
@@ -73,24 +77,36 @@ class Reading:
         if len(tokens) <= limit:
             self._whole.add(text)
         elif text not in self._cut or limit > self._cut[text][1]:
-            self._cut[text] = len(tokens), limit, decode(tokens[limit - 1 :], skip_special_tokens=True)
+            end = decode(tokens[limit - 1 :][: 2 * EXCERPT], skip_special_tokens=True)
+            self._cut[text] = len(tokens), limit, excerpt(end)
 
     def knows(self, text: str) -> bool:
         """Whether a tokenizer read a text, perhaps inside of a template."""
         return any(_plain(text) in read for read in self._read)
 
-    def warn_of_cuts(self, texts: Iterable[str]) -> None:
+    def warn_of_cuts(self, scene: Scene) -> None:
         """Warn about each text that no tokenizer read whole.
 
         Args:
-            texts: the texts of the user. A tokenizer may have read them inside of a template.
+            scene: what to paint. A tokenizer may have read its texts inside of a template.
         """
         whole = {_plain(text) for text in self._whole}
+        kinds = {_plain(text): kind for kind, texts in reversed(kinds_of(scene).items()) for text in texts if text.strip()}
         for read, (count, limit, end) in self._cut.items():
-            meant = any(text.strip() and _plain(text) in _plain(read) for text in texts)
-            if meant and _plain(read) not in whole:
-                message = f"the prompt has {count} tokens and this model reads {limit}: {end!r} at its end is cut off"
+            if _plain(read) not in whole and (inside := [text for text in kinds if text in _plain(read)]):
+                kind = kinds[max(inside, key=len)]
+                message = f"the {kind} has {count} tokens and this model reads {limit}: {end!r} at its end is cut off"
                 warnings.warn(message, PromptWarning, stacklevel=6)
+
+
+def kinds_of(scene: Scene) -> dict[str, tuple[str, ...]]:
+    """The texts of a scene, by what users call them."""
+    return {"prompt": scene.texts, "negative prompt": scene.negatives}
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]} ..."
 
 
 def _plain(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 
+from panokit.backbones.diffusers.configurations import require_values
 from panokit.backbones.diffusers.parts import explained, is_network, read_network, require_backends
 from panokit.backbones.diffusers.sources import folder_of
 from panokit.backbones.diffusers.weights import Weights, find_weights
@@ -129,11 +130,13 @@ def _find(source: str, subfolder: str, variant: str | None, what: str) -> tuple[
         raise ModelError(f"{what} has no config.json: give a folder in diffusers' format, or a hub id")
     config = read_json(folder / "config.json")
     kind = config.get("_class_name")
-    cls = getattr(diffusers, str(kind), None)
+    with explained(what, "install what its class needs"):
+        cls = getattr(diffusers, str(kind), None)
     if not is_network(cls):
         raise ModelError(
             f"{what} is of the class {kind}, which diffusers {diffusers.__version__} does not have: update diffusers"
         )
+    require_values(config, cls, f"config.json of {what}")
     return Part(cls, find_weights(folder, variant, what)), config
 
 

@@ -1,6 +1,5 @@
 """The files that hold the weights of a model's part: found, checked and described before anything large is read."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,8 @@ import torch
 from safetensors import safe_open
 
 from panokit.errors import ModelError
+from panokit.family import read_json
+from panokit.hints import fit
 
 Held = TypeVar("Held")
 
@@ -68,6 +69,16 @@ class Weights(NamedTuple):
     def size(self) -> int:
         """Bytes of the files."""
         return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the weights, by their keys."""
+        shapes: dict[str, torch.Size] = {}
+        for file in self.files:
+            with safe_open(file, framework="pt") as tensors:
+                names: list[str] = tensors.keys()
+                shapes |= {name: torch.Size(tensors.get_slice(name).get_shape()) for name in names}
+        return shapes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,12 +163,21 @@ def find_weights(folder: Path, variant: str | None, model: str) -> Weights:
         chosen = held[choice(held, variant)]
     except LookupError:
         raise ModelError(f"{model} has {_lacking(folder, variant, held, broken)}") from None
+    places: dict[str, str] = {}
     for file in chosen.files:
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as tensors:
+                keys: list[str] = tensors.keys()
         except Exception as cause:  # of a type of its own
-            raise ModelError(f"{model} has a damaged file {file.parent.name}/{file.name}: {cause}; fetch it again") from cause
+            raise ModelError(
+                f"{model} has a damaged file {file.parent.name}/{file.name}: {cause!s:.160}; fetch it again"
+            ) from cause
+        for key in keys:
+            if key in places:
+                raise ModelError(
+                    f"{model} has the weight {key} of {folder.name} twice, in {places[key]} and {file.name}: fetch it again"
+                )
+            places[key] = file.name
     return chosen
 
 
@@ -182,6 +202,7 @@ def _lacking(folder: Path, variant: str | None, held: Mapping[str | None, Weight
 def _shards(index: Path) -> frozenset[str]:
     """The names of the files that an index names."""
     try:
-        return frozenset(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as cause:
-        raise ModelError(f"{index} is damaged, it is no index of weights: fetch it again") from cause
+        places = fit(read_json(index).get("weight_map"), dict[str, str])
+    except TypeError as cause:
+        raise ModelError(f"{index} is damaged, its weight_map does not say the file of each weight: fetch it again") from cause
+    return frozenset(places.values())
