@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from panokit import registry
-from panokit.backbones.diffusers.scheduler import DiffusersScheduler, DiffusersSolver
+from panokit.backbones.diffusers.scheduler import DiffusersScheduler
+from panokit.backbones.diffusers.solver import DiffusersSolver
 from panokit.errors import PluginNotFoundError, SettingError
 from panokit.scheduler import Level, Own, Prediction, Training
 from panokit.testing.worlds import Gaussian, OneImage

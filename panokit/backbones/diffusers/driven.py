@@ -23,7 +23,7 @@ from panokit.backbones.diffusers.drivable import skips
 from panokit.backbones.diffusers.networks import computing, moves_itself, weights_kept
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
-from panokit.backbones.diffusers.scheduler import without_numpy_warnings
+from panokit.backbones.diffusers.solver import without_numpy_warnings
 from panokit.errors import ModelError, SettingError
 from panokit.memory import is_out_of_memory
 from panokit.runtime.offload import turns_on

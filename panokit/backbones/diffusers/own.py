@@ -9,12 +9,13 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+from panokit.backbones.diffusers.kinds import KINDS, Kind
 from panokit.backbones.diffusers.parts import explained, quiet
-from panokit.backbones.diffusers.scheduler import _KINDS, DiffusersSolver, _Kind, without_numpy_warnings
+from panokit.backbones.diffusers.solver import DiffusersSolver, without_numpy_warnings
 from panokit.errors import ModelError, SettingError
 from panokit.scheduler import Prediction, Training
 
-_FLOW_LCM = _Kind("FlowMatchLCMScheduler", {}, ("flow_prediction",))
+_FLOW_LCM = Kind("FlowMatchLCMScheduler", {}, ("flow_prediction",))
 """A scheduler that only its models use."""
 
 
@@ -111,8 +112,8 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
     return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction, exact=False)
 
 
-def _kind(name: str) -> _Kind | None:
-    return next((kind for kind in (*_KINDS.values(), _FLOW_LCM) if kind.cls == name), None)
+def _kind(name: str) -> Kind | None:
+    return next((kind for kind in (*KINDS.values(), _FLOW_LCM) if kind.cls == name), None)
 
 
 def _flows(scheduler: Any) -> bool:
