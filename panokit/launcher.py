@@ -81,7 +81,7 @@ def launched() -> tuple[int, int] | None:
 
 def mark() -> None:
     """Note that the launcher's variables are for this process, and not for the programs that it starts."""
-    os.environ[_OWNER] = json.dumps([os.getpid(), _said()])
+    os.environ[_OWNER] = json.dumps([os.getpid(), _variables()])
 
 
 def forget() -> None:
@@ -90,13 +90,13 @@ def forget() -> None:
     If one of them differs from what that process had, a launcher has started this process since, and they are its own.
     """
     try:
-        owner, said = json.loads(os.environ.get(_OWNER, ""))
+        owner, kept = json.loads(os.environ.get(_OWNER, ""))
     except (ValueError, TypeError):
         return
     if owner != os.getpid():
         del os.environ[_OWNER]
-        if said == _said():
-            for name in said:
+        if kept == _variables():
+            for name in kept:
                 del os.environ[name]
 
 
@@ -131,7 +131,7 @@ def _end_with_torchrun(agent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _said() -> dict[str, str]:
+def _variables() -> dict[str, str]:
     return {name: os.environ[name] for name in _NAMES if name in os.environ}
 
 

@@ -1,6 +1,7 @@
 """Models by name: where they are, and which family reads them."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -141,7 +142,7 @@ def _found(name: str, revision: str | None = None) -> tuple[str, str]:
             if isinstance(cls, type) and issubclass(cls, Family):
                 return name, plugin.entry.value
             return str(target), _reading(str(target), revision)
-    if Path(name).exists() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if os.path.exists(name) or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return name, _reading(name, revision)
     message = registry.unknown("models", name)
     raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
@@ -165,9 +166,9 @@ def _reading(source: str, revision: str | None) -> str:
 def _index(source: str, revision: str | None) -> Mapping[str, Any]:
     """The content of a model's `model_index.json`; of a folder without one, its subfolders; of a file, its name."""
     folder = Path(source)
-    if folder.is_file():
+    if os.path.isfile(source):  # of a name that no path can have, this is false, and pathlib raises
         return {"_file": folder.name}
-    if not folder.is_dir():
+    if not os.path.isdir(source):
         from diffusers import DiffusionPipeline
 
         try:
