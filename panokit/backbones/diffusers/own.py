@@ -1,6 +1,7 @@
 """The model's own scheduler: that of its pipeline, as the pipeline sets it."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from panokit.backbones.diffusers.kinds import KINDS, Kind
-from panokit.backbones.diffusers.solver import DiffusersSolver, without_numpy_warnings
-from panokit.errors import ModelError, SettingError
+from panokit.backbones.diffusers.solver import DiffusersSolver, rehearse, require_signal, without_numpy_warnings
+from panokit.errors import FallbackWarning, ModelError, SettingError
 from panokit.scheduler import Prediction, Training
 
 _FLOW_LCM = Kind("FlowMatchLCMScheduler", {}, ("flow_prediction",))
@@ -62,7 +63,8 @@ def training_from(config: Mapping[str, Any]) -> Training:
     cls = getattr(diffusers, name, None)
     if cls is None or not hasattr(cls, "from_config"):
         raise ModelError(f"the model's scheduler is a {name}, which this version of diffusers does not have: update diffusers")
-    scheduler = cls.from_config(config)
+    with without_numpy_warnings():
+        scheduler = cls.from_config(config)
     return replace(training_of(scheduler), own=partial(_set, scheduler))
 
 
@@ -83,7 +85,7 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
         options: arguments of its step, as its pipeline passes them.
 
     Raises:
-        SettingError: panokit does not know schedulers of this class.
+        SettingError: panokit does not know schedulers of this class, or its canvases would have other noise than it says.
     """
     name = type(scheduler).__name__
     kind = _kind(name)
@@ -92,7 +94,25 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
     for key, value in vars(scheduler).items():
         if isinstance(value, Tensor):  # numbers on the CPU multiply a canvas on any device, without waiting for it
             setattr(scheduler, key, value.cpu())
-    return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction, exact=False)
+    training = training_of(scheduler)
+    if kind.native(training.prediction) != training.prediction:
+        scheduler.register_to_config(prediction_type=kind.native(training.prediction))
+    try:
+        require_signal(training)
+        solver = DiffusersSolver(kind, scheduler, options, device, training.prediction, exact=False)
+        rehearse(solver)
+    except SettingError as cause:
+        raise SettingError(
+            f"the model's own scheduler, a {name}, cannot begin: {cause}; name another one, or try other steps"
+        ) from cause
+    shift = scheduler.config.get("flow_shift", 1)
+    if training.prediction == "flow_prediction" and scheduler.config.get("use_karras_sigmas") and shift != 1:
+        warnings.warn(
+            f"the model's own scheduler, a {name}, drops its flow_shift of {shift:g}, because use_karras_sigmas is set",
+            FallbackWarning,
+            stacklevel=2,
+        )
+    return solver
 
 
 def _kind(name: str) -> Kind | None:
