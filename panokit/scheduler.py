@@ -256,4 +256,10 @@ class Own(Scheduler):
     def begin(self, steps: int, device: torch.device, training: Training) -> Solver:
         if training.own is None:
             raise SettingError("the model brings no scheduler of its own: name one, such as ddim")
-        return training.own(steps, device)
+        try:
+            return training.own(steps, device)
+        except SettingError:
+            raise
+        except ValueError as cause:  # diffusers' own, of too many steps
+            reason = " ".join(str(cause).split())
+            raise SettingError(f"the model's own scheduler cannot make {steps} steps: {reason}") from cause

@@ -1,4 +1,4 @@
-"""Checks for schedulers: levels fall, the solver ends at the image that the model knows, and runs are independent.
+"""Checks for schedulers: levels fall and are true, the solver ends at the image that the model knows, runs are independent.
 
 The training noise is that of Stable Diffusion with a twentieth of its timesteps, because some solvers loop over timesteps.
 """
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from panokit.errors import SettingError
+from panokit.rehearsal import measure
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, x0_from
 from panokit.testing.demands import ConformanceError, contents, demand, distance, unchanged
 from panokit.testing.settings import pickles_and_reprs
-from panokit.testing.worlds import OneImage
+from panokit.testing.worlds import times_of
 
 Make = Callable[[], Scheduler]
 
@@ -27,10 +28,12 @@ def checks(scheduler: Scheduler) -> tuple[Callable[[Make], None], ...]:
     """The checks for a scheduler. The ones whose failures explain others come first."""
     return (
         levels_descend,
+        begins_with_noise,
+        network_is_told_the_level,
         x0_inverts,
-        lands_on_the_one_image,
         leaves_arguments_alone,
         step_is_deterministic_given_the_generator,
+        noise_is_what_levels_say,
         runs_do_not_share_memory,
         state_restores,
         pickles_and_reprs,
@@ -38,7 +41,7 @@ def checks(scheduler: Scheduler) -> tuple[Callable[[Make], None], ...]:
 
 
 def levels_descend(make: Make) -> None:
-    """Levels are numbered in order, alpha and sigma satisfy their equation, and sigma never rises and ends near 0."""
+    """Levels are numbered in order, alpha and sigma satisfy their equation, and sigma falls at each step and ends near 0."""
     name = type(make()).__name__
     for prediction, solver in _solvers(make()):
         levels = solver.levels
@@ -61,9 +64,40 @@ def levels_descend(make: Make) -> None:
         )
         sigmas = [level.sigma for level in (*main, last)]
         demand(
-            all(above >= below for above, below in pairwise(sigmas)) and sigmas[-1] < 0.2,
-            f"the sigmas of {name} are {sigmas}; they must never rise from one main level to the next, and must end below 0.2",
+            all(above > below for above, below in pairwise(sigmas)) and sigmas[-1] < 0.2,
+            f"the sigmas of {name} are {sigmas}; they must fall from each main level to the next, and must end below 0.2",
         )
+
+
+def begins_with_noise(make: Make) -> None:
+    """The first canvas is noise, as much as at the first level, where hardly any signal is left: at most a quarter."""
+    name = type(make()).__name__
+    for prediction, solver in _solvers(make()):
+        first, noise = solver.levels[0], _noise(4, 32, 32).float()
+        demand(
+            first.alpha <= 0.25,
+            f"{name}, for a model that predicts {prediction}, begins with noise alone at alpha {first.alpha:.2f}, so pictures "
+            "are grey: begin near the last timestep of training",
+        )
+        scale = _rms(solver.start(noise)) / _rms(noise)
+        demand(
+            first.sigma - 0.01 < scale < 1.01,
+            f"the first canvas of {name} has noise of {scale:.3g}, and its first level has {first.sigma:.3g}: `start` must "
+            "scale the noise to the level",
+        )
+
+
+def network_is_told_the_level(make: Make) -> None:
+    """The time that the network is told is the one at which training had the noise of the level, or the nearest whole one."""
+    name = type(make()).__name__
+    for prediction, solver in _solvers(make()):
+        for level in solver.levels[:-1]:
+            times = times_of(_training(prediction), level.alpha, level.sigma)
+            demand(
+                min(abs(level.t - time) for time in times) < 0.6,
+                f"{name} tells a network that predicts {prediction} the time {level.t:.4g} at sigma {level.sigma:.3g}, which "
+                f"training had at {times[0]:.4g}: give the time of the level's noise in training, which need not be whole",
+            )
 
 
 def x0_inverts(make: Make) -> None:
@@ -87,23 +121,6 @@ def x0_inverts(make: Make) -> None:
                 solver.x0(pred, x, level).requires_grad,
                 f"{at}: `x0` has no gradient, and guidances need one: use only operations of torch, without no_grad or detach",
             )
-
-
-def lands_on_the_one_image(make: Make) -> None:
-    """If the model knows the one image of its world, a run ends at this image, for every type of prediction."""
-    name = type(make()).__name__
-    for prediction, solver in _solvers(make()):
-        world, random = OneImage(_canvas(seed=1)), torch.Generator().manual_seed(0)
-        x = solver.start(_canvas())
-        for level in solver.levels[:-1]:
-            x = solver.step(world.predict(solver, x, level), x, level, random)
-        end = solver.levels[-1]
-        off = _rms(x - end.alpha * world.image) / _rms(world.image)
-        demand(
-            off < 1e-4 + 1.2 * end.sigma,
-            f"{name}, with a model that predicts {prediction} and knows the image, ends {off:.2g} away from it, although the "
-            f"last level has noise of only {end.sigma:.2g}: check the coefficients of `step`, and the level of the last step",
-        )
 
 
 def leaves_arguments_alone(make: Make) -> None:
@@ -137,6 +154,20 @@ def step_is_deterministic_given_the_generator(make: Make) -> None:
         f"two runs of {type(make()).__name__} with equal generators end with different canvases: draw noise from the argument "
         "of `step`, torch.randn(x.shape, generator=generator).to(x)",
     )
+
+
+def noise_is_what_levels_say(make: Make) -> None:
+    """In a world of one image, every canvas is this image with the noise of its level, for every type of prediction."""
+    name = type(make()).__name__
+    for prediction, solver in _solvers(make()):
+        for measured in measure(solver):
+            level = measured.level
+            demand(
+                measured.right,
+                f"{name}, for a model that predicts {prediction} and knows the image, is {measured.off:.2g} away from it at "
+                f"level {level.index}, with noise of {measured.noise:.3g} where sigma is {level.sigma:.3g}: check the "
+                "coefficients of `step`, and the level that it lands on",
+            )
 
 
 def runs_do_not_share_memory(make: Make) -> None:
@@ -178,9 +209,8 @@ def _solvers(scheduler: Scheduler) -> Iterator[tuple[Prediction, Solver]]:
     """A solver for every type of prediction that the scheduler accepts."""
     refusals = []
     for prediction in get_args(Prediction):
-        training = Training(prediction, timesteps=50, beta_start=0.017, beta_end=0.24)
         try:
-            solver = scheduler.begin(STEPS, torch.device("cpu"), training)
+            solver = scheduler.begin(STEPS, torch.device("cpu"), _training(prediction))
         except SettingError as refusal:
             refusals.append(str(refusal))
         else:
@@ -189,6 +219,10 @@ def _solvers(scheduler: Scheduler) -> Iterator[tuple[Prediction, Solver]]:
         len(refusals) < len(get_args(Prediction)),
         f"{scheduler} cannot begin {STEPS} steps for any type of prediction ({'; '.join(refusals)}): choose other settings",
     )
+
+
+def _training(prediction: Prediction) -> Training:
+    return Training(prediction, timesteps=50, beta_start=0.017, beta_end=0.24)
 
 
 def _any(scheduler: Scheduler) -> Solver:

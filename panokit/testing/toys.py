@@ -23,6 +23,7 @@ from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.scene import Prompt, Scene
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
+from panokit.testing.worlds import times_of
 from panokit.windows import Factor, Windows, divided, per_axis
 
 
@@ -115,23 +116,26 @@ class ToyScheduler(Scheduler):
     corrector: bool = False
 
     def begin(self, steps: int, device: torch.device, training: Training) -> "ToySolver":
-        return ToySolver(self, steps, training.prediction)
+        return ToySolver(self, steps, training)
 
 
 @final
 class ToySolver(Solver):
     """The solver of `ToyScheduler`. It remembers the stage before, for the mean of the corrector."""
 
-    def __init__(self, settings: ToyScheduler, steps: int, prediction: Prediction) -> None:
-        self.settings, self.prediction = settings, prediction
+    def __init__(self, settings: ToyScheduler, steps: int, training: Training) -> None:
+        self.settings, self.prediction = settings, training.prediction
         angles = [1.5 * (1 - k / steps) for k in range(steps + 1)]
         stages = [(k, k, True) for k in range(steps)]
         if settings.corrector:
             stages = [stage for k in range(steps) for stage in ((k, k, True), (k + 1, k, False))][:-1]
         sigmas = [math.sin(angle) for angle in angles]
-        alphas = [1 - sigma for sigma in sigmas] if prediction == "flow_prediction" else [math.cos(angle) for angle in angles]
+        alphas = (
+            [1 - sigma for sigma in sigmas] if self.prediction == "flow_prediction" else [math.cos(angle) for angle in angles]
+        )
+        times = [*(times_of(training, *at)[0] for at in zip(alphas[:-1], sigmas[:-1], strict=True)), 0.0]
         self.levels = [
-            Level(index, round(600 * angles[at]), alphas[at], sigmas[at], step, steps, main)
+            Level(index, times[at], alphas[at], sigmas[at], step, steps, main)
             for index, (at, step, main) in enumerate((*stages, (steps, steps, True)))
         ]
         self.kept: tuple[Tensor, Tensor] | None = None

@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from panokit import registry
+from panokit.backbones.diffusers.own import training_from
 from panokit.backbones.diffusers.scheduler import DiffusersScheduler
 from panokit.backbones.diffusers.solver import DiffusersSolver
-from panokit.errors import PluginNotFoundError, SettingError
+from panokit.errors import FallbackWarning, PluginNotFoundError, SettingError
+from panokit.rehearsal import measure
 from panokit.scheduler import Level, Own, Prediction, Training
 from panokit.testing.worlds import Gaussian, OneImage
 
@@ -53,8 +56,10 @@ KARRAS = {"euler", "heun", "lms", "kdpm2", "kdpm2_a", "dpm++_2m", "dpm++_2m_sde"
 FLOW = ("flow_euler", "flow_heun")
 FLOW_TOO = ("dpm++_2m", "dpm++_2m_sde", "dpm++_3m", "dpm++_2s", "unipc")
 every_flow = pytest.mark.parametrize("name", [*FLOW, *FLOW_TOO])
-NO_SAMPLE = ("pndm", "euler_a", "kdpm2", "kdpm2_a")
-"""Classes of diffusers that know no `sample`: the adapter gives them epsilon."""
+NOT_NATIVE = [*((name, "sample") for name in ("pndm", "euler_a", "kdpm2", "kdpm2_a")), ("pndm", "v_prediction")]
+"""What classes of diffusers do not know, or add up wrongly: the adapter gives them epsilon."""
+STANDING = ("deis_karras", "sa_karras")
+"""The tables of diffusers that end at the same noise twice: these are asked for one step more."""
 ENDS_NOISY = ("ddim", "pndm", "tcd", "deis", "sa")
 """By their own settings the last step of these lands at the first training timestep."""
 
@@ -200,7 +205,10 @@ def plain_scheduler(name: str, prediction: Prediction, **options: Any) -> Any:
         }
     scheduler = getattr(diffusers, cls)(**settings)
     even = np.linspace(1, 1 / STEPS, STEPS)
-    if prediction != "flow_prediction":
+    if name in STANDING:
+        scheduler.set_timesteps(STEPS + 1)
+        scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[:-1], scheduler.sigmas[:-1]
+    elif prediction != "flow_prediction":
         scheduler.set_timesteps(STEPS)
     elif name in ("flow_euler", "unipc"):
         scheduler.set_timesteps(sigmas=even)
@@ -229,7 +237,7 @@ def times_of(solver: DiffusersSolver) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', which the adapter keeps to itself
-@pytest.mark.parametrize(("name", "prediction"), [c for c in CASES if c[1] != "sample" or plain_name(c[0]) not in NO_SAMPLE])
+@pytest.mark.parametrize(("name", "prediction"), [c for c in CASES if (plain_name(c[0]), c[1]) not in NOT_NATIVE])
 def test_it_agrees_with_a_plain_loop_of_diffusers(name: str, prediction: Prediction) -> None:
     solver, random, plain_random = begin(name, prediction), generator(1), generator(1)
     *_, x = walk(solver, solver.start(noise()), random)
@@ -242,14 +250,14 @@ def test_it_agrees_with_a_plain_loop_of_diffusers(name: str, prediction: Predict
 @pytest.mark.parametrize(
     ("name", "constructor", "step"),
     [
-        ("ddim", {"timestep_spacing": "trailing"}, {"eta": 0.7}),
+        ("ddim", {"clip_sample": True}, {"eta": 0.7}),
         ("ddim", {"set_alpha_to_one": True, "clip_sample": True}, {"use_clipped_model_output": True}),
         ("tcd", {}, {"eta": 1}),
-        ("euler", {"timestep_spacing": "linspace", "use_exponential_sigmas": True}, {"s_churn": 2.0, "s_noise": 1.01}),
+        ("euler", {"timestep_spacing": "trailing", "use_exponential_sigmas": True}, {}),
         ("lms", {"timestep_spacing": "trailing"}, {"order": 2}),
         ("unipc", {"solver_order": 3, "predict_x0": False, "final_sigmas_type": "sigma_min", "disable_corrector": (0, 1)}, {}),
-        ("dpm++_2m", {"use_lu_lambdas": True, "thresholding": True, "euler_at_final": True}, {}),
-        ("ddpm", {"variance_type": "fixed_large", "timestep_spacing": "linspace"}, {}),
+        ("dpm++_2m", {"use_lu_lambdas": True, "thresholding": True}, {}),
+        ("ddpm", {"timestep_spacing": "linspace"}, {}),
         ("flow_euler", {"shift": 3.0, "stochastic_sampling": True}, {}),
     ],
 )
@@ -261,13 +269,14 @@ def test_options_pass_through(name: str, constructor: dict[str, Any], step: dict
     assert error(x, truth) < 1e-5
 
 
-@pytest.mark.parametrize("name", NO_SAMPLE)
-def test_x0_that_the_class_does_not_know_is_the_epsilon_that_it_means(name: str) -> None:
-    by_x0, by_epsilon = begin(name, "sample"), begin(name, "epsilon")
-    x = y = by_x0.start(noise())
-    for level in by_x0.levels[:-1]:
-        y = by_epsilon.step(by_epsilon.pred(model(y, level.t), y, level), y, level, random := generator(level.index))
-        x = by_x0.step(model(x, level.t), x, level, random.manual_seed(level.index))
+@pytest.mark.parametrize(("name", "prediction"), NOT_NATIVE)
+def test_a_prediction_that_the_class_does_not_know_is_the_epsilon_that_it_means(name: str, prediction: Prediction) -> None:
+    other, by_epsilon = begin(name, prediction), begin(name, "epsilon")
+    x = y = other.start(noise())
+    for level in other.levels[:-1]:
+        meant = by_epsilon.pred(other.x0(model(y, level.t), y, level), y, level)
+        y = by_epsilon.step(meant, y, level, random := generator(level.index))
+        x = other.step(model(x, level.t), x, level, random.manual_seed(level.index))
     assert error(x, y) < 1e-6
 
 
@@ -372,6 +381,7 @@ def apart(level: Level, trained: Training) -> float:
         *((name, "v_prediction", True) for name in ("euler", "euler_a", "dpm++_2m", "dpm++_2m_sde", "dpm++_3m", "unipc")),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the option:panokit.errors.FallbackWarning")
 def test_the_network_is_told_the_noise_that_there_is(name: str, prediction: Prediction, zero_snr: bool) -> None:
     trained, begun, wrong = training(name, prediction, zero_snr=zero_snr), 0, {}
     for steps, options in product((1, 2, 7, 30), TIMES):
@@ -393,6 +403,108 @@ def test_timesteps_that_are_exact_are_those_of_diffusers() -> None:
         solver = begin(name)
         assert times_of(solver) == solver._scheduler.timesteps.tolist()
     assert any(level.t != round(level.t) for level in begin("euler_karras").levels)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 7, 8, 10, 25, 30, 50, 100, 200, 300, 500])
+def test_the_usual_timesteps_are_those_of_stable_diffusion(steps: int) -> None:
+    leading = [k * (1000 // steps) + 1 for k in reversed(range(steps))]
+    for name in ("ddim", "ddpm", "euler"):
+        levels = DiffusersScheduler(name).begin(steps, CPU, Training()).levels[:-1]
+        assert [level.t for level in levels] == leading
+
+
+@pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (3, "trailing"), (600, "trailing"), (769, "linspace")])
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler"])
+def test_where_leading_timesteps_begin_far_from_noise_others_are_taken(name: str, steps: int, spacing: str) -> None:
+    taken = DiffusersScheduler(name).begin(steps, CPU, Training())
+    assert taken.levels == DiffusersScheduler(name, {"timestep_spacing": spacing}).begin(steps, CPU, Training()).levels
+    assert taken.levels[0].t == 999
+    with pytest.raises(SettingError, match="with noise alone"):
+        DiffusersScheduler(name, {"timestep_spacing": "leading"}).begin(steps, CPU, Training())
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm"])
+@pytest.mark.parametrize(
+    ("spacing", "steps", "times"),
+    [
+        ("linspace", 1, [999, 0]),
+        ("linspace", 4, [999, 749, 500, 250, 0]),
+        ("trailing", 3, [999, 666, 332, 0]),
+        ("trailing", 7, [999, 856, 713, 570, 428, 285, 142, 0]),
+    ],
+)
+def test_each_step_lands_on_the_next_timestep_of_the_table(name: str, spacing: str, steps: int, times: list[int]) -> None:
+    solver = DiffusersScheduler(name, {"timestep_spacing": spacing}).begin(steps, CPU, Training())
+    main = [level for level in solver.levels if level.main]
+    assert [level.t for level in main] == times
+    kept = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    assert [level.alpha**2 for level in main] == pytest.approx([kept[t] for t in times], rel=1e-4)
+    assert all(one.right for one in measure(solver))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {f"use_{kind}_sigmas": True}) for name in ("deis", "sa") for kind in ("karras", "exponential", "beta")),
+        *((name, {"final_sigmas_type": "sigma_min"}) for name in ("unipc_karras", "dpm++_2m_karras", "dpm++_2s_karras")),
+        *((name, {"steps_offset": 0}) for name in ("ddim", "pndm")),
+    ],
+)
+@pytest.mark.parametrize("steps", [4, 10])
+def test_the_last_step_moves_the_canvas_down_to_the_least_noise(name: str, options: dict[str, Any], steps: int) -> None:
+    levels = [level for level in DiffusersScheduler(name, options).begin(steps, CPU, Training()).levels if level.main]
+    assert len(levels) == steps + 1
+    assert levels[-1].sigma == pytest.approx(math.sqrt(0.00085), rel=1e-3)
+    assert levels[-2].sigma > 1.01 * levels[-1].sigma
+
+
+OWN = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("cls", ["DDIMScheduler", "PNDMScheduler"])
+def test_the_models_own_scheduler_has_the_noise_that_it_says(cls: str, prediction: str, spacing: str) -> None:
+    config = {"timestep_spacing": spacing, "prediction_type": prediction, "steps_offset": 1 if spacing == "leading" else 0}
+    skip = {"skip_prk_steps": True} if cls == "PNDMScheduler" else {}
+    own = training_from({"_class_name": cls, **OWN, **config, **skip}).own
+    assert own is not None
+    assert all(one.right for one in measure(own(7, CPU)))
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "message"),
+    [
+        ({"steps_offset": 1}, 600, "begins at timestep 600, where 40% .* noise alone; name another one, or try other steps"),
+        ({"rescale_betas_zero_snr": True}, 10, "predicts epsilon, which cannot give x0 where there is no signal"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}, 10, "the canvas would have noise of"),
+    ],
+)
+def test_the_models_own_scheduler_is_refused_in_a_line(config: dict[str, Any], steps: int, message: str) -> None:
+    own = training_from({"_class_name": "DDIMScheduler", **OWN, **config}).own
+    assert own is not None
+    with pytest.raises(SettingError, match=f"the model's own scheduler, a .*, cannot begin: .*{message}") as raised:
+        own(steps, CPU)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_models_own_scheduler_refuses_more_steps_than_training_had() -> None:
+    trained = training_from({"_class_name": "DDIMScheduler", **OWN})
+    with pytest.raises(SettingError, match=r"the model's own scheduler cannot make 1001 steps: .*1001 cannot be larger"):
+        Own().begin(1001, CPU, trained)
+
+
+@pytest.mark.parametrize(("karras", "shift", "said"), [(True, 3.0, 1), (True, 1.0, 0), (False, 3.0, 0)])
+def test_a_shift_that_the_models_own_scheduler_drops_is_said(karras: bool, shift: float, said: int) -> None:
+    config = {"use_karras_sigmas": karras, "flow_shift": shift, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    trained = training_from({"_class_name": "UniPCMultistepScheduler", **config})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solver = Own().begin(8, CPU, trained)
+    assert [str(one.message) for one in caught if one.category is FallbackWarning] == said * [
+        "the model's own scheduler, a UniPCMultistepScheduler, drops its flow_shift of 3, because use_karras_sigmas is set"
+    ]
+    assert all(one.right for one in measure(solver))
 
 
 def test_a_caller_may_tell_the_timesteps_of_diffusers() -> None:
@@ -598,7 +710,17 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
     [
         ("ddim", {}, 0, Training(), "steps came as 0: give 1 to 1000"),
         ("ddim", {}, 1001, Training(), "steps came as 1001: give 1 to 1000"),
-        ("ddim", {}, 1, Training(), "cannot begin with steps=1: its first timestep is 1, which is for a nearly clean picture"),
+        (
+            "ddim",
+            {"timestep_spacing": "leading"},
+            600,
+            Training(),
+            "steps=600: it begins at timestep 600, where 40% of the picture should be there, with noise alone; try other",
+        ),
+        ("dpm++_2m", {"timestep_spacing": "leading"}, 500, Training(), "it begins at timestep 500, where 53% of the picture"),
+        ("ddpm", {"variance_type": "fixed_large"}, 10, Training(), "the canvas would have noise of .*, and its level says "),
+        ("flow_heun", {"s_churn": 2.0}, 10, Training("flow_prediction"), "the canvas would have noise of .*, and its level"),
+        ("euler", {"s_churn": 2.0}, 10, Training(), "the canvas would have noise of .*, and its level says "),
         ("ddim", {}, 1000, Training(), "its first timestep would be 1000, and the model knows 0 to 999"),
         ("lcm", {}, 60, Training(), r"DiffusersScheduler\('lcm'\) cannot begin with steps=60: .*; try other steps or options"),
         (
@@ -606,13 +728,13 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
             {"timestep_spacing": "trailing"},
             61,
             Training(),
-            "steps=61: its noise levels do not go down",
+            "steps=61: its last timestep would be -1",
         ),
         ("dpm++_2m", {"timestep_spacing": "leading"}, 1000, Training(), "its noise levels do not go down"),
         ("euler_a", {"timestep_spacing": "even"}, 10, Training(), "cannot begin with steps=10: even is not supported"),
         ("dpm++_2m", {"solver_order": 0}, 10, Training(), "cannot begin with steps=10: list"),
         ("ddpm", {"variance_type": "learned"}, 10, Training(), "cannot begin with steps=10: "),
-        ("unipc", {"solver_type": "bh1"}, 10, Training(), "at timestep 100 it does not return a canvas of numbers"),
+        ("unipc", {"solver_type": "bh1"}, 10, Training(), "at timestep 0 the canvas would hold NaN or infinity"),
         ("euler_karras", {"use_beta_sigmas": True}, 10, Training(), "Only one of"),
         (
             "ddim",
@@ -630,7 +752,6 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
         ),
         ("flow_euler", {}, 10, Training("epsilon"), "'flow_euler' cannot drive.*predicts 'epsilon': use one of ddim, "),
         ("heun", {}, 10, Training("v_prediction", zero_snr=True), "'heun' cannot.*zero_snr.*: use one of ddim, .*unipc"),
-        ("ddim", {"timestep_spacing": "trailing"}, 10, Training(zero_snr=True), "predicts epsilon, which cannot give x0"),
         ("ddim", {}, 10, Training(beta_schedule="sine"), "cannot begin with steps=10: sine is not implemented"),
     ],
 )
@@ -638,6 +759,52 @@ def test_what_cannot_begin_says_why(name: str, options: dict[str, Any], steps: i
     with pytest.raises(SettingError, match=message) as raised:
         DiffusersScheduler(name, options).begin(steps, CPU, trained)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_epsilon_without_any_signal_is_refused_by_all(name: str) -> None:
+    with pytest.raises(SettingError, match=r"predicts epsilon, which cannot give x0 where there is no signal|cannot drive"):
+        DiffusersScheduler(name).begin(10, CPU, Training(zero_snr=True))
+
+
+def said(name: str, steps: int, options: dict[str, Any], trained: Training) -> list[str]:
+    """The options of which a warning said that they change nothing."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        DiffusersScheduler(name, options).begin(steps, CPU, trained)
+    lines = [str(warning.message) for warning in caught if warning.category is FallbackWarning]
+    assert all(f"of the scheduler {name!r} changes nothing in {steps} steps of this model" in line for line in lines)
+    return [line.split("'")[1] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "idle"),
+    [
+        ("ddim", {"clip_sample_range": 0.9}, ["clip_sample_range"]),
+        ("ddim", {"clip_sample": True, "clip_sample_range": 0.9}, []),
+        ("ddim", {"timestep_spacing": "trailing", "steps_offset": 5}, ["steps_offset"]),
+        ("ddim", {"timestep_spacing": "leading", "eta": 0.0}, []),
+        ("unipc_karras", {"timestep_spacing": "trailing"}, ["timestep_spacing"]),
+        ("euler_karras", {"timestep_spacing": "trailing"}, []),
+        ("euler", {"s_noise": 1.01}, ["s_noise"]),
+        ("dpm++_2m", {"use_karras_sigmas": True, "use_lu_lambdas": True}, ["use_lu_lambdas"]),
+        ("dpm++_2m", {"flow_shift": 3.0}, ["flow_shift"]),
+        ("lcm", {"timestep_spacing": "trailing"}, ["timestep_spacing"]),
+        ("tcd", {"timestep_spacing": "linspace", "eta": 0.5}, ["timestep_spacing"]),
+        ("flow_euler", {"s_churn": 1.0, "shift": 2.0}, ["s_churn"]),
+        ("unipc", {"timestep_spacing": "leading"}, []),
+    ],
+)
+def test_an_option_that_changes_nothing_is_said(name: str, options: dict[str, Any], idle: list[str]) -> None:
+    trained = Training("flow_prediction" if name in FLOW else "epsilon")
+    assert said(name, 10, options, trained) == idle
+
+
+def test_an_option_that_this_model_does_not_need_is_said() -> None:
+    flow = Training("flow_prediction", shift=3.0)
+    assert said("unipc", 4, {"timestep_spacing": "trailing"}, flow) == ["timestep_spacing"]
+    assert said("unipc", 4, {"flow_shift": 3.0}, flow) == ["flow_shift"]
+    assert said("unipc", 4, {"flow_shift": 5.0}, flow) == []
 
 
 def test_every_scheduler_is_an_entry_point_that_says_what_it_is() -> None:

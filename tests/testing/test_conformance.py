@@ -39,7 +39,7 @@ def test_the_kind_of_the_plugin_decides_which_checks_there_are() -> None:
     of = {make: {check.name for check in checks(make)} for make in (Pull, Mean, ToyScheduler, ToyDenoiser)}
     assert "gradient_matches_energy" in of[Pull]
     assert "fuse_of_crops_is_the_canvas" in of[Mean]
-    assert "lands_on_the_one_image" in of[ToyScheduler]
+    assert "noise_is_what_levels_say" in of[ToyScheduler]
     assert "condition_per_window" in of[ToyDenoiser]
 
 

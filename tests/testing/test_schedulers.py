@@ -1,5 +1,6 @@
 """The checks of schedulers: sound ones pass them all, and each is the first to fail on one that breaks its rule."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,35 @@ def rises(solver: ToySolver) -> None:
 
 def stays_noisy(solver: ToySolver) -> None:
     change(solver, -1, alpha=0.8, sigma=0.6)
+
+
+def stands_still(solver: ToySolver) -> None:
+    last = solver.levels[-2]
+    change(solver, -1, alpha=last.alpha, sigma=last.sigma)
+
+
+def begins_in_the_middle(solver: ToySolver) -> None:
+    """Four fifths of the way up, with noise alone."""
+    for k in range(7):
+        sigma = math.sin(1.2 * (1 - k / 6))
+        change(solver, k, sigma=sigma, alpha=1 - sigma if solver.prediction == "flow_prediction" else math.sqrt(1 - sigma**2))
+
+
+def begins_too_loud(solver: ToySolver) -> None:
+    solver.start = lambda noise: 1.1 * noise
+
+
+def rounds_its_times_down(solver: ToySolver) -> None:
+    for k, level in enumerate(solver.levels):
+        change(solver, k, t=level.t - 0.9)
+
+
+def lands_elsewhere(solver: ToySolver) -> None:
+    """On the level below but one, whatever its table says."""
+    solver._down, down = lambda x0, x, level, below, generator: down(x0, x, level, elsewhere(below), generator), solver._down
+
+    def elsewhere(below: Level) -> Level:
+        return solver.levels[min(below.index + 1, len(solver.levels) - 1)]
 
 
 def takes_all_for_epsilon(solver: ToySolver) -> None:
@@ -143,12 +173,25 @@ def saves_a_function(solver: ToySolver) -> None:
             schedulers.levels_descend,
             r"steps \[0, .*5\]; expected 0 to 6, where the last one is terminal",
         ),
-        (rises, schedulers.levels_descend, "they must never rise from one main level to the next"),
+        (rises, schedulers.levels_descend, "they must fall from each main level to the next"),
         (stays_noisy, schedulers.levels_descend, "and must end below 0.2"),
+        (stands_still, schedulers.levels_descend, "they must fall from each main level to the next"),
+        (
+            begins_in_the_middle,
+            schedulers.begins_with_noise,
+            "noise alone at alpha 0.36.*begin near the last timestep of training",
+        ),
+        (begins_too_loud, schedulers.begins_with_noise, "has noise of 1.1, .*`start` must scale the noise to the level"),
+        (rounds_its_times_down, schedulers.network_is_told_the_level, "the time 46.15 .* had at 47.05.*need not be whole"),
+        (
+            lands_elsewhere,
+            schedulers.noise_is_what_levels_say,
+            "at level 1, with noise of .* where sigma is 0.949.*the level that it lands on",
+        ),
         (takes_all_for_epsilon, schedulers.x0_inverts, "predicts v_prediction.*use panokit.scheduler.x0_from"),
         (inverts_badly, schedulers.x0_inverts, "`x0` of `pred` is another.*use panokit.scheduler.pred_from"),
         (has_no_gradient, schedulers.x0_inverts, "`x0` has no gradient.*without no_grad or detach"),
-        (overshoots, schedulers.lands_on_the_one_image, "ends 0.05 away from it.*check the coefficients of `step`"),
+        (overshoots, schedulers.noise_is_what_levels_say, "is 0.048 away from it at level 1.*check the coefficients of `step`"),
         (steps_in_place, schedulers.leaves_arguments_alone, "step wrote to one of its arguments.*trailing underscore"),
         (
             draws_its_own_noise,

@@ -22,13 +22,15 @@ class Kind(NamedTuple):
     options: dict[str, Any]
     """The arguments in which Stable Diffusion's own configurations differ from the defaults of the class."""
     predictions: _Predictions = DIFFUSION
-    """The kinds of prediction that the class takes."""
+    """The kinds of prediction that the class takes, and is right for. PNDM adds up predictions of several levels, and a sum of
+    v of several levels is none of any."""
     exploding: bool = False
     """Whether the class computes on x / alpha."""
     between: int = 0
     """For a class that also evaluates between noise levels: the position in `sigmas_interpol` of the first such level."""
     end: Literal["stride", "clean", "first"] = "stride"
-    """For a class without sigmas, where the last step ends: one stride below its timestep, at x0, or at timestep 0."""
+    """For a class without sigmas, where the last step ends: a stride below its timestep, at x0, or at timestep 0. A class that
+    ends a stride below goes down by one stride at each step, whatever its timesteps are."""
 
     def load(self) -> Any:
         """Import the class."""
@@ -45,29 +47,34 @@ class Kind(NamedTuple):
         arguments = inspect.signature(self.load().step).parameters
         return {key: argument for key, argument in arguments.items() if key not in _PER_STEP | {"self"}}
 
+    def arguments(self) -> dict[str, inspect.Parameter]:
+        """The arguments of the constructor and of the step."""
+        return {**self.constructor(), **self.step()}
+
     def native(self, prediction: Prediction) -> Prediction:
-        """The kind of prediction to pass to the class: epsilon in the place of x0, if the class does not take x0."""
-        return "epsilon" if prediction == "sample" and prediction not in self.predictions else prediction
+        """The kind of prediction to pass to the class: epsilon in the place of v or x0, if the class does not take them."""
+        return "epsilon" if prediction in DIFFUSION and prediction not in self.predictions else prediction
 
     def drives(self, prediction: Prediction) -> bool:
         """Whether the class works with models of that kind of prediction."""
         return self.native(prediction) in self.predictions
 
 
-_LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
-_UNCLIPPED = {**_LEADING, "clip_sample": False}
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+"""The timesteps of Stable Diffusion's own configurations."""
+_UNCLIPPED = {**LEADING, "clip_sample": False}
 _PLAIN = {
     "ddim": Kind("DDIMScheduler", {**_UNCLIPPED, "set_alpha_to_one": False}),
     "ddpm": Kind("DDPMScheduler", _UNCLIPPED, end="clean"),
-    "pndm": Kind("PNDMScheduler", {**_LEADING, "set_alpha_to_one": False, "skip_prk_steps": True}, _NO_SAMPLE),
+    "pndm": Kind("PNDMScheduler", {**LEADING, "set_alpha_to_one": False, "skip_prk_steps": True}, ("epsilon",)),
     "lcm": Kind("LCMScheduler", {}, end="clean"),
     "tcd": Kind("TCDScheduler", {}, end="first"),
-    "euler": Kind("EulerDiscreteScheduler", _LEADING, exploding=True),
-    "euler_a": Kind("EulerAncestralDiscreteScheduler", _LEADING, _NO_SAMPLE, exploding=True),
-    "heun": Kind("HeunDiscreteScheduler", _LEADING, exploding=True),
-    "lms": Kind("LMSDiscreteScheduler", _LEADING, exploding=True),
-    "kdpm2": Kind("KDPM2DiscreteScheduler", _LEADING, _NO_SAMPLE, exploding=True, between=1),
-    "kdpm2_a": Kind("KDPM2AncestralDiscreteScheduler", _LEADING, _NO_SAMPLE, exploding=True),
+    "euler": Kind("EulerDiscreteScheduler", LEADING, exploding=True),
+    "euler_a": Kind("EulerAncestralDiscreteScheduler", LEADING, _NO_SAMPLE, exploding=True),
+    "heun": Kind("HeunDiscreteScheduler", LEADING, exploding=True),
+    "lms": Kind("LMSDiscreteScheduler", LEADING, exploding=True),
+    "kdpm2": Kind("KDPM2DiscreteScheduler", LEADING, _NO_SAMPLE, exploding=True, between=1),
+    "kdpm2_a": Kind("KDPM2AncestralDiscreteScheduler", LEADING, _NO_SAMPLE, exploding=True),
     "dpm++_2m": Kind("DPMSolverMultistepScheduler", {}, DIFFUSION + FLOW),
     "dpm++_2m_sde": Kind("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, DIFFUSION + FLOW),
     "dpm++_3m": Kind("DPMSolverMultistepScheduler", {"solver_order": 3}, DIFFUSION + FLOW),

@@ -19,8 +19,9 @@ def levels_of(kind: Kind, scheduler: Any, flow: bool, exact: bool) -> tuple[Leve
     A call is an inner stage if it is the second of two in a second-order method, or if the next call is at the same noise
     level. PNDM's first step calls the model again at the level that it reached, and then repeats the step with the mean.
     """
-    alphas, sigmas = _coordinates(kind, scheduler, flow)
-    times = _times(scheduler, alphas, sigmas, flow) if exact else scheduler.timesteps.tolist()
+    alphas, sigmas = coordinates(kind, scheduler, flow)
+    trained = _times(scheduler, alphas, sigmas, flow)
+    times = trained if exact else scheduler.timesteps.tolist()
     calls = len(times)
     main = [i % scheduler.order == 0 and (i + 1 == calls or sigmas[i + 1] < sigmas[i]) for i in range(calls)]
     number = list(accumulate(map(int, main)))
@@ -33,13 +34,43 @@ def levels_of(kind: Kind, scheduler: Any, flow: bool, exact: bool) -> tuple[Leve
         or not sigmas[0] > sigmas[-1] <= down[-1]
     ):
         raise SettingError("its noise levels do not go down from step to step")
-    if alphas[0] > sigmas[0]:
-        raise SettingError(f"its first timestep is {times[0]}, which is for a nearly clean picture, and the canvas is noise")
+    if not begins_high(trained, scheduler):
+        raise SettingError(
+            f"it begins at timestep {trained[0]:.0f}, where {alphas[0]:.0%} of the picture should be there, with noise alone"
+        )
     levels = [Level(i, times[i], alphas[i], sigmas[i], number[i] - 1, steps, main[i]) for i in range(calls)]
     return (*levels, Level(calls, 0, alphas[-1], sigmas[-1], steps, steps))
 
 
-def _coordinates(kind: Kind, scheduler: Any, flow: bool) -> tuple[list[float], list[float]]:
+def begins_high(times: Sequence[int | float], scheduler: Any) -> bool:
+    """Whether a first timestep is near the top of training, so that noise alone can stand for a canvas there.
+
+    A canvas of noise alone lacks the signal of its level, which makes pictures grey. Stable Diffusion's own tables leave out a
+    stride at the top, and up to half a stride by rounding. So a stride and a half may be missing, or an eighth of training,
+    but never more than a quarter of it. There, where its own four steps begin, 24 % of a picture should be in the canvas.
+
+    Args:
+        times: the times of the model calls, in the units of the network.
+        scheduler: the object of diffusers.
+    """
+    trained, order = scheduler.config.num_train_timesteps, scheduler.order
+    stride = times[0] - (times[order] if len(times) > order else 0)
+    return trained - 1 - times[0] <= max(trained / 8, min(1.5 * stride, trained / 4))
+
+
+def strides(scheduler: Any) -> list[int]:
+    """How many timesteps each call goes down, for a class that knows no table: DDIM and PNDM.
+
+    A call goes to the timestep of the next one; PNDM's second call repeats the first one's step. The last call goes down as far
+    as diffusers goes, and at least to timestep 0.
+    """
+    times = scheduler.timesteps.tolist()
+    down = [above - below for above, below in pairwise(times)]
+    down = [stride or down[k - 1] for k, stride in enumerate(down)]
+    return [*down, max(scheduler.config.num_train_timesteps // scheduler.num_inference_steps, times[-1])]
+
+
+def coordinates(kind: Kind, scheduler: Any, flow: bool) -> tuple[list[float], list[float]]:
     """Alpha and sigma at each model call, and after the last step."""
     times = scheduler.timesteps
     if hasattr(scheduler, "sigmas"):
@@ -53,7 +84,7 @@ def _coordinates(kind: Kind, scheduler: Any, flow: bool) -> tuple[list[float], l
         raise SettingError(f"its first timestep would be {times[0]}, and the model knows 0 to {len(cumprod) - 1}")
     match kind.end:
         case "stride":
-            below = times[-1] - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+            below = times[-1] - strides(scheduler)[-1]
             end = cumprod[below] if below >= 0 else scheduler.final_alpha_cumprod
         case "clean":
             end = torch.ones(())

@@ -1,6 +1,7 @@
 """The model's own scheduler: that of its pipeline, as the pipeline sets it."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from panokit.backbones.diffusers.kinds import KINDS, Kind
 from panokit.backbones.diffusers.parts import explained, quiet
-from panokit.backbones.diffusers.solver import DiffusersSolver, without_numpy_warnings
-from panokit.errors import ModelError, SettingError
+from panokit.backbones.diffusers.solver import DiffusersSolver, rehearse, require_signal, without_numpy_warnings
+from panokit.errors import FallbackWarning, ModelError, SettingError
 from panokit.scheduler import Prediction, Training
 
 _FLOW_LCM = Kind("FlowMatchLCMScheduler", {}, ("flow_prediction",))
@@ -100,7 +101,7 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
         options: arguments of its step, as its pipeline passes them.
 
     Raises:
-        SettingError: panokit does not know schedulers of this class.
+        SettingError: panokit does not know schedulers of this class, or its canvases would have other noise than it says.
     """
     name = type(scheduler).__name__
     kind = _kind(name)
@@ -109,7 +110,25 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
     for key, value in vars(scheduler).items():
         if isinstance(value, Tensor):  # numbers on the CPU multiply a canvas on any device, without waiting for it
             setattr(scheduler, key, value.cpu())
-    return DiffusersSolver(kind, scheduler, options, device, training_of(scheduler).prediction, exact=False)
+    training = training_of(scheduler)
+    if kind.native(training.prediction) != training.prediction:
+        scheduler.register_to_config(prediction_type=kind.native(training.prediction))
+    try:
+        require_signal(training)
+        solver = DiffusersSolver(kind, scheduler, options, device, training.prediction, exact=False)
+        rehearse(solver)
+    except SettingError as cause:
+        raise SettingError(
+            f"the model's own scheduler, a {name}, cannot begin: {cause}; name another one, or try other steps"
+        ) from cause
+    shift = scheduler.config.get("flow_shift", 1)
+    if training.prediction == "flow_prediction" and scheduler.config.get("use_karras_sigmas") and shift != 1:
+        warnings.warn(
+            f"the model's own scheduler, a {name}, drops its flow_shift of {shift:g}, because use_karras_sigmas is set",
+            FallbackWarning,
+            stacklevel=2,
+        )
+    return solver
 
 
 def _kind(name: str) -> Kind | None:

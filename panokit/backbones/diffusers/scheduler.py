@@ -1,19 +1,22 @@
 """An adapter for diffusers' schedulers: their settings."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal, final, get_args, get_origin
 
-import numpy as np
 import torch
 
 from panokit import registry
-from panokit.backbones.diffusers.kinds import FLOW, KINDS, NOT_OF_FLOWS, WITHHELD, Kind
-from panokit.backbones.diffusers.solver import DiffusersSolver, without_numpy_warnings
-from panokit.errors import PluginNotFoundError, SettingError
+from panokit.backbones.diffusers.kinds import FLOW, KINDS, LEADING, NOT_OF_FLOWS, WITHHELD, Kind
+from panokit.backbones.diffusers.solver import DiffusersSolver, rehearse, require_signal, without_numpy_warnings
+from panokit.backbones.diffusers.timesteps import set_steps
+from panokit.errors import FallbackWarning, PluginNotFoundError, SettingError
 from panokit.plain import map_leaves
+from panokit.rehearsal import alike
 from panokit.scheduler import Scheduler, Training
 
 
@@ -48,7 +51,7 @@ class DiffusersScheduler(Scheduler):
         options = {key: _frozen(self.options[key]) for key in sorted(self.options)}
         object.__setattr__(self, "options", options)
         if options:  # without options, diffusers need not be imported
-            arguments = {**self._kind.constructor(), **self._kind.step()}
+            arguments = self._kind.arguments()
             for option, value in options.items():
                 _check(self.name, option, value, arguments)
 
@@ -91,6 +94,7 @@ class DiffusersScheduler(Scheduler):
                 f"the option {unfit[0]!r} of the scheduler {self.name!r} does not suit a model that predicts "
                 f"'flow_prediction': leave it out, or use 'flow_euler'"
             )
+        require_signal(training)
         if training.zero_snr and "rescale_betas_zero_snr" not in self._kind.constructor():
             fitting = [name for name, kind in KINDS.items() if "rescale_betas_zero_snr" in kind.constructor()]
             raise SettingError(
@@ -98,15 +102,41 @@ class DiffusersScheduler(Scheduler):
                 f"use one of {', '.join(sorted(fitting))}"
             )
         try:
-            solver = DiffusersSolver(self._kind, self._build(steps, training), self.options, device, training.prediction)
-            if self.options:
-                _rehearse(solver)
+            solver = self._solver(steps, device, training, self._spacings)
+            if self.options:  # without any, tests know that it works
+                rehearse(solver)
         except Exception as cause:  # diffusers has no check for values: any error can come out of a wrong one
             reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
             raise SettingError(f"{self} cannot begin with steps={steps}: {reason}; try other steps or options") from cause
+        for option in self._idle(solver, steps, training):
+            warnings.warn(
+                f"the option {option!r} of the scheduler {self.name!r} changes nothing in {steps} steps of this model",
+                FallbackWarning,
+                stacklevel=2,
+            )
         return solver
 
-    def _build(self, steps: int, training: Training) -> Any:
+    @property
+    def _spacings(self) -> Sequence[Mapping[str, Any]]:
+        """The options about timesteps to try in turn, until a table begins near pure noise. A user's own stand alone."""
+        if self.options.keys() & LEADING.keys() or not LEADING.items() <= self._kind.options.items():
+            return [{}]
+        return [{}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "linspace"}]
+
+    def _solver(
+        self, steps: int, device: torch.device, training: Training, spacings: Sequence[Mapping[str, Any]]
+    ) -> DiffusersSolver:
+        """Make a solver with the first spacing that works."""
+        refusals = []
+        for spacing in spacings:
+            try:
+                scheduler = self._build(steps, training, spacing)
+                return DiffusersSolver(self._kind, scheduler, self.options, device, training.prediction)
+            except SettingError as refusal:
+                refusals.append(refusal)
+        raise refusals[0]
+
+    def _build(self, steps: int, training: Training, spacing: Mapping[str, Any]) -> Any:
         """Make diffusers' object, with its timesteps set."""
         model = {
             "num_train_timesteps": training.timesteps,
@@ -118,14 +148,30 @@ class DiffusersScheduler(Scheduler):
             "use_flow_sigmas": training.prediction == "flow_prediction",
         }
         shifted = {"shift": 1.0, "flow_shift": 1.0}  # the sigmas of a flow are shifted before diffusers gets them
-        known, settings = self._kind.constructor(), {**model, **self._kind.options, **self.options, **shifted}
+        settings = {**model, **self._kind.options, **spacing, **self.options, **shifted}
+        known = self._kind.constructor()
+        flow = partial(self._flow, training=training) if training.prediction == "flow_prediction" else None
         with without_numpy_warnings():
             scheduler = self._kind.load()(**{key: value for key, value in settings.items() if key in known})
-            if training.prediction == "flow_prediction":
-                _set_flow(scheduler, self._flow(steps, training))
-            else:
-                scheduler.set_timesteps(steps, device="cpu")
+            set_steps(self._kind, scheduler, steps, flow)
         return scheduler
+
+    def _idle(self, solver: DiffusersSolver, steps: int, training: Training) -> Iterator[str]:
+        """The options that change neither the noise levels nor what the steps make of a canvas."""
+        usual = {**{key: argument.default for key, argument in self._kind.arguments().items()}, **self._kind.options}
+        begun = solver.state()
+        for option, value in self.options.items():
+            if value == _frozen(usual[option]):
+                continue
+            others = {key: other for key, other in self.options.items() if key != option}
+            try:
+                without = DiffusersScheduler(self.name, others)._solver(steps, torch.device("cpu"), training, [{}])
+                idle = alike(solver, without)
+            except Exception:  # the option is what makes it work
+                idle = False
+            solver.restore(begun)
+            if idle:
+                yield option
 
     def _flow(self, steps: int, training: Training) -> Sequence[float]:
         """The sigma of a flow at each step: shifted by the option, or else the model's own, or else shifted by the model."""
@@ -138,33 +184,6 @@ class DiffusersScheduler(Scheduler):
         shift = training.shift if shift is None else shift
         even = [1 - k / steps for k in range(steps)]
         return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
-
-
-def _set_flow(scheduler: Any, sigmas: Sequence[float]) -> None:
-    """Set the noise levels of a flow.
-
-    Some classes take them. The others would make levels of their own, each in its own way, so theirs are replaced. These
-    classes read nothing but `sigmas` in their steps. A second-order method has two calls at each level but the first.
-    """
-    if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(sigmas=np.array(sigmas), device="cpu")
-        return
-    scheduler.set_timesteps(len(sigmas), device="cpu")
-    levels = torch.tensor(sigmas, dtype=torch.float32).clamp(max=1 - 1e-6)  # as in UniPC, so that log alpha is finite
-    calls = torch.cat([levels[:1], levels[1:].repeat_interleave(scheduler.order)])
-    scheduler.sigmas = torch.cat([calls, scheduler.sigmas[-1:]])
-    scheduler.timesteps = calls * scheduler.config.num_train_timesteps
-
-
-def _rehearse(solver: DiffusersSolver) -> None:
-    """Try the options on a canvas of four cells, so that a wrong one is an error before the model is called."""
-    begun, random, zeros = solver.state(), torch.Generator(), torch.zeros(4, 1, 1)
-    x = zeros
-    for level in solver.levels[:-1]:
-        x = solver.step(zeros, x, level, random)
-        if x.shape != zeros.shape or not x.isfinite().all():
-            raise SettingError(f"at timestep {level.t} it does not return a canvas of numbers")
-    solver.restore(begun)
 
 
 def _check(name: str, option: str, value: Any, arguments: Mapping[str, inspect.Parameter]) -> None:

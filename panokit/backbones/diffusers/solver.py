@@ -6,9 +6,11 @@ these, `start` and `step` rescale the canvas, so diffusers' `scale_model_input` 
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any, final
 
 import torch
@@ -16,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit.backbones.diffusers.kinds import Kind
-from panokit.backbones.diffusers.levels import levels_of
+from panokit.backbones.diffusers.levels import levels_of, strides
 from panokit.errors import SettingError
 from panokit.plain import map_leaves
-from panokit.scheduler import Level, Prediction, Solver, pred_from, x0_from
+from panokit.rehearsal import measure
+from panokit.scheduler import Level, Prediction, Solver, Training, pred_from, x0_from
 
 
 @final
@@ -54,8 +57,7 @@ class DiffusersSolver(Solver):
         if hasattr(scheduler, "is_scale_input_called"):
             scheduler.is_scale_input_called = True  # otherwise it warns; this adapter scales instead
         self.levels = levels_of(kind, scheduler, flow=prediction == "flow_prediction", exact=exact)
-        if prediction == "epsilon" and self.levels[0].alpha == 0:
-            raise SettingError("the model predicts epsilon, which cannot give x0 at a first level without signal")
+        self._strides = strides(scheduler) if kind.end == "stride" and not hasattr(scheduler, "sigmas") else []
         self._kind, self._scheduler, self._device, self._prediction = kind, scheduler, device, prediction
         self._options = {key: value for key, value in options.items() if key in kind.step()}
         self._draws = "generator" in inspect.signature(scheduler.step).parameters
@@ -85,8 +87,13 @@ class DiffusersSolver(Solver):
             x = x / level.alpha
         t = self._scheduler.timesteps[level.index]
         options = {**self._options, "generator": generator} if self._draws else self._options
+        if self._strides:  # diffusers goes down by num_train_timesteps // num_inference_steps, the same at each step
+            trained = self._scheduler.config.num_train_timesteps
+            self._scheduler.num_inference_steps = Fraction(trained, self._strides[level.index])
         with without_numpy_warnings():  # UniPC and thresholding need a batch axis
             x = self._scheduler.step(pred[None], t, x[None], **options, return_dict=False)[0][0]
+        if self._strides:
+            self._scheduler.num_inference_steps = self._begun["num_inference_steps"]
         return x * self.levels[level.index + 1].alpha if self._kind.exploding else x
 
     def state(self) -> dict[str, Any]:
@@ -102,6 +109,37 @@ class DiffusersSolver(Solver):
         attributes = vars(self._scheduler)
         attributes.clear()
         attributes.update(self._begun, **{key: _copied(value, self._device) for key, value in state.items()})
+
+
+def require_signal(training: Training) -> None:
+    """Refuse a model that predicts epsilon and was trained down to no signal, where epsilon says nothing about x0.
+
+    Raises:
+        SettingError: the model is one.
+    """
+    if training.prediction == "epsilon" and training.zero_snr:
+        raise SettingError(
+            "the model predicts epsilon, which cannot give x0 where there is no signal, and was trained down to none "
+            "(zero_snr): correct prediction_type or rescale_betas_zero_snr in the configuration of its scheduler"
+        )
+
+
+def rehearse(solver: DiffusersSolver) -> None:
+    """Run a new solver in a world of one image, so that what is wrong is an error before the model is called.
+
+    Raises:
+        SettingError: a canvas has other noise than its level says.
+    """
+    begun = solver.state()
+    for measured in measure(solver):
+        at = f"at timestep {measured.level.t:.0f}"
+        if not math.isfinite(measured.noise):
+            raise SettingError(f"{at} the canvas would hold NaN or infinity")
+        if not measured.right:
+            raise SettingError(
+                f"{at} the canvas would have noise of {measured.noise:.3g}, and its level says {measured.level.sigma:.3g}"
+            )
+    solver.restore(begun)
 
 
 def _copied(value: Any, device: torch.device | None = None) -> Any:
