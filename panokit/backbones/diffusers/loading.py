@@ -18,7 +18,7 @@ from panokit.backbones.diffusers.addons import (
     addon,
     names_of,
 )
-from panokit.backbones.diffusers.configurations import read_configuration, require_fitting
+from panokit.backbones.diffusers.configurations import read_configuration, require_fitting, require_values
 from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet, read_part, require_read
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.swaps import Part, controlled, find_controlnet, find_vae, pipeline_class
@@ -183,6 +183,7 @@ def _index(folder: Path, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{model} wants code of its own, {code} in its model_index.json, and panokit never runs a model's code: use a "
             "model whose pipeline is a class of diffusers"
         )
+    require_values(index, None, f"the model_index.json of {model}")
     return index, listed_parts(index, model)
 
 

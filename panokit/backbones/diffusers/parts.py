@@ -29,6 +29,9 @@ _SMALL = 1 << 20
 _MISFIT = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)")
 """What torch says of a tensor of another size: its name, the size in the file and the size in the model."""
 
+_MISFIT_OF_FILE = re.compile(r"because (\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
+"""What diffusers says of it in a single file: its name, the size in the model and the size in the file."""
+
 _WRONG_FIELD = re.compile(r"Field '(\w+)' (?:with value (.+?) doesn't|expected .*?\(value: (.+?)\))")
 """What transformers says of a value of another type: its name, and the value in one of two places."""
 
@@ -79,6 +82,8 @@ def _reason(cause: Exception) -> str:
     text = " ".join(str(cause).split()).partition(" Please ")[0] or type(cause).__name__
     if odd := _MISFIT.search(text):
         return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
+    if odd := _MISFIT_OF_FILE.search(text):
+        return f"its {odd[1]} has the size {odd[3]} and the model's {odd[2]}"
     if odd := _WRONG_FIELD.search(text):
         return f"its {odd[1]} is {odd[2] or odd[3]:.60}, of a type that it cannot have"
     short = (f"{text[:160]} ..." if len(text) > 160 else text).rstrip(".")
