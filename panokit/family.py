@@ -60,6 +60,14 @@ class Family(ABC):
         """
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is that of a file or folder here. No text is too long or too strange to ask."""
+    try:
+        return bool(name) and (Path(name).is_file() or Path(name).is_dir())
+    except (OSError, ValueError):
+        return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file of a model.
 

@@ -1,7 +1,6 @@
 """Models by name: where they are, and which family reads them."""
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,8 +16,10 @@ from panokit import registry
 from panokit.composition import build
 from panokit.denoiser import Model
 from panokit.errors import ModelError, PanokitError, PluginNotFoundError, SettingError
-from panokit.family import Family, read_json
+from panokit.family import Family, is_path, read_json
 from panokit.plain import map_leaves
+
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}")
 
 
 def load_model(source: Any, /, **settings: Any) -> Model:
@@ -142,9 +143,9 @@ def _found(name: str, revision: str | None = None) -> tuple[str, str]:
             if isinstance(cls, type) and issubclass(cls, Family):
                 return name, plugin.entry.value
             return str(target), _reading(str(target), revision)
-    if os.path.exists(name) or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if is_path(name) or _HUB_ID.fullmatch(name):
         return name, _reading(name, revision)
-    message = registry.unknown("models", name)
+    message = registry.unknown("models", f"{name:.80}")
     raise PluginNotFoundError(f"{message}; a folder in diffusers' format or a hub id (owner/model) works too")
 
 
@@ -154,25 +155,33 @@ def _reading(source: str, revision: str | None) -> str:
     name, families, broken = _first(lambda family: family.reads(index))
     if name:
         return name
+    also = "; ".join(broken) or "see panokit plugins"
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise ModelError(
+            f"the folder {source} has no model_index.json, so it is no model in diffusers' format: check it; {also}"
+        )
     names = sorted(key for key in index if not key.startswith("_"))
-    parts = ", ".join(names[:12]) + " and more" * (len(names) > 12) or "nothing that looks like a model"
+    parts = ", ".join(names[:12]) + " and more" * (len(names) > 12) or "no parts"
     kind = index.get("_class_name")
     raise ModelError(
-        f"no family reads the model {source}, {f'a {kind} ' if kind else ''}with {parts}: installed are "
-        f"{', '.join(families) or 'none'}; {'; '.join(broken) or 'see panokit plugins'}"
+        f"no family reads the model {source}, {f'a {kind!s:.60} ' if kind else ''}with {parts:.200}: installed are "
+        f"{', '.join(families) or 'none'}; {also}"
     )
 
 
 def _index(source: str, revision: str | None) -> Mapping[str, Any]:
     """The content of a model's `model_index.json`; of a folder without one, its subfolders; of a file, its name."""
     folder = Path(source)
-    if os.path.isfile(source):  # of a name that no path can have, this is false, and pathlib raises
+    if folder.is_file():
         return {"_file": folder.name}
-    if not os.path.isdir(source):
+    if not folder.is_dir():
         from diffusers import DiffusionPipeline
 
+        from panokit.backbones.diffusers.parts import quiet
+
         try:
-            return DiffusionPipeline.load_config(source, revision=revision)
+            with quiet():
+                return DiffusionPipeline.load_config(source, revision=revision)
         except Exception as cause:  # hub failures come in many types
             reason = str(cause).strip().partition("\n")[0].rstrip(".")
             raise ModelError(f"cannot load the model {source}: {reason}; check the hub id and the connection") from cause

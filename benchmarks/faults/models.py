@@ -1,12 +1,12 @@
 """Broken model folders: a working model or one line, whatever is written into a file of one.
 
-    python benchmarks/faults/models.py [FAMILY ...] [--seed 0] [--cases 200]
+    python benchmarks/faults/models.py [NAME ...] [--seed 0] [--cases 200]
 
-saves models in miniature, changes one value in one file at a time, loads the folder, and paints two steps. Each value of each
-JSON file is replaced by hostile ones and left out, files are cut, emptied and filled with other bytes, and weights are renamed,
-doubled and reshaped. `--cases` draws so many changes of each family by the seed; 0 makes all of them. Each change is tried in a
-process of its own. A table counts the outcomes for each kind of change. The exit status is 1 if some outcome is neither a
-picture nor one short line of an error of panokit, and those are listed.
+saves models in miniature and what may be added to them, changes one file at a time, loads the model, and paints two steps. Each
+value of each JSON file is replaced by hostile ones and left out, files are cut, emptied and filled with other bytes, and
+weights are renamed, doubled and reshaped. Each change is tried in a process of its own. A table counts the outcomes for each
+kind of change. The exit status is 1 if some outcome is neither a picture nor one short line of an error of panokit with nothing
+else on standard error and nothing imported that a good model does not import. Those are listed.
 """
 
 import argparse
@@ -29,10 +29,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from panokit import PanokitError, Runtime, Sampler
-from panokit.testing.families import FAMILIES, tiny_pipeline
+from panokit import PanokitError, Runtime, Sampler, errors
+from panokit.testing.families import (
+    FAMILIES,
+    save_tiny_embedding,
+    save_tiny_ip_adapter,
+    save_tiny_lora,
+    tiny_controlnet,
+    tiny_pipeline,
+)
 
 HOSTILE: dict[str, Any] = {
     "null": None,
@@ -70,12 +78,17 @@ class Change(NamedTuple):
     place: str
     content: bytes | None
 
+    @property
+    def words(self) -> str:
+        """The change in words."""
+        return " ".join(filter(None, (self.file, self.place, self.kind)))
+
 
 class Outcome(NamedTuple):
     """What came of a change.
 
     Attributes:
-        kind: `works`, `refused`, or what is wrong.
+        kind: `works`, the name of an error of panokit, or what is wrong.
         line: the message of the error, or what else is there to see.
     """
 
@@ -83,24 +96,77 @@ class Outcome(NamedTuple):
     line: str
 
 
-def saved(family: str, folder: Path) -> Path:
-    """Save a model in miniature.
+class Target(NamedTuple):
+    """What is changed, and the model that it is a part of.
+
+    Attributes:
+        folder: the folder whose files are changed.
+        model: makes the model, as `Sampler` takes it, of the changed folder.
+    """
+
+    folder: Path
+    model: Callable[[Path], dict[str, Any]]
+
+
+def saved(name: str, home: Path) -> Target:
+    """Save what is changed, in miniature.
 
     Args:
-        family: one of `FAMILIES`; or `plain`, a Stable Diffusion without an index, with the files of older tokenizers.
-        folder: where it goes.
+        name: one of `FAMILIES`; `plain`, a Stable Diffusion without an index, with the files of older tokenizers; or one of
+            `ADDED`, which is added to a Stable Diffusion.
+        home: the folder for all of it.
     """
-    tiny_pipeline("sd" if family == "plain" else family).save_pretrained(folder)
-    if family == "plain":
-        (folder / "model_index.json").unlink()
-        tokenizer = folder / "tokenizer" / "tokenizer.json"
-        words = json.loads(tokenizer.read_text())["model"]["vocab"]
-        rare = next(word for word, number in words.items() if number == 255)
-        words = {"la" if word == rare else word: number for word, number in words.items()}
-        (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
-        (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\nl a\n")
-        tokenizer.unlink()
-    return folder
+    folder, pipe = home / name, tiny_pipeline(name if name in FAMILIES else "sd")
+    if name in FAMILIES or name == "plain":
+        pipe.save_pretrained(folder)
+        if name == "plain":
+            _make_older(folder)
+        small = {} if name in ("plain", "sd", "sdxl") else {"window": 16}  # others paint 1024 pixels by themselves
+        return Target(folder, lambda changed: {"plugin": str(changed), **small})
+    ADDED[name](pipe, folder)
+    pipe.save_pretrained(home / "sd")
+    return Target(folder, lambda changed: _with_added(name, home / "sd", changed))
+
+
+def _make_older(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    words = json.loads(tokenizer.read_text())["model"]["vocab"]
+    rare = next(word for word, number in words.items() if number == 255)
+    words = {"la" if word == rare else word: number for word, number in words.items()}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\nl a\n")
+    tokenizer.unlink()
+
+
+def _save_network(pipe: Any, folder: Path) -> None:
+    folder.mkdir()
+    save_file(pipe.unet.state_dict(), folder / "network.safetensors")
+
+
+def _save_embedding(pipe: Any, folder: Path) -> None:
+    folder.mkdir()
+    save_tiny_embedding(pipe, folder)
+
+
+ADDED: dict[str, Callable[[Any, Path], Any]] = {
+    "lora": save_tiny_lora,
+    "embedding": _save_embedding,
+    "ip_adapter": save_tiny_ip_adapter,
+    "controlnet": lambda pipe, folder: tiny_controlnet("sd").controlnet.save_pretrained(folder),
+    "vae": lambda pipe, folder: pipe.vae.save_pretrained(folder),
+    "file": _save_network,
+}
+"""What may be added to a model, and a single file of a network; each with what saves it in a folder."""
+
+
+def _with_added(name: str, model: Path, changed: Path) -> dict[str, Any]:
+    if name == "file":
+        return {"plugin": str(changed / "network.safetensors"), "config": str(model)}
+    several = {"lora": "loras", "embedding": "embeddings"}
+    if name in several:
+        return {"plugin": str(model), several[name]: [{"path": str(changed)}]}
+    return {"plugin": str(model), name: {"path": str(changed)} if name == "ip_adapter" else str(changed)}
 
 
 def changes(folder: Path, generator: random.Random) -> Iterator[Change]:
@@ -219,66 +285,68 @@ def written(change: Change, folder: Path, into: Path) -> Path:
     return into
 
 
-def paint(source: str) -> None:
+def paint(model: dict[str, Any]) -> None:
     """Load a model and paint two steps.
+
+    Args:
+        model: its folder and settings, as `Sampler` takes them.
 
     Raises:
         PanokitError: it cannot be loaded, or its network cannot compute.
     """
-    sampler = Sampler(source, runtime=Runtime(accelerator="cpu"))
-    high, wide = (cells * sampler.model.factor for cells in sampler.model.denoiser.window)
-    sampler("a lake", height=high, width=wide, steps=2, progress=False)
+    sampler = Sampler(model, runtime=Runtime(accelerator="cpu"))
+    denoiser = sampler.model.denoiser
+    high, wide = (cells * sampler.model.factor for cells in denoiser.window)
+    pictures = dict.fromkeys(
+        [*denoiser.fields, *["ip_adapter_image"] * denoiser.has_ip_adapter], Image.new("RGB", (wide, high))
+    )
+    sampler("a lake", height=high, width=wide, steps=2, progress=False, **pictures)
 
 
-def judged(error: BaseException | None, printed: str, seconds: float) -> Outcome:
-    """What an error and the prints of a trial come to."""
-    if error is not None and not isinstance(error, PanokitError):
-        where = "".join(traceback.format_exception(error)[-3:])
-        return Outcome(f"raises {type(error).__name__}", where)
+def judged(error: BaseException | None, printed: str = "", seconds: float = 0.0) -> Outcome:
+    """What an error, the prints and the time of a trial come to. Sound are `works` and the names of panokit's errors."""
     line = str(error or "")
+    if error is not None and not isinstance(error, PanokitError):
+        return Outcome(f"raises {type(error).__name__}", "".join(traceback.format_exception(error)[-3:]))
     if "\n" in line or len(line) > LINE:
         return Outcome("raises a long message", line)
     if printed.strip():
         return Outcome("prints", f"{printed} {line}")
     if seconds > SECONDS:
         return Outcome("takes long", f"{seconds:.0f} s {line}")
-    if error is None:
-        return Outcome("works", "")
-    return Outcome("refused" if type(error).__name__ in ("ModelError", "SettingError") else type(error).__name__, line)
+    return Outcome("works" if error is None else type(error).__name__, line)
 
 
-def tried(source: Path, known: frozenset[str]) -> Outcome:
+def is_sound(outcome: Outcome) -> bool:
+    """Whether a trial ended as it must."""
+    return outcome.kind == "works" or hasattr(errors, outcome.kind)
+
+
+def tried(model: dict[str, Any], known: frozenset[str]) -> Outcome:
     """Load a changed model and paint two steps in a process of its own, and judge what came of it.
 
     Args:
-        source: the folder.
+        model: its folder and settings.
         known: the packages that a good model imports.
     """
     reader, writer = os.pipe()
-    printed = tempfile.TemporaryFile()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _try(source, known, writer, printed.fileno())
-    os.close(writer)
-    said, ended = b"", time.monotonic() + 3 * SECONDS
-    while select.select([reader], [], [], max(0.0, ended - time.monotonic()))[0]:
-        more = os.read(reader, 65536)
-        said += more
-        if not more:
-            break
-    else:
-        os.kill(child, signal.SIGKILL)
-    os.close(reader)
-    status = os.waitpid(child, 0)[1]
-    printed.seek(0)
-    text = printed.read().decode(errors="replace")
-    if not said:
-        return Outcome("hangs" if status == signal.SIGKILL else f"ends with status {status}", text[-2000:])
-    return Outcome(*json.loads(said))
+    with tempfile.TemporaryFile() as printed:
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            _try(model, known, writer, printed.fileno())
+        os.close(writer)
+        if not select.select([reader], [], [], 3 * SECONDS)[0]:
+            os.kill(child, signal.SIGKILL)
+        with open(reader, "rb") as pipe:
+            said = pipe.read()
+        status = os.waitpid(child, 0)[1]
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+    return Outcome(*json.loads(said)) if said else Outcome(f"ends with status {status}", text[-2000:])
 
 
-def _try(source: Path, known: frozenset[str], writer: int, printed: int) -> NoReturn:
+def _try(model: dict[str, Any], known: frozenset[str], writer: int, printed: int) -> NoReturn:
     """The child of `tried`: it writes an outcome into a pipe."""
     for stream in (1, 2):
         os.dup2(printed, stream)
@@ -287,7 +355,7 @@ def _try(source: Path, known: frozenset[str], writer: int, printed: int) -> NoRe
     began, error = time.monotonic(), None
     warnings.simplefilter("ignore")
     try:
-        paint(str(source))
+        paint(model)
     except BaseException as caught:  # whatever it is, it is judged
         error = caught
     seconds = time.monotonic() - began
@@ -296,9 +364,10 @@ def _try(source: Path, known: frozenset[str], writer: int, printed: int) -> NoRe
     size = os.lseek(printed, 0, os.SEEK_END)
     outcome = judged(error, os.pread(printed, size, 0).decode(errors="replace"), seconds)
     strangers = {name.partition(".")[0] for name in sys.modules} - known
-    if strangers and outcome.kind in ("works", "refused"):
+    if strangers and is_sound(outcome):
         outcome = Outcome("imports", f"{', '.join(sorted(strangers))} {outcome.line}")
-    os.write(writer, json.dumps(outcome).encode())
+    with open(writer, "w") as pipe:
+        json.dump(outcome, pipe)
     os._exit(0)
 
 
@@ -313,35 +382,31 @@ def table(rows: Iterable[tuple[Change, Outcome]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("families", nargs="*", default=["plain", *FAMILIES])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", default=["plain", *FAMILIES, *ADDED], help="what is changed; by default all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--only", default="", help="a pattern that file, kind and place match")
-    parser.add_argument("--log")
+    parser.add_argument("--cases", type=int, default=200, help="changes of each, drawn by the seed; 0 for all")
+    parser.add_argument("--only", default="", help="a pattern that is looked for in the words of a change")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[tuple[Change, Outcome]] = []
-    log = open(options.log, "w") if options.log else None
-    with tempfile.TemporaryDirectory() as home:
-        for family in options.families:
-            generator = random.Random(options.seed)
-            folder = saved(family, Path(home, family))
-            paint(str(folder))
-            known = frozenset(name.partition(".")[0] for name in sys.modules)
-            all_changes = [c for c in changes(folder, generator) if re.search(options.only, f"{c.file} {c.kind} {c.place}")]
-            if options.cases and options.cases < len(all_changes):
-                all_changes = generator.sample(all_changes, options.cases)
-            for change in all_changes:
-                outcome = tried(written(change, folder, Path(home, "changed")), known)
-                rows.append((change, outcome))
-                if log:
-                    print(json.dumps([family, change.file, change.kind, change.place, *outcome]), file=log, flush=True)
+    for name in options.names:
+        generator = random.Random(options.seed)
+        with tempfile.TemporaryDirectory() as home:
+            target = saved(name, Path(home))
+            paint(target.model(target.folder))
+            known = frozenset(module.partition(".")[0] for module in sys.modules)
+            some = [change for change in changes(target.folder, generator) if re.search(options.only, change.words)]
+            if 0 < options.cases < len(some):
+                some = generator.sample(some, options.cases)
+            for change in some:
+                rows.append((change, tried(target.model(written(change, target.folder, Path(home, "changed"))), known)))
+                if not is_sound(rows[-1][1]):
+                    print(
+                        f"{name}: {change.words}: {rows[-1][1].kind}: {' '.join(rows[-1][1].line.split())[-300:]}", flush=True
+                    )
     print(table(rows))
-    wrong = [(change, outcome) for change, outcome in rows if outcome.kind not in ("works", "refused")]
-    for change, outcome in wrong:
-        print(f"{change.file}: {change.place} {change.kind}: {outcome.kind}: {' '.join(outcome.line.split())[-300:]}")
-    return 1 if wrong else 0
+    return 0 if all(is_sound(outcome) for _, outcome in rows) else 1
 
 
 if __name__ == "__main__":

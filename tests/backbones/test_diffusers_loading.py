@@ -165,6 +165,20 @@ def test_shards_are_read(copy: Path, variant: str, saved: Callable[[str], Path])
     refused(copy, r"has shards of weights in unet/ and no index of them")
 
 
+def test_a_weight_in_two_shards_is_refused_by_its_name(copy: Path) -> None:
+    shard(copy / "unet")
+    one, two = sorted((copy / "unet").glob("*.safetensors"))
+    save_file({**load_file(two), "conv_in.bias": load_file(one)["conv_in.bias"]}, two, {"format": "pt"})
+    refused(copy, f"has the weight conv_in.bias of unet twice, in {one.name} and {two.name}: fetch it again")
+
+
+@pytest.mark.parametrize("places", [[], {"x": 1}, {"x": None}, {"x": ["a"]}, None])
+def test_an_index_that_says_no_file_is_refused(copy: Path, places: Any) -> None:
+    shard(copy / "unet")
+    next((copy / "unet").glob("*.index.json")).write_text(json.dumps({"weight_map": places}))
+    refused(copy, "is damaged, its weight_map does not say the file of each weight: fetch it again")
+
+
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 def test_an_index_that_is_left_over_is_passed_by(copy: Path, variant: str) -> None:
     for part in ("unet", "text_encoder"):
@@ -173,6 +187,19 @@ def test_an_index_that_is_left_over_is_passed_by(copy: Path, variant: str) -> No
         (copy / part / f"{file.stem}.safetensors.index.json").write_text(json.dumps(index))
         file.rename(file.with_suffix(f"{variant}.safetensors"))
     assert load_pipeline(str(copy))
+
+
+def test_text_encoders_are_read_from_files_of_larger_models_and_with_a_prefix(copy: Path) -> None:
+    file = copy / "text_encoder" / "model.safetensors"
+    own = {f"text_model.{key}": value for key, value in load_file(file).items()}
+    tower = {"vision_model.encoder.layers.0.mlp.fc1.bias": torch.ones(2), "logit_scale": torch.ones(1)}
+    ids = {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file({**own, **tower, **ids}, file, {"format": "pt"})
+    assert torch.equal(load_pipeline(str(copy)).text_encoder.final_layer_norm.bias, own["text_model.final_layer_norm.bias"])
+    save_file({**own, "text_model.encoder.layers.9.mlp.fc1.bias": torch.ones(2)}, file, {"format": "pt"})
+    refused(copy, "has 1 weights of text_encoder without a place in its config.json, such as .*layers.9.mlp.fc1.bias")
+    save_file({**own, "final_layer_norm.bias": torch.ones(8)}, file, {"format": "pt"})
+    refused(copy, "has the weight final_layer_norm.bias of text_encoder twice, also as text_model.final_layer_norm.bias")
 
 
 def drop(*names: str) -> Callable[[Path], None]:

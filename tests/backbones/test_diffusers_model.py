@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from panokit import Model, Runtime, Sampler, Scene, load_model
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.model import UNetDenoiser, _fits
-from panokit.errors import ModelError, PluginNotFoundError
+from panokit.errors import ModelError, PluginNotFoundError, PromptWarning
 from panokit.testing.tiny import tiny_model
 
 
@@ -122,6 +122,19 @@ def test_what_is_cut_off_a_long_prompt_is_told(tiny: Model) -> None:
     """The tiny tokenizer reads a letter at a time, 16 with start and end."""
     with pytest.warns(UserWarning, match="the prompt has 22 tokens and this model reads 16: 'wxyzab' at its end is cut off"):
         tiny.denoiser.encode(Scene("abcdefghijklmnwxyzab"))
+
+
+def test_a_negative_prompt_is_watched_like_a_prompt_and_long_texts_are_shown_in_short(tiny: Model) -> None:
+    old = tiny.denoiser
+    assert isinstance(old, UNetDenoiser)
+    denoiser = UNetDenoiser(old.unet, old.text_encoder, old.tokenizer, old.training, frozenset({"lake"}))
+    with pytest.warns(PromptWarning) as caught, torch.no_grad():
+        denoiser.encode(Scene("a lake", "x" * 600_000, 7.5))
+    cut, unknown = sorted(str(warning.message) for warning in caught)
+    assert cut == f"the negative prompt has 600002 tokens and this model reads 16: '{60 * 'x'} ...' at its end is cut off"
+    assert unknown.startswith(f"this model knows no word of the negative prompt '{60 * 'x'} ...'; it knows, for instance: lake")
+    with torch.no_grad():
+        denoiser.encode(Scene("a lake", "x" * 100, 1.0))  # it is not read
 
 
 def configure(part: str, **settings: Any) -> Callable[[Path], None]:

@@ -36,7 +36,16 @@ def test_a_prompt_that_is_cut_says_so_and_a_short_one_does_not(name: str, cpu: R
     assert message.startswith("the prompt has ")
     assert "tokens and this model reads " in message
     assert message.endswith("at its end is cut off")
+    assert len(message) < 200
     assert begun(name, "a lake", cpu) == []
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "qwen_image", "wan", "lumina2"])
+def test_a_negative_prompt_that_is_cut_says_so_like_a_prompt(name: str, cpu: Runtime) -> None:
+    both = begun(name, LONG, cpu, negative_prompt=f"rain, {LONG}")
+    assert [message.partition(" has ")[0] for message in sorted(both)] == ["the negative prompt", "the prompt"]
+    (message,) = begun(name, "a lake", cpu, negative_prompt=f"a lake, {LONG}")
+    assert message.startswith("the negative prompt has ")
 
 
 @pytest.mark.parametrize("name", ["flux2", "klein"])

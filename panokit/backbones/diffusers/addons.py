@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from panokit.backbones.diffusers.configurations import read_configuration
-from panokit.backbones.diffusers.parts import explained, is_network, quiet, read_network
+from panokit.backbones.diffusers.parts import explained, is_network, quiet, read_network, require_read
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.weights import find_weights
 from panokit.errors import FallbackWarning, ModelError, SettingError
@@ -120,6 +120,7 @@ def add_loras(pipe: Any, loras: Sequence[Lora]) -> None:
             tensors = state[0] if isinstance(state, tuple) else state
             wanted = sum("alpha" not in key.rpartition(".")[2] for key in tensors)
             pipe.load_lora_weights(str(file.parent), adapter_name=name, **options)
+        require_read(pipe, f"the LoRA {file}", advice)
         fitting = sum(f".{name}." in f"{key}." for network in _networks(pipe) for key, _ in network.named_parameters())
         count = f"{fitting} of its {wanted} tensors have a place in it"
         if not fitting:
@@ -199,6 +200,7 @@ def add_ip_adapter(pipe: Any, adapter: IPAdapter, dtype: torch.dtype) -> None:
             raise ModelError(f"the file {file} is no IP-Adapter, it has no image_proj and ip_adapter: set weight_name to one")
         pipe.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name, local_files_only=True)
         pipe.set_ip_adapter_scale(adapter.scale)
+    require_read(pipe, what, f"use an IP-Adapter that was made for the model of this {kind}")
 
 
 def _networks(pipe: Any) -> list[torch.nn.Module]:

@@ -63,6 +63,7 @@ VALUES: Mapping[str, Value] = {
     "norm_num_groups": _COUNT,
     "hidden_size": _COUNT,
     "vocab_size": _COUNT,
+    "text_config": Value(dict | None),
     "max_position_embeddings": Value(int, 1, 100_000_000),
     "norm_eps": _EPS,
     "layer_norm_eps": _EPS,
@@ -70,7 +71,7 @@ VALUES: Mapping[str, Value] = {
     # of tokenizers; one that does not know how many tokens its model reads says 10**30
     "model_max_length": Value(float | None, 1, 1e30),
     # of schedulers
-    "num_train_timesteps": Value(int, 1, 100_000),
+    "num_train_timesteps": Value(int | None, 1, 100_000),
     "beta_start": _BETA,
     "beta_end": _BETA,
     "trained_betas": Value(tuple[float, ...] | None, 0, 1),
@@ -115,7 +116,7 @@ def require_values(values: Mapping[str, Any], cls: Any, file: str) -> None:
 
     Args:
         values: they, by name.
-        cls: the class that they are for.
+        cls: the class that they are for; None where it is not known.
         file: their file in words, for messages.
 
     Raises:
@@ -123,6 +124,8 @@ def require_values(values: Mapping[str, Any], cls: Any, file: str) -> None:
     """
     types_of_class = _types(cls)
     for name, value in values.items():
+        if isinstance(value, dict):
+            require_values(value, None, f"{name} in {file}")
         by_class, entry = types_of_class.get(name, _ANY), VALUES.get(name, _ANY)
         if not (by_class.holds(value, exact=False) and entry.holds(value, exact=True)):
             limits = f", from {entry.least:n} to {entry.most:n}" if entry.most < _LARGE else ""

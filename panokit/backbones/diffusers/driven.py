@@ -24,8 +24,8 @@ from panokit.backbones.diffusers.networks import computing, moves_itself, weight
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
 from panokit.backbones.diffusers.solver import without_numpy_warnings
-from panokit.errors import ModelError, SettingError
-from panokit.memory import is_out_of_memory
+from panokit.errors import ModelError, PanokitError, SettingError
+from panokit.memory import is_out_of_memory, reason_of
 from panokit.runtime.offload import turns_on
 from panokit.scheduler import Level
 
@@ -152,10 +152,10 @@ class Driven:
         try:
             with without_numpy_warnings():
                 self._until_stopped(pipe, options)
-        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:  # a wrong argument raises any
-            if is_out_of_memory(cause):
+        except Exception as cause:  # a wrong argument, or a template that comes with a tokenizer, raises any
+            if isinstance(cause, PanokitError) or is_out_of_memory(cause):
                 raise
-            reason = " ".join(str(cause).split()).rstrip(".")
+            reason = reason_of(cause).rstrip(".")
             raise SettingError(f"{self._class.__name__} refuses what it is called with: {reason}") from cause
         return pipe
 

@@ -18,8 +18,8 @@ from panokit.backbones.diffusers.addons import (
     addon,
     names_of,
 )
-from panokit.backbones.diffusers.configurations import read_configuration, require_fitting
-from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet, read_part
+from panokit.backbones.diffusers.configurations import read_configuration, require_fitting, require_values
+from panokit.backbones.diffusers.parts import UNUSED, explained, is_network, listed_parts, quiet, read_part, require_read
 from panokit.backbones.diffusers.sources import file_of, folder_of
 from panokit.backbones.diffusers.swaps import Part, controlled, find_controlnet, find_vae, pipeline_class
 from panokit.backbones.diffusers.tokenizers import fit_tokenizer, read_tokenizer
@@ -163,9 +163,8 @@ def _from_file(source: str, settings: Loading) -> Any:
     with quiet(), explained(f"{model} as a {cls.__name__}", advice):
         options = {"config": str(folder), "torch_dtype": dtype, "local_files_only": True, **networks}
         pipe = cls.from_single_file(str(file), **options)
+    require_read(pipe, model, advice)
     for name, part in pipe.components.items():
-        if is_network(type(part)) and any(weight.is_meta for weight in part.parameters()):
-            raise ModelError(f"{model} lacks weights of {name}, a {type(part).__name__}: {advice}")
         if name.startswith("tokenizer") and part is not None:
             encoder = pipe.components.get(name.replace("tokenizer", "text_encoder"))
             fit_tokenizer(part, encoder.config.to_dict() if encoder else {}, f"{name} of {model}")
@@ -184,6 +183,7 @@ def _index(folder: Path, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{model} wants code of its own, {code} in its model_index.json, and panokit never runs a model's code: use a "
             "model whose pipeline is a class of diffusers"
         )
+    require_values(index, None, f"the model_index.json of {model}")
     return index, listed_parts(index, model)
 
 

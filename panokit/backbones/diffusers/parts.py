@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import torch
 import transformers
 from torch import nn
@@ -28,16 +29,21 @@ _SMALL = 1 << 20
 _MISFIT = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)")
 """What torch says of a tensor of another size: its name, the size in the file and the size in the model."""
 
+_MISFIT_OF_FILE = re.compile(r"because (\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
+"""What diffusers says of it in a single file: its name, the size in the model and the size in the file."""
+
 _WRONG_FIELD = re.compile(r"Field '(\w+)' (?:with value (.+?) doesn't|expected .*?\(value: (.+?)\))")
 """What transformers says of a value of another type: its name, and the value in one of two places."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, neither diffusers nor transformers shows progress bars, warnings in their logs or what they deprecate."""
-    libraries = (diffusers.utils.logging, transformers.logging)
+    """Inside, no library of models shows progress bars, warnings in its logs or what it deprecates."""
+    libraries: tuple[Any, ...] = (diffusers.utils.logging, transformers.logging)
     before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    hub = huggingface_hub.utils.logging.get_verbosity()
     try:
+        huggingface_hub.utils.logging.set_verbosity_error()
         for library in libraries:
             library.disable_progress_bar()
             library.set_verbosity(library.CRITICAL)
@@ -45,6 +51,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        huggingface_hub.utils.logging.set_verbosity(hub)
         for library, shown, verbosity in before:
             library.set_verbosity(verbosity)
             if shown:
@@ -75,6 +82,8 @@ def _reason(cause: Exception) -> str:
     text = " ".join(str(cause).split()).partition(" Please ")[0] or type(cause).__name__
     if odd := _MISFIT.search(text):
         return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
+    if odd := _MISFIT_OF_FILE.search(text):
+        return f"its {odd[1]} has the size {odd[3]} and the model's {odd[2]}"
     if odd := _WRONG_FIELD.search(text):
         return f"its {odd[1]} is {odd[2] or odd[3]:.60}, of a type that it cannot have"
     short = (f"{text[:160]} ..." if len(text) > 160 else text).rstrip(".")
@@ -180,19 +189,19 @@ def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[st
         raise ModelError(
             f"{model} has {key} of {name} in the shape {tuple(held)}, and its config.json asks for {tuple(built)}: {of_two}"
         )
-    prefix = f"{getattr(network, 'base_model_prefix', '')}."
-    if twice := [key for key in sorted(stored) if len(prefix) > 1 and prefix + key in stored]:
+    built, unknown = network.state_dict().keys(), set(info["unexpected_keys"])
+    renamed = stored.keys() - built - unknown  # some files have a prefix before all keys
+    plain = {key for key in stored if key in built}
+    for key in sorted(renamed):
+        if twice := [other for other in plain if key.endswith(f".{other}") or other.endswith(f".{key}")]:
+            raise ModelError(f"{model} has the weight {twice[0]} of {name} twice, also as {key}: fetch the folder again")
+    if isinstance(network, transformers.PreTrainedModel):  # a text encoder may be read from the files of a larger model
+        own = {child for child, _ in network.named_children()}
+        own |= {prefix for prefix, _, rest in (key.partition(".") for key in renamed) if rest in built}
+        unknown = {key for key in unknown if key.partition(".")[0] in own}
+    if unknown:
         raise ModelError(
-            f"{model} has the weight {twice[0]} of {name} twice, also as {prefix}{twice[0]}: fetch the folder again"
-        )
-    children = {child for child, _ in network.named_children()}
-    towers = isinstance(network, transformers.PreTrainedModel)  # a text encoder may be read from the files of a larger model
-    odd = [
-        key for key in sorted(info["unexpected_keys"]) if not towers or key.removeprefix(prefix).partition(".")[0] in children
-    ]
-    if odd:
-        raise ModelError(
-            f"{model} has {len(odd)} weights of {name} that its config.json has no place for, such as {odd[0]}: {of_two}"
+            f"{model} has {len(unknown)} weights of {name} without a place in its config.json, such as {min(unknown)}: {of_two}"
         )
 
 
@@ -226,6 +235,24 @@ def _no_larger_than(stored: Mapping[str, torch.Size], what: str) -> Iterator[Non
         yield
     finally:
         hook.remove()
+
+
+def require_read(pipe: Any, what: str, advice: str) -> None:
+    """Check that a pipeline has all weights of its networks, and of what was added to them.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        what: what was read, in words.
+        advice: what to do.
+
+    Raises:
+        ModelError: one is missing.
+    """
+    for name, part in pipe.components.items():
+        if is_network(type(part)):
+            for key, weight in part.named_parameters():
+                if weight.is_meta:
+                    raise ModelError(f"{what} lacks weights of {name}, a {type(part).__name__}, such as {key}: {advice}")
 
 
 def read_part(cls: Any, folder: Path, model: str) -> Any:

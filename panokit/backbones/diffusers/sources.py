@@ -7,9 +7,10 @@ from typing import Any
 
 import huggingface_hub
 
-from panokit.backbones.diffusers.parts import UNUSED, explained
+from panokit.backbones.diffusers.parts import UNUSED, explained, quiet
 from panokit.backbones.diffusers.weights import PICKLES, choice, named
 from panokit.errors import ModelError
+from panokit.family import is_path
 
 CONFIGS = (".json", ".txt", ".model", ".jinja")
 """The ends of the files that say how a model is built, and hold vocabularies."""
@@ -27,7 +28,7 @@ def folder_of(source: str, *, revision: str | None = None, variant: str | None =
     Raises:
         ModelError: there is no such folder, and the hub does not give such a model.
     """
-    if Path(source).is_dir():
+    if is_path(source) and Path(source).is_dir():
         return Path(source)
 
     def fetch() -> str:
@@ -57,9 +58,9 @@ def file_of(source: str, name: str | None = None, subfolder: str | None = None) 
         ModelError: there is none, it is pickled, or it is not clear which file is meant.
     """
     path = Path(source)
-    if path.is_file():
+    if is_path(source) and path.is_file():
         return _safe(path)
-    if path.is_dir():
+    if is_path(source):
         home = path / (subfolder or "")
         there = [file.name for file in home.iterdir()] if home.is_dir() else []
         return _safe(home / _the_file(there, name, str(home)))
@@ -79,8 +80,8 @@ def file_of(source: str, name: str | None = None, subfolder: str | None = None) 
 def _from_hub(source: str, fetch: Callable[[], str], kept: Callable[[], str]) -> str:
     """What the hub gives; what it gave earlier if it cannot be reached."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ModelError(f"there is no file or folder {source}, and it is no hub id (owner/model): check the path")
-    with explained(f"{source} from the hub", "check the hub id and the connection; it is no file or folder here"):
+        raise ModelError(f"there is no file or folder {source:.200}, and it is no hub id (owner/model): check the path")
+    with quiet(), explained(f"{source} from the hub", "check the hub id and the connection; it is no file or folder here"):
         try:
             return fetch()
         except (ModelError, huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError):

@@ -48,7 +48,7 @@ def fit_tokenizer(tokenizer: Any, encoder: Mapping[str, Any], what: str) -> None
     advice = "fetch the model again"
     with explained(what, advice):
         last = max(tokenizer.get_vocab().values())
-    words = encoder.get("vocab_size") or encoder.get("text_config", {}).get("vocab_size")
+    words = encoder.get("vocab_size") or (encoder.get("text_config") or {}).get("vocab_size")
     if words and last >= words:
         raise ModelError(
             f"the {what} makes tokens up to {last}, and its text encoder has a vocab_size of {words}: they are of two models; "
