@@ -237,7 +237,7 @@ def _targets(cell: Cell, command: Command, chance: random.Random) -> list[int]:
         return found
 
     if cell.phase == "start":
-        there = until(lambda: str(cell.rank) in ranks(), 120.0)
+        there = until(lambda: len(ranks()) == (1 if cell.mode == "one process" else 2), 120.0)
         time.sleep(chance.uniform(1.0, 6.0))  # from the imports to the meeting of the ranks
     else:
         rank = 0 if cell.phase in ("checkpoint", "picture") else cell.rank  # rank 0 writes, and the other waits
@@ -284,11 +284,12 @@ def _statuses(cell: Cell) -> set[int]:
     if cell.waits:
         return {0}
     own = {"SIGKILL": {-9}, "SIGTERM": {143}, "SIGINT": {130}, "SIGSTOP": {-9}}[cell.signal]
+    late = {0} if cell.phase in ("decode", "picture") else set[int]()  # all steps are made: there is nothing to stop
     if cell.mode == "torchrun":  # its status is 1 whatever its ranks end with, or that of its own signal
-        return {1, *(own if cell.target in ("parent", "all") else ()), *({0} if cell.phase == "picture" else ())}
+        return {1, *late, *(own if cell.target in ("parent", "all") else ())}
     if cell.target == "rank 1":  # the first rank says that it has ended, hangs, or was asked to stop
-        return {1, 130, *({0} if cell.phase == "picture" else ())}
-    return own
+        return {1, 130, *late}
+    return own | (late if cell.signal in ("SIGTERM", "SIGINT") else set())
 
 
 def table(rows: Iterable[tuple[Cell, Outcome]]) -> str:
