@@ -17,14 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 
-from panokit.testing.processes import Command, until
+from panokit.testing.processes import Command, Processes, until
 
 MODES = {
     "one process": (["-m", "panokit"], ["parent"]),
@@ -47,29 +47,22 @@ PATIENCE = 150.0
 
 WORDS = [
     "generate",
-    "a lake",
+    "lake",
     "--model",
     "landscapes",
     "--height",
     "256",
     "--width",
     "256",
+    "--stride",
+    "128",
     "--steps",
     "5",
     "--micro_batch",
     "2",
-]
-WORDS += [
     "--guidances+=msd",
-    "--guidances.until=0.2",
-    "--fuser",
-    "marks:Marks",
-    "--checkpoint_every",
-    "2",
-    "--timeout",
-    str(TIMEOUT),
-    "--quiet",
 ]
+WORDS += f"--guidances.until=0.2 --fuser marks:Marks --checkpoint_every 2 --timeout {TIMEOUT} --quiet --out a.png".split()
 
 MARKS = """
 import os, time
@@ -183,23 +176,35 @@ def chosen(count: int, seed: int) -> list[Cell]:
     return rows[:count]
 
 
-def begin(mode: str, folder: Path, phase: str = "", more: Iterable[str] = ()) -> Command:
+@contextmanager
+def folder_of_marks() -> Iterator[Path]:
+    """A folder for a run, with the module that marks its phases."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name, "marks.py").write_text(MARKS)
+        yield Path(name)
+
+
+def begin(mode: str, folder: Path, phase: str) -> Command:
     """Start a run in a folder."""
-    (folder / "marks.py").write_text(MARKS)
     devices = ["--devices", "2"] if mode == "panokit" else []
-    words = [*MODES[mode][0], *WORDS, *devices, "--out", "a.png", *more]
-    return Command(words, folder, {"PHASE": phase})
+    return Command([*MODES[mode][0], *WORDS, *devices], folder, {"PHASE": phase})
 
 
 def undisturbed(folder: Path, more: Iterable[str] = ()) -> bytes:
-    """The picture of one process to which nothing happens."""
-    command = begin("one process", folder, more=more)
-    try:
-        if not until(command.ended, 300.0) or command.parent.returncode:
-            raise RuntimeError(f"the undisturbed run failed: {command.stderr()}")
-    finally:
-        command.end()
+    """The picture of one process to which nothing happens. It starts quickly."""
+    started = Processes(1, Path(__file__).resolve(), "run", (str(folder), [*WORDS, *more]), folder)
+    if started.wait(300.0) != [0]:
+        raise RuntimeError(f"the undisturbed run failed: {started.outputs()[0]}")
     return (folder / "a.png").read_bytes()
+
+
+def run(folder: str, words: list[str]) -> int:
+    """The command line in a folder, in a process of its own."""
+    from panokit.cli import main as command_line
+
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    return command_line(words)
 
 
 def strike(cell: Cell, folder: Path, chance: random.Random) -> Outcome:
@@ -326,13 +331,12 @@ def main() -> int:
     options = parser.parse_args()
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     rows = [(Cell(**row["cell"]), Outcome(**row["outcome"])) for row in done]
-    with tempfile.TemporaryDirectory() as folder:
-        picture = undisturbed(Path(folder))
+    with folder_of_marks() as folder:
+        picture = undisturbed(folder)
     for k, cell in enumerate(chosen(options.kills, options.seed)):
         if k < len(rows):
             continue
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with folder_of_marks() as folder:
             outcome = judged(cell, strike(cell, folder, random.Random(f"{options.seed} {k}")), picture, folder)
         rows.append((cell, outcome))
         with options.out.open("a") as file:

@@ -25,20 +25,21 @@ def kills() -> ModuleType:
     return module
 
 
-def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any, tmp_path: Path) -> None:
+def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any) -> None:
     cell = kills.Cell("panokit", "start", "SIGKILL", "rank 0")
-    outcome = kills.strike(cell, tmp_path, random.Random(0))
+    with kills.folder_of_marks() as folder:
+        outcome = kills.strike(cell, folder, random.Random(0))
     assert outcome == replace(outcome, status=-9, left=0, files=[], others=0)
     assert outcome.lines == ["panokit: the process that started the others has ended, at the start"]
     assert outcome.seconds < 20
 
 
-def test_a_checkpoint_of_a_killed_process_makes_the_same_picture(kills: Any, tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "broken").mkdir()
-    picture = kills.undisturbed(tmp_path / "whole")
+def test_a_checkpoint_of_a_killed_process_makes_the_same_picture(kills: Any) -> None:
+    with kills.folder_of_marks() as folder:
+        picture = kills.undisturbed(folder)
     cell = kills.Cell("one process", "decode", "SIGKILL", "parent")
-    outcome = kills.judged(cell, kills.strike(cell, tmp_path / "broken", random.Random(0)), picture, tmp_path / "broken")
+    with kills.folder_of_marks() as folder:
+        outcome = kills.judged(cell, kills.strike(cell, folder, random.Random(0)), picture, folder)
     assert (outcome.status, outcome.resumed, outcome.same, outcome.wrong) == (-9, True, True, [])
     assert kills.table([(cell, outcome)]).count("\n") == 2
 
