@@ -45,24 +45,10 @@ TIMEOUT = 10
 PATIENCE = 150.0
 """Seconds after which a process that still runs counts as left behind. Ranks that never started are given up after a minute."""
 
-WORDS = [
-    "generate",
-    "lake",
-    "--model",
-    "landscapes",
-    "--height",
-    "256",
-    "--width",
-    "256",
-    "--stride",
-    "128",
-    "--steps",
-    "5",
-    "--micro_batch",
-    "2",
-    "--guidances+=msd",
-]
-WORDS += f"--guidances.until=0.2 --fuser marks:Marks --checkpoint_every 2 --timeout {TIMEOUT} --quiet --out a.png".split()
+WORDS = (
+    "generate lake --model landscapes --height 256 --width 256 --stride 128 --steps 5 --micro_batch 2 --checkpoint_every 2 "
+    f"--guidances+=msd --guidances.until=0.2 --fuser marks:Marks --timeout {TIMEOUT} --quiet --out a.png"
+).split()
 
 MARKS = """
 import os, time
