@@ -39,8 +39,10 @@ def test_a_checkpoint_of_a_killed_process_makes_the_same_picture(kills: Any) -> 
         picture = kills.undisturbed(folder)
     cell = kills.Cell("one process", "decode", "SIGKILL", "parent")
     with kills.folder_of_marks() as folder:
-        outcome = kills.judged(cell, kills.strike(cell, folder, random.Random(0)), picture, folder)
-    assert (outcome.status, outcome.resumed, outcome.same, outcome.wrong) == (-9, True, True, [])
+        outcome = kills.strike(cell, folder, random.Random(0))
+        kills.resume(outcome, picture, folder)
+    assert (outcome.status, outcome.resumed, outcome.same) == (-9, True, True)
+    assert kills.wrong(cell, outcome) == []
     assert kills.table([(cell, outcome)]).count("\n") == 2
 
 
@@ -60,16 +62,12 @@ def test_all_is_tried_before_anything_is_tried_again(kills: Any) -> None:
         ({"lines": []}, "0 lines of panokit"),
         ({"lines": ["panokit: a", "panokit: b"]}, "2 lines of panokit"),
         ({"others": 20}, "20 lines of others"),
+        ({"whole": False}, "the picture is not whole"),
+        ({"same": False}, "another picture"),
     ],
 )
-def test_what_must_not_be_is_named(
-    kills: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], problem: str
-) -> None:
-    monkeypatch.setattr(kills, "undisturbed", lambda folder, more: b"whole")
+def test_what_must_not_be_is_named(kills: Any, change: dict[str, Any], problem: str) -> None:
     cell = kills.Cell("panokit", "step", "SIGTERM", "rank 0")
-    sound = kills.Outcome(143, ["panokit: terminated"], 0, 1.0, 0, [])
-    assert kills.judged(cell, replace(sound), b"whole", tmp_path).wrong == []
-    assert kills.judged(cell, replace(sound, wrong=[], **change), b"whole", tmp_path).wrong == [problem]
-    (tmp_path / "a.png").write_bytes(b"half")
-    found = kills.judged(cell, replace(sound, wrong=[]), b"other", tmp_path).wrong
-    assert found == ["the picture is not whole", "another picture"]
+    sound = kills.Outcome(143, ["panokit: terminated"], 0, 1.0, 0, [], same=True)
+    assert kills.wrong(cell, sound) == []
+    assert kills.wrong(cell, replace(sound, **change)) == [problem]
