@@ -112,7 +112,7 @@ def watch() -> None:
 def end_parent() -> None:
     """Kill the rank that started this process, if there is one. It hangs."""
     if os.environ.get(PARENT) == str(os.getppid()):
-        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getppid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has one of them
 
 
 def _end_with_parent(parent: str) -> None:

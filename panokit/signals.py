@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from signal import SIGINT, SIGTERM, signal
+from signal import SIGINT, SIGTERM, default_int_handler, getsignal, signal
 from threading import current_thread, main_thread
 from typing import final
 
@@ -30,18 +30,25 @@ class Stop:
 
 
 @contextmanager
-def terminated() -> Iterator[None]:
-    """Inside, SIGTERM raises a TerminatedError, so that files are closed or removed."""
+def terminated() -> Iterator[list[int]]:
+    """Inside, SIGTERM raises a TerminatedError and SIGINT a KeyboardInterrupt, so that files are closed or removed.
+
+    Yields:
+        The signals that came. An import that one of them interrupts may fail with any error, then or later.
+    """
+    received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        raise TerminatedError
+        received.append(number)
+        raise TerminatedError if number == SIGTERM else KeyboardInterrupt
 
-    before = signal(SIGTERM, stop) if current_thread() is main_thread() else None
+    names = (SIGTERM, SIGINT) if getsignal(SIGINT) == default_int_handler else (SIGTERM,)  # a shell's background ignores it
+    before = {name: signal(name, stop) for name in names} if current_thread() is main_thread() else {}
     try:
-        yield
+        yield received
     finally:
-        if before is not None:
-            signal(SIGTERM, before)
+        for name, handler in before.items():
+            signal(name, handler)
 
 
 @contextmanager

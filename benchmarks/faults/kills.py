@@ -17,14 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals
 
-from panokit.testing.processes import Command, until
+from panokit.testing.processes import Command, Processes, until
 
 MODES = {
     "one process": (["-m", "panokit"], ["parent"]),
@@ -45,31 +45,10 @@ TIMEOUT = 10
 PATIENCE = 150.0
 """Seconds after which a process that still runs counts as left behind. Ranks that never started are given up after a minute."""
 
-WORDS = [
-    "generate",
-    "a lake",
-    "--model",
-    "landscapes",
-    "--height",
-    "256",
-    "--width",
-    "256",
-    "--steps",
-    "5",
-    "--micro_batch",
-    "2",
-]
-WORDS += [
-    "--guidances+=msd",
-    "--guidances.until=0.2",
-    "--fuser",
-    "marks:Marks",
-    "--checkpoint_every",
-    "2",
-    "--timeout",
-    str(TIMEOUT),
-    "--quiet",
-]
+WORDS = (
+    "generate lake --model landscapes --height 256 --width 256 --stride 128 --steps 5 --micro_batch 2 --checkpoint_every 2 "
+    f"--guidances+=msd --guidances.until=0.2 --fuser marks:Marks --timeout {TIMEOUT} --quiet --out a.png"
+).split()
 
 MARKS = """
 import os, time
@@ -134,6 +113,11 @@ class Cell:
         return self.signal == "SIGSTOP" and self.target in ("parent", "all")
 
     @property
+    def late(self) -> bool:
+        """Whether all steps are made, so that nothing is left to stop."""
+        return self.phase in ("decode", "picture")
+
+    @property
     def rank(self) -> int:
         """The rank that the signal waits for."""
         return int(self.target[-1]) if self.target.startswith("rank") else 0
@@ -150,9 +134,9 @@ class Outcome:
         seconds: from the signal, or from SIGCONT, to the end of all processes.
         left: processes that did not end.
         files: what is there after the end.
-        resumed: whether the run went on from a checkpoint.
-        same: whether the picture is the undisturbed one at the end.
-        wrong: what must not be.
+        whole: whether the picture, if there is one, is the undisturbed one.
+        resumed: whether the run then went on from a checkpoint.
+        same: whether the picture is the undisturbed one after that.
     """
 
     status: int | None
@@ -161,9 +145,9 @@ class Outcome:
     seconds: float
     left: int
     files: list[str]
+    whole: bool = True
     resumed: bool = False
     same: bool = False
-    wrong: list[str] = field(default_factory=list)
 
 
 def cells() -> list[Cell]:
@@ -183,23 +167,35 @@ def chosen(count: int, seed: int) -> list[Cell]:
     return rows[:count]
 
 
-def begin(mode: str, folder: Path, phase: str = "", more: Iterable[str] = ()) -> Command:
+@contextmanager
+def folder_of_marks() -> Iterator[Path]:
+    """A folder for a run, with the module that marks its phases."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name, "marks.py").write_text(MARKS)
+        yield Path(name)
+
+
+def begin(mode: str, folder: Path, phase: str) -> Command:
     """Start a run in a folder."""
-    (folder / "marks.py").write_text(MARKS)
     devices = ["--devices", "2"] if mode == "panokit" else []
-    words = [*MODES[mode][0], *WORDS, *devices, "--out", "a.png", *more]
-    return Command(words, folder, {"PHASE": phase})
+    return Command([*MODES[mode][0], *WORDS, *devices], folder, {"PHASE": phase})
 
 
 def undisturbed(folder: Path, more: Iterable[str] = ()) -> bytes:
-    """The picture of one process to which nothing happens."""
-    command = begin("one process", folder, more=more)
-    try:
-        if not until(command.ended, 300.0) or command.parent.returncode:
-            raise RuntimeError(f"the undisturbed run failed: {command.stderr()}")
-    finally:
-        command.end()
+    """The picture of one process to which nothing happens. It starts quickly."""
+    started = Processes(1, Path(__file__).resolve(), "run", (str(folder), [*WORDS, *more]), folder)
+    if started.wait(300.0) != [0]:
+        raise RuntimeError(f"the undisturbed run failed: {started.outputs()[0]}")
     return (folder / "a.png").read_bytes()
+
+
+def run(folder: str, words: list[str]) -> int:
+    """The command line in a folder, in a process of its own."""
+    from panokit.cli import main as command_line
+
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    return command_line(words)
 
 
 def strike(cell: Cell, folder: Path, chance: random.Random) -> Outcome:
@@ -237,7 +233,7 @@ def _targets(cell: Cell, command: Command, chance: random.Random) -> list[int]:
         return found
 
     if cell.phase == "start":
-        there = until(lambda: str(cell.rank) in ranks(), 120.0)
+        there = until(lambda: len(ranks()) == (1 if cell.mode == "one process" else 2), 120.0)
         time.sleep(chance.uniform(1.0, 6.0))  # from the imports to the meeting of the ranks
     else:
         rank = 0 if cell.phase in ("checkpoint", "picture") else cell.rank  # rank 0 writes, and the other waits
@@ -254,29 +250,31 @@ def _targets(cell: Cell, command: Command, chance: random.Random) -> list[int]:
             return [ranks()[str(cell.rank)]]
 
 
-def judged(cell: Cell, outcome: Outcome, picture: bytes, folder: Path) -> Outcome:
-    """Continue the run, and say what must not be."""
-    if (folder / "a.png").exists() and (folder / "a.png").read_bytes() != picture:
-        outcome.wrong.append("the picture is not whole")
-    kept = [name for name in ("a.png.checkpoint", "a.png.checkpoint.before") if name in outcome.files]
-    outcome.resumed = bool(kept)
+def resume(outcome: Outcome, picture: bytes, folder: Path) -> None:
+    """Continue the run, and compare its picture."""
+    if "a.png" in outcome.files:
+        outcome.whole = (folder / "a.png").read_bytes() == picture
+    outcome.resumed = any(name.startswith("a.png.checkpoint") for name in outcome.files)
     try:
-        more = ["--resume", "a.png.checkpoint"] if kept else []
-        outcome.same = undisturbed(folder, more) == picture
+        outcome.same = undisturbed(folder, ["--resume", "a.png.checkpoint"] if outcome.resumed else []) == picture
     except RuntimeError as error:
-        outcome.wrong.append(str(error))
-    if not outcome.same:
-        outcome.wrong.append("another picture")
-    if outcome.left:
-        outcome.wrong.append(f"{outcome.left} processes left")
-    if outcome.status not in _statuses(cell):
-        outcome.wrong.append(f"status {outcome.status}")
-    silent = outcome.status == 0 or (cell.signal == "SIGKILL" and (cell.target == "all" or cell.mode == "one process"))
-    if len(outcome.lines) != (0 if silent else 1):
-        outcome.wrong.append(f"{len(outcome.lines)} lines of panokit")
-    if outcome.others and cell.mode != "torchrun":
-        outcome.wrong.append(f"{outcome.others} lines of others")
-    return outcome
+        print(error, file=sys.stderr)
+
+
+def wrong(cell: Cell, outcome: Outcome) -> list[str]:
+    """What must not be."""
+    done = outcome.status == 0 or (cell.late and "a.png" in outcome.files)
+    alone = cell.signal == "SIGKILL" and (cell.target == "all" or cell.mode == "one process")  # nobody is left to say it
+    lines = len(outcome.lines)
+    problems = {
+        "the picture is not whole": not outcome.whole,
+        "another picture": not outcome.same,
+        f"{outcome.left} processes left": outcome.left > 0,
+        f"status {outcome.status}": outcome.status not in _statuses(cell),
+        f"{lines} lines of panokit": lines > 1 or (lines == 0 and not (done or alone)),
+        f"{outcome.others} lines of others": outcome.others > 0 and cell.mode != "torchrun",
+    }
+    return [problem for problem, there in problems.items() if there]
 
 
 def _statuses(cell: Cell) -> set[int]:
@@ -284,11 +282,12 @@ def _statuses(cell: Cell) -> set[int]:
     if cell.waits:
         return {0}
     own = {"SIGKILL": {-9}, "SIGTERM": {143}, "SIGINT": {130}, "SIGSTOP": {-9}}[cell.signal]
+    late = {0} if cell.late else set[int]()
     if cell.mode == "torchrun":  # its status is 1 whatever its ranks end with, or that of its own signal
-        return {1, *(own if cell.target in ("parent", "all") else ()), *({0} if cell.phase == "picture" else ())}
+        return {1, *late, *(own if cell.target in ("parent", "all") else ())}
     if cell.target == "rank 1":  # the first rank says that it has ended, hangs, or was asked to stop
-        return {1, 130, *({0} if cell.phase == "picture" else ())}
-    return own
+        return {1, 130, *late}
+    return own | (late if cell.signal in ("SIGTERM", "SIGINT") else set())
 
 
 def table(rows: Iterable[tuple[Cell, Outcome]]) -> str:
@@ -307,10 +306,10 @@ def table(rows: Iterable[tuple[Cell, Outcome]]) -> str:
         seconds = f"{min(outcome.seconds for outcome in outcomes):.0f} to {max(outcome.seconds for outcome in outcomes):.0f} s"
         same, count = sum(outcome.same for outcome in outcomes), len(outcomes)
         resumed, left = sum(outcome.resumed for outcome in outcomes), sum(outcome.left for outcome in outcomes)
-        wrong = "; ".join({problem for outcome in outcomes for problem in outcome.wrong}) or "nothing"
+        problems = "; ".join({problem for cell, outcome in group for problem in wrong(cell, outcome)}) or "nothing"
         lines.append(
             f"| {mode} | {signal} | {target} | {phases} | {statuses} | {text} | {seconds} | {left} | {resumed} of {count} | "
-            f"{same} of {count} | {wrong} |"
+            f"{same} of {count} | {problems} |"
         )
     return "\n".join(lines)
 
@@ -325,22 +324,22 @@ def main() -> int:
     options = parser.parse_args()
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     rows = [(Cell(**row["cell"]), Outcome(**row["outcome"])) for row in done]
-    with tempfile.TemporaryDirectory() as folder:
-        picture = undisturbed(Path(folder))
+    with folder_of_marks() as folder:
+        picture = undisturbed(folder)
     for k, cell in enumerate(chosen(options.kills, options.seed)):
         if k < len(rows):
             continue
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            outcome = judged(cell, strike(cell, folder, random.Random(f"{options.seed} {k}")), picture, folder)
+        with folder_of_marks() as folder:
+            outcome = strike(cell, folder, random.Random(f"{options.seed} {k}"))
+            resume(outcome, picture, folder)
         rows.append((cell, outcome))
         with options.out.open("a") as file:
             print(json.dumps({"cell": asdict(cell), "outcome": asdict(outcome)}), file=file)
-        print(f"{k + 1} of {options.kills}: {cell} {outcome}", file=sys.stderr, flush=True)
+        print(f"{k + 1} of {options.kills}: {cell} {outcome} {wrong(cell, outcome)}", file=sys.stderr, flush=True)
     print(table(rows[: options.kills]))
-    wrong = sum(bool(outcome.wrong) for _, outcome in rows[: options.kills])
-    print(f"\n{options.kills} kills, of which {wrong} ended as they must not")
-    return 1 if wrong else 0
+    bad = sum(bool(wrong(cell, outcome)) for cell, outcome in rows[: options.kills])
+    print(f"\n{options.kills} kills, of which {bad} ended as they must not")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

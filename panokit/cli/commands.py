@@ -68,7 +68,7 @@ class _Asked(NamedTuple):
     """
 
     file: str | None
-    jobs: dict[int, "Job"]
+    jobs: "dict[int, Job]"
     wrong: dict[int, str]
     output: Output
     part: str
@@ -99,7 +99,7 @@ def _asked(prompts: Prompts, options: Mapping[str, Any], output: Output) -> _Ask
     return _Asked(prompts.jobs, by_line, wrong, output, prompts.part)
 
 
-def _once(read: Callable[[], _Asked], devices: Devices) -> tuple[_Asked, "Worker"]:
+def _once(read: Callable[[], _Asked], devices: Devices) -> "tuple[_Asked, Worker]":
     """Read what a command asks for on rank 0, and return it on every rank, with the worker of this rank.
 
     A file may be edited between two readings, and a pipe can be read once. If panokit starts the processes, it reads before

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import yaml
@@ -77,8 +78,13 @@ def main(args: Sequence[str] | None = None) -> int:
     launcher.forget()
     launcher.watch()
     try:
-        with _warnings_in_one_line(), terminated():
-            return _run(list(sys.argv[1:] if args is None else args))
+        with _warnings_in_one_line(), terminated() as received:
+            try:
+                return _run(list(sys.argv[1:] if args is None else args))
+            except Exception as error:  # an import that is interrupted may fail with any error
+                if received:
+                    raise (TerminatedError if SIGTERM in received else KeyboardInterrupt) from error
+                raise
     except (ContractError, NotFiniteError, OutOfMemoryError, RankError, RankFailedError) as error:
         return _complain(error, 1)
     except PanokitError as error:

@@ -85,7 +85,7 @@ def start(strategy: Any, weights: Callable[[], int]) -> None:
     before all have met, Fabric would kill this process without a message; panokit says which one ended.
 
     Args:
-        strategy: Fabric's strategy. Nothing is started for another one than `WindowStrategy`.
+        strategy: Fabric's strategy. Another one than `WindowStrategy` starts its processes itself.
         weights: returns the bytes of the weights that each process is going to read, about.
 
     Raises:
@@ -96,12 +96,12 @@ def start(strategy: Any, weights: Callable[[], int]) -> None:
     from panokit.runtime.strategy import WindowStrategy
 
     environment: Any = getattr(strategy, "cluster_environment", None)
-    if not isinstance(strategy, WindowStrategy) or not isinstance(environment, LightningEnvironment):
+    if not isinstance(environment, LightningEnvironment) or environment.creates_processes_externally:
         return
-    if environment.creates_processes_externally:
+    Machine.this().require(strategy.num_processes, weights(), on_cpu=strategy.root_device.type == "cpu")
+    if not isinstance(strategy, WindowStrategy):  # a Fabric object of the user's own, which starts them itself
         return
     command = _command()
-    Machine.this().require(strategy.num_processes, weights(), on_cpu=strategy.root_device.type == "cpu")
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(environment.node_rank()), "0"
     common = {**os.environ, launcher.PARENT: str(os.getpid())}
@@ -151,6 +151,8 @@ def _watch(children: Sequence[subprocess.Popen[bytes]]) -> None:
             # An error that all ranks have is raised here too, in a moment, and says more: wait for it first.
             if child.poll() is not None and not launcher.met.wait(_GRACE):
                 message = f"panokit: rank {rank} has ended, with status {child.returncode}, at the start"
+                if child.returncode == 2:
+                    message += ": it found a mistake that this process did not, perhaps in a file that is a pipe or was edited"
                 print(message, file=sys.stderr, flush=True)
                 for other in children:
                     other.kill()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals
 
 import pytest
 import torch
@@ -344,6 +345,26 @@ def test_an_interrupted_run_has_status_130_and_leaves_nothing(
     assert generate(folder, tmp_path / "a.png") == 130
     assert capsys.readouterr().err == "panokit: interrupted\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "status", "what"), [(SIGINT, 130, "interrupted"), (SIGTERM, 143, "terminated")])
+def test_an_import_that_a_signal_breaks_is_an_interruption(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: Signals,
+    status: int,
+    what: str,
+) -> None:
+    """Libraries turn an interruption into any other error, or into half a module that fails later."""
+    module = f"interrupted_by_{number.name.lower()}"
+    (tmp_path / f"{module}.py").write_text(
+        f"import os, time\ntry:\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(5)\n"
+        "except KeyboardInterrupt:\n    raise RecursionError('maximum recursion depth exceeded') from None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["generate", "a lake", "--fuser", f"{module}:Fuser"]) == status
+    assert capsys.readouterr().err == f"panokit: {what}\n"
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(

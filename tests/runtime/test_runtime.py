@@ -176,6 +176,9 @@ def test_more_processes_than_the_machine_holds_are_refused_before_one_is_started
         Runtime(accelerator="cpu", devices=5).launch()
     with pytest.raises(SettingError, match=r"4 devices are more than this machine holds, 2: each takes about 0.5 GB"):
         Runtime(accelerator="cpu", devices=4).launch(lambda: 4 * 10**8)
+    for strategy in ("ddp", "ddp_spawn"):  # those of the user, which start processes by themselves
+        with pytest.raises(SettingError, match=r"5 devices are more than this machine holds, 4"):
+            Runtime(fabric=Fabric(accelerator="cpu", devices=5, strategy=strategy)).launch()
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
