@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from panokit.errors import OutputError, PanokitError
+from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.files import beside, check_output, try_files, write_picture, written_aside
 from panokit.output import Output, latents_of
 
@@ -89,6 +89,16 @@ def test_one_file_by_any_two_spellings_is_one(places: Path, names: tuple[str, st
         for other in spelled(places, names[1]):
             with pytest.raises(PanokitError, match=r"^--out and --preview name one file, .*: give one of them another name$"):
                 try_files({"--out": one, "--preview": other})
+
+
+def test_names_that_the_file_system_takes_for_one_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that ignores case, of which every call goes to the name in small letters."""
+    for name in ("touch", "stat", "exists"):
+        call = getattr(Path, name)
+        monkeypatch.setattr(Path, name, lambda path, call=call, **more: call(path.with_name(path.name.lower()), **more))
+    try_files({"--out": tmp_path / "A.png", "--preview": tmp_path / "b.png"})
+    with pytest.raises(SettingError, match="--out and --preview name one file"):
+        try_files({"--out": tmp_path / "A.png", "--preview": tmp_path / "a.png"})
 
 
 def test_two_files_are_two(places: Path) -> None:

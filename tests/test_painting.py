@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,81 @@ def test_a_picture_or_latents_that_cannot_be_written_are_one_line_and_the_work_i
         assert files(tmp_path) == ["a.png", "a.safetensors"]
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
+
+
+OPTIONS = ["--out", "--latents", "--sheet", "--preview", "the checkpoint of --out", "the checkpoint of --out before the last"]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_any_two_options_that_name_one_file_are_refused_before_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], link: Callable[[Path, Path], None]
+) -> None:
+    names = ["a.png", "a.safetensors", "s.png", "p.png", "a.png.checkpoint", "a.png.checkpoint.before"]
+    options = ["--latents", "--sheet", str(tmp_path / "s.png"), "--preview", str(tmp_path / "p.png")]
+    for one, other in combinations(range(len(names)), 2):
+        (tmp_path / names[one]).write_bytes(b"kept")
+        link(tmp_path / names[one], tmp_path / names[other])
+        with after(0, int) as made:
+            assert generate(folder, tmp_path / "a.png", *options) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"panokit: {OPTIONS[one]} and {OPTIONS[other]} name one file, "), said
+        assert (said.count("\n"), made) == (1, [])
+        assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"kept"}
+        assert files(tmp_path) == sorted([names[one], names[other]])
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preview", "./a.png"], "--out and --preview name one file"),
+        (["--sheet", "{}/a.png"], "--out and --sheet name one file"),
+        (["--sheet", "b.png", "--preview", "{}/./b.png"], "--sheet and --preview name one file"),
+        (["a lake", "--out", "."], "2 pictures have one file, a-lake-0-"),
+        (["--height", "600", "--width", "16", "--sheet", "b.jpg"], "JPEG holds 65500 pixels a side"),
+        (["--out", "a" * 252 + ".png"], "File name too long"),
+        (["--out", "a" * 244 + ".png", "--latents"], ".safetensors: File name too long"),
+        (["--preview", "a" * 252 + ".png"], "File name too long"),
+        (["--preview", "nowhere/a.png"], "make it first"),
+        (["--sheet", "nowhere/a.png"], "make it first"),
+        (["--out", "a/b.png"], "make it first"),
+        (["--out", "\ud800.png"], "surrogates not allowed"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_before_the_run(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with after(0, int) as made:
+        assert generate(folder, Path("a.png"), *(option.format(tmp_path) for option in options)) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert (said.count("\n"), made) == (1, [])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_name_as_long_as_any_can_be_has_checkpoints_to_go_on_from(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: bytes
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / f"{'湖' * 83}ab.png"
+    assert len(os.fsencode(out.name)) == 255
+    with after(3, stopped):
+        assert generate(folder, out, "--checkpoint_every", "1") == 130
+    kept = re.findall(r"--resume (\S+) goes on", capsys.readouterr().err)[0]
+    with after(0, int) as made:
+        assert generate(folder, out, "--checkpoint_every", "1", "--resume", kept) == 0
+    assert made == [3]
+    assert out.read_bytes() == whole
+    assert files(tmp_path) == [out.name]
 
 
 def test_lines_that_nobody_can_read_end_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

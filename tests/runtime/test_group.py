@@ -333,6 +333,57 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
     assert again.outputs()[0].splitlines()[-1] == "0 made, 3 there already, 1 failed"
 
 
+ODD = """
+import os
+from dataclasses import dataclass
+from panokit import Guidance
+
+begun = []
+
+@dataclass(frozen=True)
+class Odd(Guidance):
+    where: str
+    jacobian = "identity"
+
+    def reach(self, place):
+        if os.environ["RANK"] == "1" and place == self.where:
+            raise ZeroDivisionError("no light")
+
+    def begin(self, windows, levels):
+        begun.append(self.where)
+        self.reach("plan" if begun.count(self.where) == 1 else "begin")
+
+    def strength(self, level):
+        return 1.0
+
+    def energy(self, seen, index, context):
+        self.reach("energy")
+        return seen.x0.flatten(1).square().sum(1)
+"""
+
+
+@pytest.mark.parametrize("where", ["begin", "energy"])
+def test_a_raw_error_of_one_rank_ends_its_job_on_all_ranks_and_no_other(
+    folder: Path, tmp_path: Path, ranks: Run, where: str
+) -> None:
+    """Three ranks share the windows of each job. The second rank cannot plan the first job, and fails in the next one."""
+    (tmp_path / f"{SCRIPT.stem}_odd.py").write_text(ODD)
+    odd = [[{"plugin": f"{SCRIPT.stem}_odd:Odd", "where": place}] for place in ("plan", where)]
+    jobs = [{"prompt": "odd", "guidances": odd[0]}, {"prompt": "odd", "guidances": odd[1]}, {"prompt": "a lake"}]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    (tmp_path / "made").mkdir()
+    words = ["generate", "--jobs", str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "40"]
+    words += ["--steps", "2", "--micro_batch", "1", "--out", str(tmp_path / "made")]
+    started = ranks(3, "command", words, environment={"PYTHONPATH": str(tmp_path)})
+    assert started.wait() == [1, 1, 1]
+    first, *others = started.outputs()
+    assert others == ["", ""]
+    assert len(re.findall(r"jobs.jsonl, line 1: .*ZeroDivisionError: no light \(rank 1\); this job is left out\n", first)) == 1
+    assert len(re.findall(r"/odd-0-.*: failed, .*ZeroDivisionError: no light \(rank 1[),]", first)) == 1
+    assert first.splitlines()[-1] == "1 made, 0 there already, 1 failed"
+    assert len([*(tmp_path / "made").glob("a-lake-*.png")]) == 1
+
+
 PLAIN, COARSE, GUIDED = (21, 256), (3, 256), (21, 2 * 256 + 3)
 """Rows and the numbers of one: of windows that are not guided, of a coarse canvas, and of guided windows."""
 

@@ -135,9 +135,11 @@ def test_what_is_broken_in_the_folder_is_made_again_or_told(
     assert evaluate(config) == 0
     assert isinstance(json.loads((results / "costs.json").read_text())["MSD"], dict)
     shutil.rmtree(results / "scores")
-    next((results / "panoramas" / "msd").glob("a-city-1-*.png")).write_text("no picture")
-    assert evaluate(config) == 2
-    assert re.search(r"a-city-1-.*png cannot be read as a picture: remove it", capsys.readouterr().err)
+    picture = next((results / "panoramas" / "msd").glob("a-city-1-*.png"))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-20])
+    assert evaluate(config) == 0
+    assert picture.read_bytes() == whole
     (results / "study.json").write_text("{")
     assert evaluate(config) == 2
     assert "study.json cannot be read, so" in capsys.readouterr().err
