@@ -405,7 +405,7 @@ def test_timesteps_that_are_exact_are_those_of_diffusers() -> None:
     assert any(level.t != round(level.t) for level in begin("euler_karras").levels)
 
 
-@pytest.mark.parametrize("steps", [4, 5, 7, 8, 10, 25, 30, 50, 100, 200, 300, 500])
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 7, 8, 10, 25, 30, 50, 100, 200, 300, 500])
 def test_the_usual_timesteps_are_those_of_stable_diffusion(steps: int) -> None:
     leading = [k * (1000 // steps) + 1 for k in reversed(range(steps))]
     for name in ("ddim", "ddpm", "euler"):
@@ -413,7 +413,7 @@ def test_the_usual_timesteps_are_those_of_stable_diffusion(steps: int) -> None:
         assert [level.t for level in levels] == leading
 
 
-@pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (3, "trailing"), (600, "trailing"), (769, "linspace")])
+@pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (400, "trailing"), (600, "trailing"), (769, "linspace")])
 @pytest.mark.parametrize("name", ["ddim", "pndm", "euler"])
 def test_where_leading_timesteps_begin_far_from_noise_others_are_taken(name: str, steps: int, spacing: str) -> None:
     taken = DiffusersScheduler(name).begin(steps, CPU, Training())
@@ -717,6 +717,7 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
             Training(),
             "steps=600: it begins at timestep 600, where 40% of the picture should be there, with noise alone; try other",
         ),
+        ("ddim", {"timestep_spacing": "leading"}, 1, Training(), "steps=1: it begins at timestep 1, where 100% of the picture"),
         ("dpm++_2m", {"timestep_spacing": "leading"}, 500, Training(), "it begins at timestep 500, where 53% of the picture"),
         ("ddpm", {"variance_type": "fixed_large"}, 10, Training(), "the canvas would have noise of .*, and its level says "),
         ("flow_heun", {"s_churn": 2.0}, 10, Training("flow_prediction"), "the canvas would have noise of .*, and its level"),

@@ -47,15 +47,15 @@ def begins_high(times: Sequence[int | float], scheduler: Any) -> bool:
 
     A canvas of noise alone lacks the signal of its level, which makes pictures grey. Stable Diffusion's own tables leave out a
     stride at the top, and up to half a stride by rounding. So a stride and a half may be missing, or an eighth of training,
-    but never more than a quarter of it. There, where its own four steps begin, 24 % of a picture should be in the canvas.
+    where 15 % of a picture should be in the canvas. A single step has no stride.
 
     Args:
         times: the times of the model calls, in the units of the network.
         scheduler: the object of diffusers.
     """
     trained, order = scheduler.config.num_train_timesteps, scheduler.order
-    stride = times[0] - (times[order] if len(times) > order else 0)
-    return trained - 1 - times[0] <= max(trained / 8, min(1.5 * stride, trained / 4))
+    stride = times[0] - times[order] if len(times) > order else 0
+    return trained - 1 - times[0] <= max(trained / 8, 1.5 * stride)
 
 
 def strides(scheduler: Any) -> list[int]:
