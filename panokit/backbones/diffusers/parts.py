@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from panokit.backbones.diffusers.weights import Weights
 from panokit.errors import ModelError
+from panokit.family import read_json
 
 UNUSED = frozenset({"safety_checker"})
 """Parts that look at finished pictures, outside of what panokit runs. They are not read."""
@@ -155,15 +156,17 @@ def read_network(cls: Any, weights: Weights, dtype: torch.dtype, model: str) -> 
     """
     folder, stored = weights.folder, weights.shapes
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": True}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below, by their names
+    packed = bool((folder / "config.json").is_file() and read_json(folder / "config.json").get("quantization_config"))
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": not packed}  # they are refused below, by their names
     options["dtype" if issubclass(cls, transformers.PreTrainedModel) else "torch_dtype"] = dtype
     if weights.variant:
         options["variant"] = weights.variant
     place = _without_index(weights) if weights.stale else nullcontext(folder)
     what, advice = f"{folder.name} of {model}", "check the files, or fetch them again"
-    with quiet(), place as source, explained(what, advice), _no_larger_than(stored, what):
+    limit = nullcontext() if packed else _no_larger_than(stored, what)
+    with quiet(), place as source, explained(what, advice), limit:
         network, info = cls.from_pretrained(source, **options)
-    _require_all(network, info, stored, folder.name, model)
+    _require_all(network, info, {} if packed else stored, folder.name, model)
     return network.eval()
 
 
@@ -173,7 +176,7 @@ def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[st
     Args:
         network: the network.
         info: what its library says of the keys in the files.
-        stored: the keys in the files.
+        stored: the keys in the files; empty if they are packed, with keys of their own.
         name: of the part.
         model: the model in words, for messages.
 
@@ -189,7 +192,7 @@ def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[st
         raise ModelError(
             f"{model} has {key} of {name} in the shape {tuple(held)}, and its config.json asks for {tuple(built)}: {of_two}"
         )
-    built, unknown = network.state_dict().keys(), set(info["unexpected_keys"])
+    built, unknown = network.state_dict().keys(), set(info["unexpected_keys"] if stored else ())
     renamed = stored.keys() - built - unknown  # some files have a prefix before all keys
     plain = {key for key in stored if key in built}
     for key in sorted(renamed):
@@ -209,7 +212,7 @@ def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[st
 def _no_larger_than(stored: Mapping[str, torch.Size], what: str) -> Iterator[None]:
     """Inside, no network is built of many more weights, or larger ones, than there are in its files.
 
-    Those that are tied, and so stored once, are built twice.
+    Those that are tied, and so stored once, are built twice, and some are stored as one and built as several.
 
     Args:
         stored: the shapes of the weights in its files.
@@ -218,7 +221,7 @@ def _no_larger_than(stored: Mapping[str, torch.Size], what: str) -> Iterator[Non
     Raises:
         ModelError: one is.
     """
-    thread, weights, numbers = threading.get_ident(), 2 * len(stored) + 100, 2 * sum(map(torch.Size.numel, stored.values()))
+    thread, weights, numbers = threading.get_ident(), 4 * len(stored) + 100, 4 * sum(map(torch.Size.numel, stored.values()))
 
     def count(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
         nonlocal weights, numbers
