@@ -154,7 +154,7 @@ def read(path: Path) -> tuple[dict[str, Any], Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
-        if metadata["sha256"] != _checksum(metadata["panokit"], tensors):
+        if metadata.get("sha256") != _checksum(metadata["panokit"], tensors):
             raise ValueError("its checksum differs")
         content = json.loads(metadata["panokit"])
         return content["recipe"], _whole(content["state"], tensors)

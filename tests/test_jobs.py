@@ -228,11 +228,9 @@ def test_good_lines_of_a_bad_file_are_made_and_each_bad_one_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "jobs.jsonl"
-    content = [
-        *WRONG,
-        '{"prompt": "a", "colour": 2}',
-        '{"prompt": "a", "height": 7}',
-        '{"prompt": "a", "fuser": "builtins:print"}',
+    content = [*WRONG, '{"prompt": "a", "height": 7}', '{"prompt": "a", "fuser": "builtins:print"}']
+    content += [
+        json.dumps({"prompt": "a", "image": name}) for name in ("nowhere.png", "a\0.png", "~nobody/a.png", "a" * 300, "/")
     ]
     path.write_text('{"prompt": "a"}\n' + "\n".join(content) + '\n{"seed": 0, "prompt": "a"}\n', errors="surrogateescape")
     command = ["generate", "--jobs", str(path), "--model", str(folder), "--height", "16", "--width", "24", "--steps", "2"]
@@ -244,5 +242,6 @@ def test_good_lines_of_a_bad_file_are_made_and_each_bad_one_is_one_line(
         *map(str, range(2, count))
     ]
     assert warned.count("\n") == count - 2
+    assert not re.search(r"line \d+: \w+Error: ", warned)
     assert "its picture is that of line 1" in warned.splitlines()[-1]
     assert len([*tmp_path.iterdir()]) == 2

@@ -266,7 +266,7 @@ def test_lines_that_nobody_can_read_end_nothing(folder: Path, tmp_path: Path, mo
     jobs = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("a lake", "湖"))
     (tmp_path / "jobs.jsonl").write_text(jobs, encoding="utf-8")
     words = ["--model", str(folder), "--height", "16", "--width", "24", "--steps", "2"]
-    for name, place in (("full", "/dev/full"), ("ascii", os.devnull)):
+    for name, place in (("full", "/dev/full"), ("ascii", str(tmp_path / "lines.txt"))):
         (tmp_path / name).mkdir()
         with suppress(OSError), open(place, "w", encoding="ascii") as out, open(place, "w", encoding="ascii") as err:
             monkeypatch.setattr(sys, "stdout", out)
@@ -275,6 +275,41 @@ def test_lines_that_nobody_can_read_end_nothing(folder: Path, tmp_path: Path, mo
         monkeypatch.undo()
         assert status == 0, name
         assert len(files(tmp_path / name)) == 2
+    lines = (tmp_path / "lines.txt").read_text().splitlines()
+    assert [re.sub(r".*/|-[0-9a-f]{8}", "", line) for line in lines] == [
+        "a-lake-0.png: 24 x 16 pixels (1 of 2)",
+        "?-0.png: 24 x 16 pixels (2 of 2)",
+        "2 made, 0 there already, 0 failed",
+    ]
+
+
+def test_a_note_that_cannot_be_written_and_a_checkpoint_that_cannot_be_deleted_are_a_warning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "panokit_broken.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "jobs.jsonl").write_text('{"prompt": "x", "guidances": ["panokit_broken:Breaks"]}')
+    words = ["--model", str(folder), "--height", "16", "--width", "24", "--steps", "2", "--out", f"{tmp_path}/made/"]
+    with broken(tmp_path / "made", errno.ENOSPC, "open"):
+        assert main(["generate", "--jobs", str(tmp_path / "jobs.jsonl"), *words]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"panokit: warning: cannot write .*error.txt: No space .*; the files of errors are not up to date\n", said
+    )
+    unlink = Path.unlink
+
+    def kept(path: Path, **options: bool) -> None:
+        if path.suffix == ".checkpoint":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", kept)
+    assert generate(folder, tmp_path / "made" / "a.png", "--checkpoint_every", "1") == 0
+    assert (
+        capsys.readouterr().err
+        == "panokit: warning: OSError: [Errno 30] Read-only file system; the checkpoint is not deleted\n"
+    )
 
 
 def test_a_job_is_done_when_all_its_files_are_there_and_complete(
