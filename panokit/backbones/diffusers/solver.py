@@ -58,6 +58,8 @@ class DiffusersSolver(Solver):
             scheduler.is_scale_input_called = True  # otherwise it warns; this adapter scales instead
         self.levels = levels_of(kind, scheduler, flow=prediction == "flow_prediction", exact=exact)
         self._strides = strides(scheduler) if kind.end == "stride" and not hasattr(scheduler, "sigmas") else []
+        if not exact and all(abs(stride - _stride_of(scheduler)) <= 1 for stride in self._strides):
+            self._strides = []  # a model's own scheduler rounds as its pipeline does
         self._kind, self._scheduler, self._device, self._prediction = kind, scheduler, device, prediction
         self._options = {key: value for key, value in options.items() if key in kind.step()}
         self._draws = "generator" in inspect.signature(scheduler.step).parameters
@@ -109,6 +111,12 @@ class DiffusersSolver(Solver):
         attributes = vars(self._scheduler)
         attributes.clear()
         attributes.update(self._begun, **{key: _copied(value, self._device) for key, value in state.items()})
+
+
+def _stride_of(scheduler: Any) -> int:
+    """How many timesteps a class without a table goes down at each step, by itself."""
+    stride: int = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    return stride
 
 
 def require_signal(training: Training) -> None:
