@@ -121,7 +121,7 @@ def saved(name: str, home: Path) -> Target:
         pipe.save_pretrained(folder)
         if name == "plain":
             _make_older(folder)
-        small = {} if name in ("plain", "sd", "sdxl") else {"window": 16}  # others paint 1024 pixels by themselves
+        small = {} if name in ("plain", "sdxl") else {"window": 16}  # others paint 1024 pixels by themselves
         return Target(folder, lambda changed: {"plugin": str(changed), **small})
     ADDED[name](pipe, folder)
     pipe.save_pretrained(home / "sd")
