@@ -7,6 +7,7 @@ another one knows whether it works or hangs, and can be interrupted, which it co
 """
 
 import os
+import re
 import secrets
 import selectors
 import socket
@@ -121,7 +122,7 @@ class Lifeline:
                 raise
             self._known.wait(GRACE / 2)  # the thread may learn in a moment which rank has ended
             self.check()
-            reason = str(cause).partition("\n")[0][:200]
+            reason = re.sub(r"^\[\S*\] ", "", str(cause)).partition("\n")[0][:200]  # gloo begins with its file and line
             raise RankError(f"the other ranks could not be reached: {reason}") from cause
         finally:
             self._free.set()

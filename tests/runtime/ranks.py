@@ -116,13 +116,14 @@ def mapped(kind: str, timeout: float = 60.0, rank: int = 1) -> int:
 
 def paused(folder: str) -> int:
     """A map in which rank 0 waits for rank 1, for longer than the test stops both."""
-    shared = runtime(timeout=1.0)
+    shared = runtime(timeout=2.0)
     shared.launch()
 
     def fn(index: list[int]) -> tuple[Tensor]:
         if shared.global_rank == 1 and 2 in index:
             Path(folder, "computes").touch()
-            time.sleep(0.7)
+            for _ in range(14):  # what is left of one sleep would be over after the pause
+                time.sleep(0.05)
         return (torch.tensor(index, dtype=torch.float32),)
 
     return outcome(lambda: shared.map(fn, 8, [()])[0].tolist())
@@ -145,6 +146,25 @@ def written() -> int:
         raise OutputError("cannot write a.png: No space left on device")
 
     return outcome(lambda: shared.broadcast(full))
+
+
+def slow() -> int:
+    """Work of one rank that takes longer than the timeout, wherever a rank may do some, and a window that hangs after it."""
+    shared = runtime(timeout=0.7)
+    shared.launch()
+
+    def work(rank: int) -> int:
+        time.sleep(1.1 * (shared.global_rank == rank))
+        return shared.global_rank
+
+    def inside() -> None:
+        with shared.working():
+            shared.map(lambda index: (torch.full((len(index),), float(work(1 if 2 in index else -1))),), 8, [()])
+
+    outcome(lambda: shared.broadcast(lambda: work(0)))
+    outcome(lambda: shared.barrier(lambda: work(1)) - shared.global_rank)
+    outcome(lambda: shared.ranks.gather(lambda: work(1)))
+    return outcome(inside)
 
 
 def replicas(path: str, prompts: list[str]) -> None:

@@ -118,10 +118,10 @@ def test_processes_that_are_all_stopped_for_longer_than_the_timeout_go_on(ranks:
     deadline = time.monotonic() + 60
     while not (tmp_path / "computes").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    for number in (signal.SIGSTOP, signal.SIGCONT):
+    for number, pause in ((signal.SIGSTOP, 3.0), (signal.SIGCONT, 0.0)):
         for pid in pids:
             os.kill(pid, number)
-        time.sleep(2.5)
+        time.sleep(pause)
     assert started.wait() == [0, 0]
 
 
@@ -135,6 +135,17 @@ def test_a_file_may_take_longer_than_the_timeout(folder: Path, tmp_path: Path, r
     started = ranks(2, "command_on_a_slow_disk", words, rank, 1.0)
     assert started.wait() == [0, 0], started.outputs()
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_work_of_one_rank_may_take_longer_than_the_timeout_and_windows_may_not(ranks: Run) -> None:
+    started = ranks(2, "slow")
+    assert started.wait() == [1, 1]
+    done = ["done 0", "done 0", "done [0, 1]"]
+    assert started.outputs()[0].splitlines() == [
+        *done,
+        "RankError rank 1 has made no progress for 0.7 s, the timeout: it hangs",
+    ]
+    assert started.outputs()[1].splitlines()[:3] == done
 
 
 def test_files_are_read_once_for_all_ranks(folder: Path, tmp_path: Path, ranks: Run) -> None:
