@@ -123,15 +123,15 @@ def test_a_slurm_job_whose_tasks_nothing_has_started_is_told_to_use_srun(
     assert "ask for --nodes=1 --ntasks-per-node=2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("said", [TORCHRUN, SRUN, {"LOCAL_RANK": "1", "MASTER_PORT": "1", launcher.PARENT: "1"}])
-def test_a_program_that_a_rank_starts_is_no_rank(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
-    for name, value in said.items():
+@pytest.mark.parametrize("variables", [TORCHRUN, SRUN, {"LOCAL_RANK": "1", "MASTER_PORT": "1", launcher.PARENT: "1"}])
+def test_a_program_that_a_rank_starts_is_no_rank(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert launcher.is_rank()
     launcher.mark()
     launcher.forget()  # in the rank itself
-    assert launcher._said() == {name: value for name, value in said.items() if name in launcher._NAMES}
-    program = "from panokit import launcher; launcher.forget(); print(launcher.is_rank(), launcher._said())"
+    assert launcher._variables() == {name: value for name, value in variables.items() if name in launcher._NAMES}
+    program = "from panokit import launcher; launcher.forget(); print(launcher.is_rank(), launcher._variables())"
     assert answer(program) == "False {}"
     other = {"TORCHELASTIC_RUN_ID": "2", "RANK": "0", "MASTER_PORT": "2"}  # a launcher that the rank starts
     assert answer(program, other).startswith("True {")

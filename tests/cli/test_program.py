@@ -440,7 +440,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["plain"], 10),
         (["outside_fuser:Plain"], 10),
         (["ddim", "--kind", "fusers"], 10),
-        (["ddim", "--kind", "schedulers"], 8),
+        (["ddim", "--kind", "schedulers"], 10),
         (["panokit.testing.toys:Pull"], 14),
         (["head_start"], 9),
         (["spotdiffusion"], 11),

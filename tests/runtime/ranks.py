@@ -18,10 +18,9 @@ from panokit import (
     Guidance,
     Runtime,
     Sampler,
-    callbacks,
     checkpoint,
     decoding,
-    output,
+    files,
     painting,
     panorama,
 )
@@ -292,7 +291,7 @@ def command_of_each(*words: list[str]) -> int:
 
 def command_on_a_slow_disk(words: list[str], rank: int, seconds: float) -> int:
     """The same; one rank writes each file so slowly."""
-    written_aside = output.written_aside
+    written_aside = files.written_aside
 
     @contextmanager
     def slowly(path: Path) -> Iterator[Path]:
@@ -300,7 +299,7 @@ def command_on_a_slow_disk(words: list[str], rank: int, seconds: float) -> int:
             yield aside
             time.sleep(seconds if int(os.environ["RANK"]) == rank else 0.0)
 
-    for module in (checkpoint, callbacks, painting, panorama):
+    for module in (checkpoint, files, painting, panorama):
         module.written_aside = slowly  # in this process alone
     return main(words)
 

@@ -329,7 +329,18 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
         "    def fuse(self, rows, windows, level):\n        raise ZeroDivisionError('no weights')\n"
     )
     (tmp_path / "made").mkdir()
-    words = ["generate", "--jobs", str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "24"]
+    words = [
+        "generate",
+        "--trust",
+        "--jobs",
+        str(tmp_path / "jobs.jsonl"),
+        "--model",
+        str(folder),
+        "--height",
+        "16",
+        "--width",
+        "24",
+    ]
     words += ["--steps", "2", "--out", str(tmp_path / "made")]
     started = ranks(2, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert started.wait() == [1, 1]
@@ -383,7 +394,18 @@ def test_a_raw_error_of_one_rank_ends_its_job_on_all_ranks_and_no_other(
     jobs = [{"prompt": "odd", "guidances": odd[0]}, {"prompt": "odd", "guidances": odd[1]}, {"prompt": "a lake"}]
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     (tmp_path / "made").mkdir()
-    words = ["generate", "--jobs", str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "40"]
+    words = [
+        "generate",
+        "--trust",
+        "--jobs",
+        str(tmp_path / "jobs.jsonl"),
+        "--model",
+        str(folder),
+        "--height",
+        "16",
+        "--width",
+        "40",
+    ]
     words += ["--steps", "2", "--micro_batch", "1", "--out", str(tmp_path / "made")]
     started = ranks(3, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert started.wait() == [1, 1, 1]
