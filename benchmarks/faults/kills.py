@@ -55,7 +55,7 @@ import os, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from panokit import Fuser, checkpoint, panorama, sampler
+from panokit import Fuser, checkpoint, files, sampler
 from panokit_multidiffusion import MultiDiffusion
 
 def reached(phase):
@@ -86,7 +86,7 @@ def decode(*args, decode=sampler.decode):
 
 sampler.decode = decode
 pausing(checkpoint, "checkpoint")
-pausing(panorama, "picture")
+pausing(files, "picture")
 """
 """A fuser whose module says in files which phase a rank has reached, and makes that phase a second longer."""
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from signal import SIGINT, SIGTERM, Signals
+from signal import SIGINT, SIGTERM, Signals, default_int_handler, signal
 
 import pytest
 import torch
@@ -347,6 +347,15 @@ def test_an_interrupted_run_has_status_130_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, also where the shell that started the tests in the background has it ignored."""
+    before = signal(SIGINT, default_int_handler)
+    yield
+    signal(SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "status", "what"), [(SIGINT, 130, "interrupted"), (SIGTERM, 143, "terminated")])
 def test_an_import_that_a_signal_breaks_is_an_interruption(
     tmp_path: Path,

@@ -136,7 +136,7 @@ def test_a_program_that_is_no_file_cannot_be_started_again(
     monkeypatch.setattr(sys, "argv", [program])
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.delattr(sys.modules["__main__"], "__spec__")
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(SettingError, match=f"{program!r} is no file: write a script"):
         Runtime(accelerator="cpu", devices=2).launch()
 
