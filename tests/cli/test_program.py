@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals, default_int_handler, signal
 
