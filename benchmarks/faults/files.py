@@ -158,7 +158,7 @@ def attempt(case: int, folder: Path, known: set[str]) -> Outcome:
         data |= {"image": str(folder / "start.png"), "strength": 0.5}
         Image.new("RGB", (512, 256)).save(folder / "start.png")
     raw = mangled(random, {key: value for key, value in data.items() if "recipe" in kind or key in JOB})
-    error = io.StringIO()
+    error, known = io.StringIO(), known | {name.partition(".")[0] for name in sys.modules}
     with redirect_stderr(error), redirect_stdout(io.StringIO()):
         try:
             status = main(words_of(kind, raw, folder))
@@ -208,7 +208,7 @@ def unpainted() -> Iterator[None]:
 def modules_of_sound_files() -> set[str]:
     """The modules that files import which nothing is wrong with."""
     for kind in KINDS:
-        data = {**RECIPE, **(NUMERICS if "recipe" in kind else {})}
+        data = {**RECIPE, **({**NUMERICS, "compile": True} if "recipe" in kind else {})}  # torch's compiler is imported late
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             raw = json.dumps(data).encode()
             if status := main(words_of(kind, raw, Path(folder))):
