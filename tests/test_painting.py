@@ -123,8 +123,8 @@ def test_a_broken_disk_under_an_extra_costs_one_warning_and_never_the_picture(
     for code, stage in faults:
         with after(0, int) as made, broken(place, code, stage, lambda: extra != "checkpoint" or made[-1] < 3):
             assert generate(folder, out, *options) == 0, (code, stage)
-        said = capsys.readouterr().err
-        assert re.fullmatch(rf"panokit: warning: cannot write .*: {os.strerror(code)}; {EXTRAS[extra]}\n", said), said
+        printed = capsys.readouterr().err
+        assert re.fullmatch(rf"panokit: warning: cannot write .*: {os.strerror(code)}; {EXTRAS[extra]}\n", printed), printed
         assert out.read_bytes() == whole
         assert files(tmp_path) == ["a.png"], (code, stage)
         out.unlink()
@@ -143,8 +143,8 @@ def test_a_disk_that_is_full_for_a_step_costs_a_warning_each_and_keeps_the_check
 
     with after(2, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))), after(3, emptied):
         assert generate(folder, out, "--checkpoint_every", "1", "--preview", str(tmp_path / "b.png")) == 0
-    said = capsys.readouterr().err
-    assert said.count("\n") == said.count(f": {os.strerror(errno.EFBIG)}; the run goes on without a new ") == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == printed.count(f": {os.strerror(errno.EFBIG)}; the run goes on without a new ") == 2
     assert levels == [1]
     assert out.read_bytes() == whole
     assert files(tmp_path) == ["a.png", "b.png"]
@@ -172,10 +172,10 @@ def test_a_picture_or_latents_that_cannot_be_written_are_one_line_and_the_work_i
             painted = (lambda: made[-1] == 3) if target == "a.png" else out.exists
             with broken(tmp_path, code, stage, painted):
                 assert generate(folder, out, "--latents", "--checkpoint_every", "1") == 2, (code, stage)
-        said = capsys.readouterr().err
+        printed = capsys.readouterr().err
         cause = f"panokit: cannot write {tmp_path / target}: {os.strerror(code)}; "
         rest = f"{'' if target == 'a.png' else f'its picture is {out}; '}--resume {kept} goes on from its checkpoint\n"
-        assert said == cause + rest
+        assert printed == cause + rest
         assert files(tmp_path) == ["a.png"] * (target != "a.png") + ["a.png.checkpoint", "a.png.checkpoint.before"]
         with after(0, int) as made:
             assert generate(folder, out, "--latents", "--resume", str(kept)) == 0
@@ -200,9 +200,9 @@ def test_any_two_options_that_name_one_file_are_refused_before_the_run(
         link(tmp_path / names[one], tmp_path / names[other])
         with after(0, int) as made:
             assert generate(folder, tmp_path / "a.png", *options) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"panokit: {OPTIONS[one]} and {OPTIONS[other]} name one file, "), said
-        assert (said.count("\n"), made) == (1, [])
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"panokit: {OPTIONS[one]} and {OPTIONS[other]} name one file, "), printed
+        assert (printed.count("\n"), made) == (1, [])
         assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"kept"}
         assert files(tmp_path) == sorted([names[one], names[other]])
         for path in tmp_path.iterdir():
@@ -237,9 +237,9 @@ def test_what_cannot_be_written_is_one_line_before_the_run(
     monkeypatch.chdir(tmp_path)
     with after(0, int) as made:
         assert generate(folder, Path("a.png"), *(option.format(tmp_path) for option in options)) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert (said.count("\n"), made) == (1, [])
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert (printed.count("\n"), made) == (1, [])
     assert not [*tmp_path.iterdir()]
 
 
@@ -293,9 +293,9 @@ def test_a_note_that_cannot_be_written_and_a_checkpoint_that_cannot_be_deleted_a
     words = ["--model", str(folder), "--height", "16", "--width", "24", "--steps", "2", "--out", f"{tmp_path}/made/"]
     with broken(tmp_path / "made", errno.ENOSPC, "open"):
         assert main(["generate", "--trust", "--jobs", str(tmp_path / "jobs.jsonl"), *words]) == 1
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert re.fullmatch(
-        r"panokit: warning: cannot write .*error.txt: No space .*; the files of errors are not up to date\n", said
+        r"panokit: warning: cannot write .*error.txt: No space .*; the files of errors are not up to date\n", printed
     )
     unlink = Path.unlink
 
@@ -391,9 +391,9 @@ def test_a_raw_error_of_a_job_ends_that_job_alone_in_one_line(
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
     words = ["--model", str(folder), "--height", "16", "--width", "24", "--steps", "2", "--out", f"{tmp_path}/made/"]
     assert main(["generate", "--trust", "--jobs", str(tmp_path / "jobs.jsonl"), *words]) == 1
-    said, warned = (text.splitlines() for text in capsys.readouterr())
+    printed, warned = (text.splitlines() for text in capsys.readouterr())
     left_out = [int(re.findall(r", line (\d+): .*; this job is left out$", line)[0]) for line in warned]
-    failed = [line for line in said if re.search(r"/x-0-[0-9a-f]{8}\.png: failed, .* \(\d+ of \d+\)$", line)]
+    failed = [line for line in printed if re.search(r"/x-0-[0-9a-f]{8}\.png: failed, .* \(\d+ of \d+\)$", line)]
     assert left_out == [line for line, (_, place) in enumerate(pairs, start=2) if place in ("make", "begin")]
     ran = [kind for line, (kind, _) in enumerate(pairs, start=2) if line not in left_out]
     assert [re.findall(r"failed, (\w+):", line)[0] for line in failed] == ran

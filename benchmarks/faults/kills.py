@@ -301,8 +301,8 @@ def table(rows: Iterable[tuple[Cell, Outcome]]) -> str:
         outcomes = [outcome for _, outcome in group]
         phases = ", ".join(f"{phase} {count}" for phase, count in Counter(cell.phase for cell, _ in group).items())
         statuses = ", ".join(sorted({str(outcome.status) for outcome in outcomes}))
-        said = Counter(line.removeprefix("panokit: ") for outcome in outcomes for line in outcome.lines)
-        text = said.most_common(1)[0][0] if said else "nothing"
+        printed = Counter(line.removeprefix("panokit: ") for outcome in outcomes for line in outcome.lines)
+        text = printed.most_common(1)[0][0] if printed else "nothing"
         seconds = f"{min(outcome.seconds for outcome in outcomes):.0f} to {max(outcome.seconds for outcome in outcomes):.0f} s"
         same, count = sum(outcome.same for outcome in outcomes), len(outcomes)
         resumed, left = sum(outcome.resumed for outcome in outcomes), sum(outcome.left for outcome in outcomes)

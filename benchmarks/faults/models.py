@@ -339,11 +339,11 @@ def tried(model: dict[str, Any], known: frozenset[str]) -> Outcome:
         if not select.select([reader], [], [], 3 * SECONDS)[0]:
             os.kill(child, signal.SIGKILL)
         with open(reader, "rb") as pipe:
-            said = pipe.read()
+            answer = pipe.read()
         status = os.waitpid(child, 0)[1]
         printed.seek(0)
         text = printed.read().decode(errors="replace")
-    return Outcome(*json.loads(said)) if said else Outcome(f"ends with status {status}", text[-2000:])
+    return Outcome(*json.loads(answer)) if answer else Outcome(f"ends with status {status}", text[-2000:])
 
 
 def _try(model: dict[str, Any], known: frozenset[str], writer: int, printed: int) -> NoReturn:
