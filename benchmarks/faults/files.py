@@ -158,13 +158,19 @@ def attempt(case: int, folder: Path, known: set[str]) -> Outcome:
         data |= {"image": str(folder / "start.png"), "strength": 0.5}
         Image.new("RGB", (512, 256)).save(folder / "start.png")
     raw = mangled(random, {key: value for key, value in data.items() if "recipe" in kind or key in JOB})
-    error, known = io.StringIO(), known | {name.partition(".")[0] for name in sys.modules}
+    error, before = io.StringIO(), _processes()
+    known = known | {name.partition(".")[0] for name in sys.modules}
     with redirect_stderr(error), redirect_stdout(io.StringIO()):
         try:
             status = main(words_of(kind, raw, folder))
         except BaseException as escaped:
             return Outcome(kind, -1, repr(escaped), [f"{type(escaped).__name__} escaped"])
-    return Outcome(kind, status, error.getvalue(), [*_problems(status, error.getvalue(), folder, known)])
+    problems = [*_problems(status, error.getvalue(), folder, known), *["left a process"] * bool(_processes() - before)]
+    return Outcome(kind, status, error.getvalue(), problems)
+
+
+def _processes() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
 def _problems(status: int, printed: str, folder: Path, known: set[str]) -> Iterator[str]:
@@ -179,8 +185,6 @@ def _problems(status: int, printed: str, folder: Path, known: set[str]) -> Itera
         yield "no line of panokit's own"
     if more := {name.partition(".")[0] for name in sys.modules} - known:
         yield f"imported {', '.join(sorted(more))}"
-    if psutil.Process().children():
-        yield "left a process"
     for path in (folder / "out").iterdir():
         if path.suffix != ".txt":
             try:
