@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals, default_int_handler, signal
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Signals, default_int_handler
+from signal import signal as handle
 
 from panokit.testing.processes import Command, Processes, until
 
@@ -324,7 +325,7 @@ def main() -> int:
         "--out", type=Path, default=Path("kills.jsonl"), help="outcomes, one on each line; those there are kept"
     )
     options = parser.parse_args()
-    signal(SIGINT, default_int_handler)  # ignored in the background of a shell, it would be ignored by the runs, too
+    handle(SIGINT, default_int_handler)  # ignored in the background of a shell, it would be ignored by the runs, too
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     rows = [(Cell(**row["cell"]), Outcome(**row["outcome"])) for row in done]
     with folder_of_marks() as folder:
