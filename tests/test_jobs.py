@@ -124,7 +124,7 @@ WRONG = {
     '{"prompt": "a", "steps": 1.5}': "steps came as 1.5: it must be a whole number",
     '{"prompt": "a", "guidances": null, "steps": [null]}': "steps came as [None]",
 }
-"""Lines that are no jobs, and what is said of each."""
+"""Lines that are no jobs, and what is wrong with each."""
 
 
 @pytest.mark.parametrize("line", WRONG, ids=range(len(WRONG)))
@@ -216,10 +216,10 @@ def test_any_lines_are_jobs_or_one_line_of_words_each_and_a_good_one_is_always_d
         warnings.simplefilter("always")
         tasks = prepare_all("jobs.jsonl", jobs, wrong, worker, Output(out=f"{tmp_path_factory.getbasetemp()}/"))
     assert tasks[-1].path.name.startswith("a-good-one-77-")
-    said = [str(warning.message) for warning in caught if warning.category is FallbackWarning]
+    printed = [str(warning.message) for warning in caught if warning.category is FallbackWarning]
     pattern = re.compile(r"jobs\.jsonl, line (\d+): (?!\w+(Error|Exception): ).*; this job is left out", re.DOTALL)
-    left_out = [int(match[1]) for line in said if (match := pattern.fullmatch(line))]
-    assert len(left_out) == len(said) == sum(bool(line.strip()) for line in text.split("\n")) - len(tasks), said
+    left_out = [int(match[1]) for line in printed if (match := pattern.fullmatch(line))]
+    assert len(left_out) == len(printed) == sum(bool(line.strip()) for line in text.split("\n")) - len(tasks), printed
     assert left_out == sorted(left_out)
 
 
@@ -235,9 +235,9 @@ def test_good_lines_of_a_bad_file_are_made_and_each_bad_one_is_one_line(
     path.write_text('{"prompt": "a"}\n' + "\n".join(content) + '\n{"seed": 0, "prompt": "a"}\n', errors="surrogateescape")
     command = ["generate", "--jobs", str(path), "--model", str(folder), "--height", "16", "--width", "24", "--steps", "2"]
     assert main([*command, "--out", f"{tmp_path}/"]) == 1
-    said, warned = capsys.readouterr()
+    printed, warned = capsys.readouterr()
     count = len(content) + 3
-    assert said.splitlines()[-1] == "1 made, 0 there already, 0 failed"
+    assert printed.splitlines()[-1] == "1 made, 0 there already, 0 failed"
     assert re.findall(r"^panokit: warning: .*jobs.jsonl, line (\d+): .*; this job is left out$", warned, re.MULTILINE) == [
         *map(str, range(2, count))
     ]

@@ -37,10 +37,10 @@ def more_noise(solver: ToySolver, factor: float) -> None:
 @pytest.mark.parametrize(("eta", "corrector"), [(0.0, False), (0.7, False), (1.0, False), (0.0, True), (0.7, True)])
 def test_a_sound_solver_has_the_noise_of_its_levels(eta: float, corrector: bool) -> None:
     solver = begin(eta, corrector)
-    found = list(measure(solver))
-    assert [one.level for one in found] == solver.levels[1:]
-    assert all(one.right for one in found)
-    assert all(one.noise == pytest.approx(one.level.sigma, rel=0.05, abs=1e-6) for one in found)
+    levels = list(measure(solver))
+    assert [one.level for one in levels] == solver.levels[1:]
+    assert all(one.right for one in levels)
+    assert all(one.noise == pytest.approx(one.level.sigma, rel=0.05, abs=1e-6) for one in levels)
 
 
 @pytest.mark.parametrize(("eta", "factor"), [(0.0, 0.97), (0.0, 1.03), (0.7, 0.9), (0.7, 1.1)])

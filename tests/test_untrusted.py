@@ -180,13 +180,13 @@ def templates() -> dict[str, dict[str, Any]]:
         walk(item, (key,))
     paths.extend((extra,) for extra in (HERE, "beside", "class_path", "config", "texts", "devices"))
     names = [".".join("KEY" if step == HERE else str(step) for step in path) for path in paths]
-    found = {name: with_value(path, 1 if path[-1] == HERE else HERE) for name, path in zip(names, paths, strict=True)}
-    found |= {f"model.{setting}": {**RECIPE, "model": {"plugin": "tiny", setting: HERE}} for setting in OF_MODELS}
+    fields = {name: with_value(path, 1 if path[-1] == HERE else HERE) for name, path in zip(names, paths, strict=True)}
+    fields |= {f"model.{setting}": {**RECIPE, "model": {"plugin": "tiny", setting: HERE}} for setting in OF_MODELS}
     regions = {
         name: [{"box": [0, 0, 1, 1], "text": "a lake", name: HERE}] for name in ("weight", "ip_adapter_image", "class_path")
     }
     regions["mask"] = [{"mask": HERE, "text": "a lake"}]
-    return found | {f"prompt.regions.{name}": {**RECIPE, "prompt": {"regions": given}} for name, given in regions.items()}
+    return fields | {f"prompt.regions.{name}": {**RECIPE, "prompt": {"regions": given}} for name, given in regions.items()}
 
 
 FIELDS = templates()

@@ -227,11 +227,11 @@ def _targets(cell: Cell, command: Command, chance: random.Random) -> list[int]:
     """The processes that get the signal, once the phase is reached."""
 
     def ranks() -> dict[str, int]:
-        found = {"0": command.parent.pid} if cell.mode != "torchrun" else {}
+        pids = {"0": command.parent.pid} if cell.mode != "torchrun" else {}
         for pid, environment in command.processes().items():
             if "LOCAL_RANK" in environment:
-                found[environment["LOCAL_RANK"]] = pid
-        return found
+                pids[environment["LOCAL_RANK"]] = pid
+        return pids
 
     if cell.phase == "start":
         there = until(lambda: len(ranks()) == (1 if cell.mode == "one process" else 2), 120.0)
