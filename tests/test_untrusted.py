@@ -160,8 +160,8 @@ def with_value(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return data
 
 
-OF_MODELS = (*sorted(MODEL_FILES), "variant", "revision", "torch_dtype", "window", "positions", "true_cfg_scale", "beside")
-"""Settings of models."""
+OF_MODELS = (*sorted(MODEL_FILES), "variant", "torch_dtype", "window", "positions", "true_cfg_scale", "beside")
+"""Settings of models, but for the revision, which may be any text."""
 
 
 def templates() -> dict[str, dict[str, Any]]:
@@ -416,10 +416,7 @@ def names_a_plugin(field: str, raw: str) -> bool:
 
 
 RECIPE_OF_A_JOB = {key: value for key, value in RECIPE.items() if key in JOB}
-# Any text is a revision, which matters on the hub alone.
-JOBS = [
-    field for field in FIELDS if field.partition(".")[0] in (*JOB, "KEY", "beside", "class_path") and field != "model.revision"
-]
+JOBS = [field for field in FIELDS if field.partition(".")[0] in (*JOB, "KEY", "beside", "class_path")]
 
 
 @pytest.mark.parametrize("field", JOBS)
