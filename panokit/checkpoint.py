@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from panokit.errors import FallbackWarning, SettingError
+from panokit.errors import FallbackWarning, SettingError, reason_of
 from panokit.extra import Extra
 from panokit.files import written_aside
 from panokit.output import before
@@ -159,8 +159,7 @@ def read(path: Path) -> tuple[dict[str, Any], Any]:
         content = json.loads(metadata["panokit"])
         return content["recipe"], _whole(content["state"], tensors)
     except Exception as cause:  # a damaged file can break its reader anywhere
-        reason = " ".join(str(cause).split())[:200]
-        raise SettingError(f"the checkpoint {path} is damaged, or is no checkpoint ({reason})") from cause
+        raise SettingError(f"the checkpoint {path} is damaged, or is no checkpoint ({reason_of(cause)})") from cause
 
 
 def _checksum(content: str, tensors: Mapping[str, Tensor]) -> str:

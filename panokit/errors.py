@@ -64,6 +64,16 @@ class ShardingWarning(UserWarning):
     """Devices wait for each other longer than necessary, or a micro-batch did not fit the memory."""
 
 
-def explained(error: Exception) -> str:
+def reason_of(error: BaseException, most: int = 200) -> str:
+    """What a library says of an error, in one line.
+
+    Args:
+        error: the error.
+        most: the most letters of the line.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def in_words(error: Exception) -> str:
     """An error in words. One that is not panokit's has its class before them, as libraries' words alone may say little."""
     return str(error) if isinstance(error, PanokitError) else f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ import warnings
 from types import TracebackType
 from typing import final
 
-from panokit.errors import FallbackWarning, explained
+from panokit.errors import FallbackWarning, in_words
 
 
 @final
@@ -26,5 +26,5 @@ class Extra:
             return False
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{explained(error)}; {self._without}", FallbackWarning, stacklevel=2)
+            warnings.warn(f"{in_words(error)}; {self._without}", FallbackWarning, stacklevel=2)
         return True

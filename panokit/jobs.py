@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 from panokit import registry
 from panokit.composition import Plugin, build, prompt_from
 from panokit.denoiser import Model
-from panokit.errors import SettingError, explained
+from panokit.errors import SettingError, in_words
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import make
@@ -99,7 +99,7 @@ def jobs_in(text: str, defaults: Mapping[str, Any], *, trusted: bool = True) -> 
                     check_names(options)
                 jobs[number] = Job.of({**defaults, **options})
         except Exception as error:  # plugins raise errors of any type
-            wrong[number] = explained(error)
+            wrong[number] = in_words(error)
     return jobs, wrong
 
 
@@ -206,7 +206,7 @@ class Worker:
             panorama = self.make(job)
             panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
         except Exception as error:  # plugins raise errors of any type
-            return b"", explained(error)
+            return b"", in_words(error)
         return file.getvalue(), ""
 
     def make(self, job: Mapping[str, Any] | Job, *, callbacks: Sequence[object] = (), progress: bool = False) -> Panorama:

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from panokit.errors import OutOfMemoryError, PanokitError
+from panokit.errors import OutOfMemoryError, PanokitError, reason_of
 
 ADVICE = "try checkpointing, the precision bf16-true, attention sliced, offload, or a device with more"
 
@@ -26,11 +26,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     says = str(error).lower()
     libraries = isinstance(error, RuntimeError | ImportError) and not isinstance(error, PanokitError)
     return libraries and any(sign in says for sign in _SIGNS)
-
-
-def reason_of(error: BaseException) -> str:
-    """What a library said of it, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from panokit import recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
-from panokit.errors import FallbackWarning, OutputError, RankError, SettingError, explained
+from panokit.errors import FallbackWarning, OutputError, RankError, SettingError, in_words
 from panokit.extra import Extra
 from panokit.files import check_format, write_picture, written_aside
 from panokit.jobs import Job, Worker
@@ -103,7 +103,7 @@ def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], wo
         except RankError:
             raise
         except Exception as error:  # plugins raise errors of any type
-            problems[line] = explained(error)
+            problems[line] = in_words(error)
             continue
         first, _ = tasks.setdefault(task.path, (line, task))
         if first != line:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.errors import SettingError
+from panokit.errors import SettingError, reason_of
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """The kinds of prediction, in diffusers' names; `Training.prediction` has their formulas."""
@@ -261,5 +261,5 @@ class Own(Scheduler):
         except SettingError:
             raise
         except ValueError as cause:  # diffusers' own, of too many steps
-            reason = " ".join(str(cause).split())
+            reason = reason_of(cause, 1000)
             raise SettingError(f"the model's own scheduler cannot make {steps} steps: {reason}") from cause

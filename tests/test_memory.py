@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from panokit.backbones.diffusers.parts import explained
 from panokit.errors import OutOfMemoryError, RankFailedError, SettingError
 from panokit.memory import is_out_of_memory, memory_explained
 
@@ -41,6 +42,13 @@ def test_what_libraries_raise_when_memory_ends_is_one_error_of_one_line(error: E
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("error", FULL)
+def test_the_files_of_a_model_are_not_blamed_for_it(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, explained("the unet", "check the files"):
+        raise error
+    assert raised.value is error
+
+
 @pytest.mark.parametrize("error", OTHERS)
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     assert not is_out_of_memory(error)
@@ -72,6 +80,7 @@ for what, mebibytes in ((run.step, 4), (run.step, 40), (lambda: sampler.decode(r
 """
 
 
+# Other systems have no /proc/self/statm, or do not obey RLIMIT_AS: there nothing would run out of memory.
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
 def test_a_process_with_little_memory_makes_its_windows_in_halves_or_says_so() -> None:
     """Real allocators and kernels fail here, with whatever they raise."""

@@ -372,6 +372,7 @@ class Breaks(Guidance):
         self.reach("energy")
         return seen.x0.flatten(1).square().sum(1)
 """
+# The errors that a plugin of somebody else raises in a job: by mistake, for a part that it lacks, or from a file or connection.
 KINDS = ["ValueError", "KeyError", "ZeroDivisionError", "TypeError", "RecursionError", "OSError"]
 KINDS += ["AssertionError", "NotImplementedError", "UnicodeDecodeError", "ConnectionResetError", "EOFError", "BrokenPipeError"]
 PLACES = ["make", "begin", "strength", "known", "prepare", "energy"]

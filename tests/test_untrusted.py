@@ -40,6 +40,7 @@ CLASS, PLUGIN = "panokit_canary.Sings", "panokit_canary:Sings"
 MODULES = ("panokit_canary", "panokit-canary", "1canary", "canarý")
 
 RECIPE: dict[str, Any] = {
+    **FUZZ["NUMERICS"],
     "panokit": "0.1.0",
     "torch": "2.10.0",
     "diffusers": "0.42.0",
@@ -67,13 +68,6 @@ RECIPE: dict[str, Any] = {
         {"plugin": "msd", "weight": 10.0, "levels": 2},
         {"plugin": "syncdiffusion", "weight": 20.0, "metric": "efficientnet"},
     ],
-    "precision": "32-true",
-    "micro_batch": 8,
-    "guided_micro_batch": 4,
-    "checkpointing": False,
-    "attention": "auto",
-    "channels_last": False,
-    "compile": False,
 }
 
 TEXTS = [

@@ -31,9 +31,10 @@ from panokit.errors import (
     RankFailedError,
     SettingError,
     ShardingWarning,
+    reason_of,
 )
 from panokit.hints import hints_of, make
-from panokit.memory import ADVICE, is_out_of_memory, reason_of
+from panokit.memory import ADVICE, is_out_of_memory
 from panokit.options import assign, configuration, objection, plain
 from panokit.output import Output
 from panokit.settings import Composition, Settings, unknown_option

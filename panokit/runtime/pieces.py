@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from panokit.errors import OutOfMemoryError, ShardingWarning
-from panokit.memory import ADVICE, is_out_of_memory, reason_of
+from panokit.errors import OutOfMemoryError, ShardingWarning, reason_of
+from panokit.memory import ADVICE, is_out_of_memory
 from panokit.runtime.sharding import Chunk
 
 Rows = tuple[Tensor, ...]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from panokit.errors import OutputError, PanokitError, SettingError
+from panokit.errors import OutputError, PanokitError, SettingError, reason_of
 from panokit.files import written_aside
 from panokit.runtime import Runtime
 from panokit.study.measures import Features, Pixels, batch, corners, crops, made, pixels, seam
@@ -228,7 +228,7 @@ def _try(name: str, use: Callable[[], Any]) -> None:
     except PanokitError:
         raise
     except Exception as cause:  # a user's class may raise anything
-        why = " ".join(str(cause).split())[:200]
+        why = reason_of(cause)
         raise SettingError(
             f"{name} does not work on pictures of this study ({type(cause).__name__}: {why}): correct it, or leave it out"
         ) from cause

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from panokit.errors import ModelError, SettingError
+from panokit.errors import ModelError, SettingError, reason_of
 
 Pictures = UInt8[Tensor, "n 3 H W"]
 
@@ -38,7 +38,7 @@ def needing(what: str, file: str) -> Iterator[None]:
     try:
         yield
     except Exception as cause:  # loaders raise many kinds of errors for a broken file
-        why = " ".join(str(cause).split())[:160]
+        why = reason_of(cause, 160)
         raise ModelError(f"{what} needs {file}, which cannot be loaded ({why}): put it there, or {_ALTERNATIVE}") from cause
 
 

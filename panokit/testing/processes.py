@@ -124,14 +124,14 @@ class Command:
 
     def processes(self) -> dict[int, dict[str, str]]:
         """The environments that the processes were started with, by their numbers. Those that have ended are left out."""
-        found = {}
+        environments: dict[int, dict[str, str]] = {}
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # the process has ended, or belongs to another user
                 lines = (path / "environ").read_bytes().decode(errors="replace").split("\0")
                 environment = dict(line.split("=", 1) for line in lines if "=" in line)
                 if environment.get(_FOLDER) == str(self.folder):
-                    found[int(path.name)] = environment
-        return found
+                    environments[int(path.name)] = environment
+        return environments
 
     def ended(self) -> bool:
         """Whether the program and all of its processes have ended."""

@@ -28,8 +28,8 @@ def classes(sweeps: bool) -> Iterator[Any]:
 
     names = diffusers._import_structure["models"] + diffusers._import_structure["schedulers"]
     families = (part for name in FAMILIES for part in tiny_pipeline(name).components.values())
-    found = map(diffusers.__getattr__, names) if sweeps else {type(part) for part in families}
-    for cls in found:
+    parts = map(diffusers.__getattr__, names) if sweeps else {type(part) for part in families}
+    for cls in parts:
         if isinstance(cls, type) and hasattr(cls, "from_config") and ".dummy_" not in cls.__module__:
             yield cls
 

@@ -494,14 +494,14 @@ def test_the_models_own_scheduler_refuses_more_steps_than_training_had() -> None
         Own().begin(1001, CPU, trained)
 
 
-@pytest.mark.parametrize(("karras", "shift", "said"), [(True, 3.0, 1), (True, 1.0, 0), (False, 3.0, 0)])
-def test_a_shift_that_the_models_own_scheduler_drops_is_said(karras: bool, shift: float, said: int) -> None:
+@pytest.mark.parametrize(("karras", "shift", "warnings_expected"), [(True, 3.0, 1), (True, 1.0, 0), (False, 3.0, 0)])
+def test_a_shift_that_the_models_own_scheduler_drops_is_a_warning(karras: bool, shift: float, warnings_expected: int) -> None:
     config = {"use_karras_sigmas": karras, "flow_shift": shift, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     trained = training_from({"_class_name": "UniPCMultistepScheduler", **config})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         solver = Own().begin(8, CPU, trained)
-    assert [str(one.message) for one in caught if one.category is FallbackWarning] == said * [
+    assert [str(one.message) for one in caught if one.category is FallbackWarning] == warnings_expected * [
         "the model's own scheduler, a UniPCMultistepScheduler, drops its flow_shift of 3, because use_karras_sigmas is set"
     ]
     assert all(one.right for one in measure(solver))
@@ -768,8 +768,8 @@ def test_epsilon_without_any_signal_is_refused_by_all(name: str) -> None:
         DiffusersScheduler(name).begin(10, CPU, Training(zero_snr=True))
 
 
-def said(name: str, steps: int, options: dict[str, Any], trained: Training) -> list[str]:
-    """The options of which a warning said that they change nothing."""
+def idle_options(name: str, steps: int, options: dict[str, Any], trained: Training) -> list[str]:
+    """The options that a warning names, since they change nothing."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         DiffusersScheduler(name, options).begin(steps, CPU, trained)
@@ -796,16 +796,16 @@ def said(name: str, steps: int, options: dict[str, Any], trained: Training) -> l
         ("unipc", {"timestep_spacing": "leading"}, []),
     ],
 )
-def test_an_option_that_changes_nothing_is_said(name: str, options: dict[str, Any], idle: list[str]) -> None:
+def test_an_option_that_changes_nothing_is_a_warning(name: str, options: dict[str, Any], idle: list[str]) -> None:
     trained = Training("flow_prediction" if name in FLOW else "epsilon")
-    assert said(name, 10, options, trained) == idle
+    assert idle_options(name, 10, options, trained) == idle
 
 
-def test_an_option_that_this_model_does_not_need_is_said() -> None:
+def test_an_option_that_this_model_does_not_need_is_a_warning() -> None:
     flow = Training("flow_prediction", shift=3.0)
-    assert said("unipc", 4, {"timestep_spacing": "trailing"}, flow) == ["timestep_spacing"]
-    assert said("unipc", 4, {"flow_shift": 3.0}, flow) == ["flow_shift"]
-    assert said("unipc", 4, {"flow_shift": 5.0}, flow) == []
+    assert idle_options("unipc", 4, {"timestep_spacing": "trailing"}, flow) == ["timestep_spacing"]
+    assert idle_options("unipc", 4, {"flow_shift": 3.0}, flow) == ["flow_shift"]
+    assert idle_options("unipc", 4, {"flow_shift": 5.0}, flow) == []
 
 
 def test_every_scheduler_is_an_entry_point_that_says_what_it_is() -> None:

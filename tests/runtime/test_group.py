@@ -320,6 +320,9 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_to_go_on_from(folder: P
     assert not kept.exists()
 
 
+TRUSTED = ("generate", "--trust", "--jobs")
+
+
 def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_path: Path, ranks: Run) -> None:
     jobs = [{"prompt": f"lake {k}", "seed": k} for k in range(3)]
     jobs.append({"prompt": "a lake", "fuser": {"plugin": f"{SCRIPT.stem}_fuser:Fails"}})
@@ -329,18 +332,7 @@ def test_jobs_go_to_ranks_and_one_that_fails_is_written_down(folder: Path, tmp_p
         "    def fuse(self, rows, windows, level):\n        raise ZeroDivisionError('no weights')\n"
     )
     (tmp_path / "made").mkdir()
-    words = [
-        "generate",
-        "--trust",
-        "--jobs",
-        str(tmp_path / "jobs.jsonl"),
-        "--model",
-        str(folder),
-        "--height",
-        "16",
-        "--width",
-        "24",
-    ]
+    words = [*TRUSTED, str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "24"]
     words += ["--steps", "2", "--out", str(tmp_path / "made")]
     started = ranks(2, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert started.wait() == [1, 1]
@@ -394,18 +386,7 @@ def test_a_raw_error_of_one_rank_ends_its_job_on_all_ranks_and_no_other(
     jobs = [{"prompt": "odd", "guidances": odd[0]}, {"prompt": "odd", "guidances": odd[1]}, {"prompt": "a lake"}]
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     (tmp_path / "made").mkdir()
-    words = [
-        "generate",
-        "--trust",
-        "--jobs",
-        str(tmp_path / "jobs.jsonl"),
-        "--model",
-        str(folder),
-        "--height",
-        "16",
-        "--width",
-        "40",
-    ]
+    words = [*TRUSTED, str(tmp_path / "jobs.jsonl"), "--model", str(folder), "--height", "16", "--width", "40"]
     words += ["--steps", "2", "--micro_batch", "1", "--out", str(tmp_path / "made")]
     started = ranks(3, "command", words, environment={"PYTHONPATH": str(tmp_path)})
     assert started.wait() == [1, 1, 1]

@@ -24,8 +24,8 @@ from panokit.backbones.diffusers.networks import computing, moves_itself, weight
 from panokit.backbones.diffusers.packing import SIDE
 from panokit.backbones.diffusers.reading import Answers, Encoded, Reading, joined
 from panokit.backbones.diffusers.solver import without_numpy_warnings
-from panokit.errors import ModelError, PanokitError, SettingError
-from panokit.memory import is_out_of_memory, reason_of
+from panokit.errors import ModelError, PanokitError, SettingError, reason_of
+from panokit.memory import is_out_of_memory
 from panokit.runtime.offload import turns_on
 from panokit.scheduler import Level
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panokit.errors import ModelError, PanokitError, SettingError
-from panokit.memory import is_out_of_memory, reason_of
+from panokit.errors import ModelError, PanokitError, SettingError, reason_of
+from panokit.memory import is_out_of_memory
 from panokit.runtime.placement import kept_in_float32, sharing
 
 OTHERS = ("text_encoder", "image_encoder", "vae", "safety_checker")

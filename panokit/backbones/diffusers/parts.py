@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from panokit.backbones.diffusers.weights import Weights
-from panokit.errors import ModelError
+from panokit.errors import ModelError, reason_of
 from panokit.family import read_json
+from panokit.memory import is_out_of_memory
 
 UNUSED = frozenset({"safety_checker"})
 """Parts that look at finished pictures, outside of what panokit runs. They are not read."""
@@ -68,19 +69,21 @@ def explained(what: str, advice: str) -> Iterator[None]:
         advice: what to do.
 
     Raises:
-        ModelError: anything failed.
+        ModelError: anything failed. That the memory does not suffice stays what it is.
     """
     try:
         yield
     except ModelError:
         raise
     except Exception as cause:  # broken files and hub failures come in many types
+        if is_out_of_memory(cause):
+            raise
         raise ModelError(f"cannot load {what}: {_reason(cause)}; {advice}") from cause
 
 
 def _reason(cause: Exception) -> str:
     """The message of a library in one line, without its advice. Of many tensors that do not fit, it names the first."""
-    text = " ".join(str(cause).split()).partition(" Please ")[0] or type(cause).__name__
+    text = reason_of(cause, 10_000).partition(" Please ")[0]
     if odd := _MISFIT.search(text):
         return f"its {odd[1]} has the size {odd[2]} and the model's {odd[3]}"
     if odd := _MISFIT_OF_FILE.search(text):

@@ -14,7 +14,7 @@ from panokit import registry
 from panokit.backbones.diffusers.kinds import FLOW, KINDS, LEADING, NOT_OF_FLOWS, WITHHELD, Kind
 from panokit.backbones.diffusers.solver import DiffusersSolver, rehearse, require_signal, without_numpy_warnings
 from panokit.backbones.diffusers.timesteps import set_steps
-from panokit.errors import FallbackWarning, PluginNotFoundError, SettingError
+from panokit.errors import FallbackWarning, PluginNotFoundError, SettingError, reason_of
 from panokit.plain import map_leaves
 from panokit.rehearsal import alike
 from panokit.scheduler import Scheduler, Training
@@ -106,7 +106,7 @@ class DiffusersScheduler(Scheduler):
             if self.options:  # without any, tests know that it works
                 rehearse(solver)
         except Exception as cause:  # diffusers has no check for values: any error can come out of a wrong one
-            reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+            reason = reason_of(cause, 1000).rstrip(".")
             raise SettingError(f"{self} cannot begin with steps={steps}: {reason}; try other steps or options") from cause
         for option in self._idle(solver, steps, training):
             warnings.warn(
