@@ -130,9 +130,9 @@ def test_a_file_may_take_longer_than_the_timeout(folder: Path, tmp_path: Path, r
     """Every file of a command, where the ranks share a picture, and where each makes its own."""
     (tmp_path / "made").mkdir()
     words = ["generate", *(f"lake {k}" for k in range(prompts)), "--model", str(folder), "--height", "16", "--width", "24"]
-    words += ["--steps", "2", "--checkpoint_every", "1", "--latents", "--timeout", "0.7", "--out", str(tmp_path / "made")]
+    words += ["--steps", "2", "--checkpoint_every", "1", "--latents", "--timeout", "2", "--out", str(tmp_path / "made")]
     words += ["--sheet", str(tmp_path / "sheet.png"), "--preview", str(tmp_path / "preview.png")]
-    started = ranks(2, "command_on_a_slow_disk", words, rank, 1.0)
+    started = ranks(2, "command_on_a_slow_disk", words, rank, 2.5)
     assert started.wait() == [0, 0], started.outputs()
     assert (tmp_path / "sheet.png").exists()
 
