@@ -17,6 +17,7 @@ from panokit.composition import build
 from panokit.denoiser import Model
 from panokit.errors import ModelError, PanokitError, PluginNotFoundError, SettingError
 from panokit.family import Family, is_path, read_json
+from panokit.memory import memory_explained
 from panokit.plain import map_leaves
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}")
@@ -37,6 +38,7 @@ def load_model(source: Any, /, **settings: Any) -> Model:
         PluginNotFoundError: the name is not installed, no folder, and not of the form of a hub id.
         PluginLoadError: the installed model cannot be imported.
         ModelError: no family reads it, files are missing or pickled, or the hub cannot be reached.
+        OutOfMemoryError: it does not fit the memory.
         SettingError: the family has no such setting, or refuses its value.
     """
     if isinstance(source, Path):
@@ -50,7 +52,8 @@ def load_model(source: Any, /, **settings: Any) -> Model:
             f"the model {source} was a {settings['in_hand']} in Python: make it again there, and give it to Sampler"
         )
     place, family = _found(source, settings.get("revision"))
-    return replace(_built(family, settings).load(place, source), settings=map_leaves(settings, _noted))
+    with memory_explained(f"the model {source}"):
+        return replace(_built(family, settings).load(place, source), settings=map_leaves(settings, _noted))
 
 
 def family_of(name: str) -> str:

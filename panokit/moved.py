@@ -24,7 +24,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "Runtime": {
         "first": "broadcast",
         "together": "barrier",
-        "owe": "defer",
+        "owe": "agreeing",
         "alike": "require_same",
         "rank": "global_rank",
         "has": "placement.holds",

@@ -211,13 +211,9 @@ class _Painter:
 
     def _make_on_all(self, task: Task) -> None:
         """Make and write a picture. If that fails on one rank, it fails on all."""
-        try:
+        with self._runtime.agreeing():
             self._make(task, again=True)
-        except (RankError, OutputError):
-            raise
-        except Exception as error:
-            self._runtime.defer(error)
-        self._runtime.barrier(lambda: None)
+            self._runtime.barrier(lambda: None)
 
     def _make(self, task: Task, again: bool) -> Panorama | None:
         runtime, output, path = self._runtime, task.output, task.path

@@ -79,10 +79,8 @@ class Run:
         """The initial noise, from a generator at its start."""
         return self.parts.denoiser.noise(self.windows.size, generator).to(self.runtime.device, self.runtime.dtype)
 
-    @memory_explained("the canvas")
-    @torch.no_grad()
     def step(self) -> None:
-        """Make one step, with the inner stages of the solver.
+        """Make one step, with the inner stages of the solver. If it fails on one rank, it fails on all.
 
         Raises:
             NotFiniteError: the model or a guidance returned NaN or infinity.
@@ -92,9 +90,10 @@ class Run:
         """
         if self.done:
             raise SettingError("the run is done: begin another one")
-        self._stage()
-        while not (self.done or self.level.main):
+        with self.runtime.agreeing(), memory_explained("the canvas"), torch.no_grad():
             self._stage()
+            while not (self.done or self.level.main):
+                self._stage()
 
     def _stage(self) -> None:
         """One pass of the model, over what is not known, and one step of the solver."""

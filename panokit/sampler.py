@@ -137,6 +137,7 @@ class Sampler:
         PluginNotFoundError: no plugin, or more than one, has a given name.
         PluginLoadError: a plugin cannot be imported.
         ModelError: the model cannot be loaded.
+        OutOfMemoryError: the model does not fit the memory.
         SettingError: a plugin or the runtime cannot work with its settings.
     """
 
@@ -170,8 +171,9 @@ class Sampler:
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
             self.model = deepcopy(model, sharing(model.networks))  # the caller, or another sampler, may still use this one
         self.scheduler: Scheduler = named or _plugin(self.model.denoiser.scheduler, Scheduler)
-        for network in self.model.networks:
-            self.runtime.place(network)
+        with memory_explained(f"the model {self.model.name}"):
+            for network in self.model.networks:
+                self.runtime.place(network)
         self.model.configure(self.runtime.placement.execution)
 
     def __repr__(self) -> str:
@@ -284,12 +286,9 @@ class Sampler:
         """The run after each of its steps. Callbacks are called."""
 
         def notify(hook: Hook) -> None:
-            try:
-                with self.runtime.working():
-                    call(callbacks, hook, run)
-                    self.runtime.fabric.call(hook, run=run)
-            except Exception as error:  # perhaps on this rank alone
-                self.runtime.defer(error)
+            with self.runtime.agreeing(), self.runtime.working():
+                call(callbacks, hook, run)
+                self.runtime.fabric.call(hook, run=run)
 
         notify("on_run_start")
         while not run.done:
@@ -300,12 +299,12 @@ class Sampler:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps}")
         self.runtime.barrier(lambda: notify("on_run_end"))
 
-    @memory_explained("the canvas")
     def _begin(self, plan: Plan) -> Run:
         self.runtime.require_same(plan.recipe)
         self.runtime.advise(len(plan.windows))
         return self.runtime.barrier(lambda: self._run(plan))
 
+    @memory_explained("the canvas")
     def _run(self, plan: Plan) -> Run:
         denoiser, settings = self.model.denoiser, plan.settings
         with torch.no_grad(), self.runtime.autocast():

@@ -2,12 +2,15 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from panokit import load_model
 from panokit.backbones.diffusers.parts import explained
 from panokit.errors import OutOfMemoryError, RankFailedError, SettingError
 from panokit.memory import is_out_of_memory, memory_explained
@@ -55,6 +58,16 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, memory_explained("the canvas"):
         raise error
     assert raised.value is error
+
+
+def test_a_model_that_the_memory_does_not_hold_is_named(folder: Path, tmp_path: Path) -> None:
+    """One weight of a petabyte, which no allocator gives."""
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    config = json.loads((model / "unet" / "config.json").read_text())
+    (model / "unet" / "config.json").write_text(json.dumps({**config, "conv_out_kernel": 3_000_001}))
+    with pytest.raises(OutOfMemoryError, match=r"^the model .*/model does not fit the memory \(.+\): try ") as raised:
+        load_model(model)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 SCRIPT = """

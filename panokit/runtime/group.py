@@ -3,8 +3,7 @@
 import atexit
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from enum import IntEnum
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeVar, final
 
 import torch
@@ -23,16 +22,6 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 
 _PAUSE = 0.2
 """The most seconds of waiting in which nothing is looked at."""
-
-
-class Status(IntEnum):
-    """The status that a rank sends with its rows. A larger one takes precedence."""
-
-    FINE = 0
-    STOP = 1
-    """The rank was asked to stop after this step."""
-    FAILED = 2
-    """The rank raised an error."""
 
 
 @final
@@ -55,24 +44,21 @@ class Group:
         shares: Sequence[Sequence[Chunk]],
         shapes: Sequence[Sequence[int]],
         like: Tensor,
-        status: Status,
-        failed: Exception | None = None,
-    ) -> tuple[Rows, Status]:
+        stop: bool,
+    ) -> tuple[Rows, bool]:
         """Compute this rank's share of rows, and exchange them with the other ranks in one collective.
 
-        A rank sends the rows of all outputs side by side, padded to the longest share, and its status. A rank that fails sends
-        zeros. So all ranks learn of it, and raise the same error.
+        A rank sends the rows of all outputs side by side, padded to the longest share, and whether it was asked to stop.
 
         Args:
             compute: takes a chunk of row numbers and returns the tensors of these rows.
             shares: the chunks of each rank.
             shapes: the shape of one row of each output.
             like: a tensor of the rows' dtype, on this rank's device.
-            status: the status of this rank.
-            failed: an error of this rank since the last exchange; it computes nothing then.
+            stop: whether this rank was asked to stop after this step.
 
         Returns:
-            All rows in the order of their numbers, for each output; and the largest status of a rank.
+            All rows in the order of their numbers, for each output; and whether a rank was asked to stop.
 
         Raises:
             RankError: a rank ended, or did not come in time.
@@ -81,35 +67,28 @@ class Group:
         counts = [sum(map(len, share)) for share in shares]
         widths = [torch.Size(shape).numel() for shape in shapes]
         sent = like.new_zeros(max(counts) * sum(widths) + 1)
-        failure = _portable(failed, f" (rank {self.rank})") if failed else None
+        sent[-1] = stop
         with self._lifeline.needed(), self.computing():
             at = 0
-            for chunk in shares[self.rank] if failure is None else ():
+            for chunk in shares[self.rank]:
                 self._lifeline.check()
-                try:
+                windows = f"window {chunk[0]}" if len(chunk) == 1 else f"windows {chunk[0]} to {chunk[-1]}"
+                with self.agreeing(f" (rank {self.rank}, {windows})"):
                     flat = torch.cat([part.reshape(len(chunk), -1) for part in compute(chunk)], dim=1)
                     sent[at : at + flat.numel()] = flat.flatten()
-                except Exception as error:  # of any type: the other ranks must learn of it
-                    windows = f"window {chunk[0]}" if len(chunk) == 1 else f"windows {chunk[0]} to {chunk[-1]}"
-                    failure = _portable(error, f" (rank {self.rank}, {windows})")
-                    sent.zero_()
-                    break
                 at += flat.numel()
                 self.beat()
-            sent[-1] = status if failure is None else Status.FAILED
             received = like.new_empty((self.size, sent.numel()))
             self._meet()
             _all_gather(received.view(-1), sent)
-            statuses = [Status(round(status)) for status in received[:, -1].tolist()]
-            if Status.FAILED in statuses:
-                raise _everywhere(self._from_rank(failure, statuses.index(Status.FAILED)), failure)
+            stopping = bool(received[:, -1].any())
         rows = received[:, :-1].view(self.size, max(counts), sum(widths))
         numbers = [[i for chunk in share for i in chunk] for share in shares]
         place = {i: (rank, k) for rank, share in enumerate(numbers) for k, i in enumerate(share)}
         order = [place[i] for i in range(len(place))]
         ordered = rows[[rank for rank, _ in order], [k for _, k in order]]
         parts = ordered.split(widths, dim=1)
-        return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), max(statuses)
+        return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), stopping
 
     def check(self) -> None:
         """Raise a RankError if another rank has ended."""
@@ -127,42 +106,49 @@ class Group:
             PanokitError: the error that `work` raised; a RankFailedError if it is not one of panokit's.
         """
         result: Any = None
-        error: Exception | None = None
         if self.rank == 0:
-            try:
-                with self.working():
-                    result = work()
-            except Exception as raised:  # the other ranks must learn of it
-                error = raised
+            with self.agreeing(""), self.working():
+                result = work()
         with self._lifeline.needed(), self.computing():
             self._meet()
-            result, failure = self._from_rank((result, error and _portable(error)))
-        if failure is not None:
-            raise _everywhere(failure, error)
-        return result
+            return self._from_rank(result)
 
-    def gather(self, own: Made, error: Exception | None) -> list[Made]:
+    def gather(self, own: Made) -> list[Made]:
         """Exchange one value of each rank.
 
         Args:
             own: the value of this rank.
-            error: an error of this rank, or None.
 
         Returns:
             The values of all ranks, in the order of ranks.
 
         Raises:
-            PanokitError: the error of the first rank that has one; a RankFailedError if it is not one of panokit's.
+            PanokitError: another rank raised it; see `agreeing`.
         """
         received: list[Any] = [None] * self.size
-        failure = error and _portable(error, f" (rank {self.rank})")
         with self._lifeline.needed(), self.computing():
             self._meet()
-            dist.all_gather_object(received, (own, failure))
-        for _, other in received:
-            if other is not None:
-                raise _everywhere(other, failure)
-        return [value for value, _ in received]
+            dist.all_gather_object(received, own)
+        return received
+
+    @contextmanager
+    def agreeing(self, where: str | None = None) -> Iterator[None]:
+        """Inside, an error of one rank is raised on all ranks, at the next meeting of the others.
+
+        Args:
+            where: what is added to the message; None for the number of the rank.
+
+        Raises:
+            PanokitError: the error of the first rank that has one; a RankFailedError if it is not one of panokit's.
+        """
+        try:
+            yield
+        except Exception as error:  # of any type: the other ranks must learn of it
+            if isinstance(error, PanokitError) and (error.reported or type(error) is RankError):
+                raise
+            with suppress(RankError), self._lifeline.needed(), self.computing():  # those that have ended need not know it
+                self._meet(_portable(error, f" (rank {self.rank})" if where is None else where))
+            raise
 
     def beat(self) -> None:
         """Give a sign of progress to the ranks that wait for this one."""
@@ -184,15 +170,19 @@ class Group:
         finally:
             self._lifeline.working = before
 
-    def _meet(self) -> None:
+    def _meet(self, failure: PanokitError | None = None) -> None:
         """Wait until all ranks have called this, for as long as those that have not give signs of life.
 
         Collectives alone have a time limit for all of it. They would give up a rank that writes a large file.
 
+        Args:
+            failure: an error of this rank, which all ranks raise now.
+
         Raises:
             RankError: a rank ended, or gave no sign of life for `patience` seconds.
+            PanokitError: the error of the first rank that has one.
         """
-        self._lifeline.arrive()
+        self._lifeline.arrive(failed=failure is not None)
         waited, beats, last = 0.0, self._lifeline.beats[:], time.monotonic()
         while missing := self._lifeline.missing(_PAUSE):
             self._lifeline.check()
@@ -203,6 +193,8 @@ class Group:
                 waited, beats = 0.0, self._lifeline.beats[:]
             if waited > self._patience:
                 raise self._given_up(missing)
+        if failed := self._lifeline.failed():
+            raise _everywhere(self._from_rank(failure, failed[0]), failure)
 
     def _given_up(self, missing: Sequence[int]) -> RankError:
         """The error for ranks that hang. The first of the others reports it."""
@@ -243,11 +235,11 @@ class Group:
         return values[0]
 
 
-def _everywhere(error: PanokitError, own: Exception | None) -> PanokitError:
+def _everywhere(error: PanokitError, own: PanokitError | None) -> PanokitError:
     """Prepare an error that all ranks raise and rank 0 reports. The rank where it arose adds its cause."""
     error.reported = True
-    if own is not None and str(own) in str(error):
-        error.__cause__ = own.__cause__ or own
+    if own is not None and str(own) == str(error):
+        error.__cause__ = own.__cause__
     return error
 
 

@@ -44,6 +44,8 @@ class Word(IntEnum):
     """A rank has arrived at the next meeting: its number."""
     BEAT = 4
     """A rank makes progress: its number."""
+    FAILED = 5
+    """A rank has arrived at the next meeting, with an error that it raised before: its number."""
 
 
 @final
@@ -70,7 +72,7 @@ class Lifeline:
     def __init__(self, rank: int, size: int, broadcast: Callable[[object], tuple[str, int, bytes]], patience: float) -> None:
         self._rank, self.lost = rank, -1
         self.stops: set[int] = set()
-        self.beats, self._arrivals = [0] * size, [0] * size
+        self.beats, self._arrivals, self._failures = [0] * size, [0] * size, [0] * size
         self.working, self._beaten = False, 0.0
         self._reported = False
         self._free, self._known = Event(), Event()
@@ -134,10 +136,20 @@ class Lifeline:
             error.reported = self._reported
             raise error
 
-    def arrive(self) -> None:
-        """Tell the others that this rank has arrived at its next meeting."""
-        self._arrivals[self._rank] += 1
-        self._send(Word.ARRIVED, self._rank)
+    def arrive(self, *, failed: bool) -> None:
+        """Tell the others that this rank has arrived at its next meeting.
+
+        Args:
+            failed: whether it raised an error since the last one.
+        """
+        word = Word.FAILED if failed else Word.ARRIVED
+        self._count(word, self._rank)
+        self._send(word, self._rank)
+
+    def _count(self, word: Word, rank: int) -> None:
+        self._arrivals[rank] += 1
+        if word == Word.FAILED:
+            self._failures[rank] = self._arrivals[rank]
 
     def missing(self, timeout: float) -> list[int]:
         """The ranks that have not arrived yet where this one has. If there are some, it first waits for news of them."""
@@ -149,6 +161,10 @@ class Lifeline:
             if self.lost < 0 and late():
                 self._heard.wait(timeout)
             return late()
+
+    def failed(self) -> list[int]:
+        """The ranks that have arrived with an error at this meeting. All ranks get the same answer, once none is missing."""
+        return [rank for rank, meeting in enumerate(self._failures) if meeting == self._arrivals[self._rank]]
 
     def beat(self) -> None:
         """Give the others a sign of life, if the last one was some time ago."""
@@ -199,8 +215,8 @@ class Lifeline:
         if self._rank == 0:
             self._send(word, number, skip=rank)
         with self._heard:
-            if word == Word.ARRIVED:
-                self._arrivals[number] += 1
+            if word in (Word.ARRIVED, Word.FAILED):
+                self._count(word, number)
             elif word == Word.BEAT:
                 self.beats[number] += 1
             elif word == Word.STOP:

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 import torch
 
-from panokit.runtime.group import Group, Status
+from panokit.runtime.group import Group
 from panokit.runtime.pieces import Pieces, Rows, joined
 from panokit.runtime.sharding import Chunk, chunks, deal
 from panokit.signals import Stop
@@ -35,8 +35,8 @@ class Ranks(ABC):
         """Run `work` on each rank, wait for all, and return this rank's result. An error of any rank is raised on all."""
 
     @abstractmethod
-    def defer(self, error: Exception) -> None:
-        """Raise an error that may be on this rank alone: at once, or on all ranks at their next exchange."""
+    def agreeing(self) -> AbstractContextManager[None]:
+        """Inside, an error of one rank is raised on all; see `Runtime.agreeing`."""
 
     @abstractmethod
     def working(self) -> AbstractContextManager[None]:
@@ -56,8 +56,8 @@ class Alone(Ranks):
     def barrier(self, work: Callable[[], Made]) -> Made:
         return self.broadcast(work)
 
-    def defer(self, error: Exception) -> None:
-        raise error
+    def agreeing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def working(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -119,50 +119,34 @@ class SharedRanks(Ranks):
 
     def __init__(self, group: Group, pieces: Pieces, like: torch.Tensor) -> None:
         self.group, self.pieces, self._like = group, pieces, like
-        self._deferred: Exception | None = None
 
     def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
-        status = Status.STOP if stop.asked else Status.FINE
-        made, worst = self.group.rows(
+        made, stopping = self.group.rows(
             lambda chunk: self.pieces.rows(fn, chunk, micro_batch),
             deal(chunks(n, micro_batch), self.group.size),
             rows,
             self._like,
-            status,
-            self._take_deferred(),
+            stop.asked,
         )
-        stop.agreed |= worst is Status.STOP
+        stop.agreed |= stopping
         return made
 
     def broadcast(self, work: Callable[[], Made]) -> Made:
         return self.group.broadcast(work)
 
     def gather(self, work: Callable[[], Made]) -> list[Made]:
-        return self.group.gather(*self._attempt(work))
+        with self.agreeing(), self.working():
+            made = work()
+        return self.group.gather(made)
 
     def barrier(self, work: Callable[[], Made]) -> Made:
-        made, error = self._attempt(work)
-        self.group.gather(None, error)
+        with self.agreeing(), self.working():
+            made = work()
+        self.group.gather(None)
         return made
 
-    def defer(self, error: Exception) -> None:
-        if getattr(error, "reported", False):
-            raise error
-        self._deferred = self._deferred or error
+    def agreeing(self) -> AbstractContextManager[None]:
+        return self.group.agreeing()
 
     def working(self) -> AbstractContextManager[None]:
         return self.group.working()
-
-    def _attempt(self, work: Callable[[], Made]) -> tuple[Any, Exception | None]:
-        """The result of `work`, and its error, of which the others must learn. A deferred error comes first."""
-        made, error = None, None
-        try:
-            with self.working():
-                made = work()
-        except Exception as raised:
-            error = raised
-        return made, self._take_deferred() or error
-
-    def _take_deferred(self) -> Exception | None:
-        error, self._deferred = self._deferred, None
-        return error

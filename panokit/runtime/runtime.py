@@ -260,7 +260,7 @@ class Runtime:
             work: called on every rank.
 
         Raises:
-            PanokitError: the error of any rank, or one that a rank deferred, on all ranks.
+            PanokitError: the error of any rank, on all ranks.
         """
         return self.ranks.barrier(work)
 
@@ -272,13 +272,12 @@ class Runtime:
         """
         return self.ranks.working()
 
-    def defer(self, error: Exception) -> None:
-        """Raise an error that may be on this rank alone: on all ranks at their next exchange, or at once if there is one rank.
+    def agreeing(self) -> AbstractContextManager[None]:
+        """Inside, the ranks do the same, and an error of one rank is raised on all of them, at their next exchange.
 
-        Args:
-            error: the error.
+        An error that is not panokit's becomes a RankFailedError then, which names it. With one rank it stays as it is.
         """
-        self.ranks.defer(error)
+        return self.ranks.agreeing()
 
     def require_same(self, recipe: Mapping[str, Any]) -> None:
         """Check that all ranks are about to make the same picture.
@@ -320,19 +319,18 @@ class Runtime:
         shared = self.ranks
         if not isinstance(shared, SharedRanks) or n < self.world_size:
             return [work(k) for k in range(n)]
-        group, own, error = shared.group, list[Made](), None
+        group, own = shared.group, list[Made]()
         self.ranks = apart = ApartRanks(group, self._pieces)
         try:
-            own += [work(k) for k in range(self.global_rank, n, self.world_size)]
-        except Exception as raised:  # the other ranks must learn of it
-            error = raised
+            with group.agreeing():
+                own += [work(k) for k in range(self.global_rank, n, self.world_size)]
         except KeyboardInterrupt:
             if apart.stopped:  # the other ranks were asked too, and first finish their steps
-                group.gather(None, None)
+                group.gather(None)
             raise
         finally:
             self.ranks = shared
-        made: list[Any] = group.gather(own, error)
+        made: list[Any] = group.gather(own)
         if None in made:
             raise KeyboardInterrupt("another rank was asked to stop")
         return [made[k % self.world_size][k // self.world_size] for k in range(n)]

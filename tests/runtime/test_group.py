@@ -370,13 +370,19 @@ class Odd(Guidance):
     def strength(self, level):
         return 1.0
 
+    def known(self, step, memory):
+        self.reach("known")
+
+    def prepare(self, step, memory):
+        self.reach("prepare")
+
     def energy(self, seen, index, context):
         self.reach("energy")
         return seen.x0.flatten(1).square().sum(1)
 """
 
 
-@pytest.mark.parametrize("where", ["begin", "energy"])
+@pytest.mark.parametrize("where", ["begin", "known", "prepare", "energy"])
 def test_a_raw_error_of_one_rank_ends_its_job_on_all_ranks_and_no_other(
     folder: Path, tmp_path: Path, ranks: Run, where: str
 ) -> None:

@@ -30,7 +30,10 @@ def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any) 
     with kills.folder_of_marks() as folder:
         outcome = kills.strike(cell, folder, random.Random(0))
     assert outcome == replace(outcome, status=-9, left=0, files=[], others=0)
-    assert outcome.lines == ["panokit: the process that started the others has ended, at the start"]
+    before = "panokit: the process that started the others has ended, at the start"
+    after = "panokit: rank 1: rank 0 has ended, and its windows are missing: look at its last output"
+    assert len(outcome.lines) == 1
+    assert outcome.lines[0] in (before, after)  # as the ranks had met or not: a fast machine does in the second that passes
     assert outcome.seconds < 20
 
 
