@@ -106,7 +106,7 @@ def mangled(random: Random, data: dict[str, Any]) -> bytes:
             data.pop(random.choice([*data]))
         else:
             data[random.choice([*data, "class_path", "devices", ""])] = random.choice([None, [], {}, "text", -1, 2**70, 0.5])
-    text = with_value(data, random.choice([*places(data)]), random.choice([*HOSTILE, *SOUND]))
+    text = with_value(data, random.choice([*places(data)]), random.choice([*HOSTILE.values(), *SOUND]))
     raw = text.encode("utf-8", "surrogatepass")
     match random.randrange(12):
         case 0:

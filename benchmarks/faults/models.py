@@ -41,23 +41,7 @@ from panokit.testing.families import (
     tiny_controlnet,
     tiny_pipeline,
 )
-
-HOSTILE: dict[str, Any] = {
-    "null": None,
-    "text": "abc",
-    "0": 0,
-    "-5": -5,
-    "1e30": 1e30,
-    "a number of 400 digits": 10**400,
-    "NaN": float("nan"),
-    "true": True,
-    "[]": [],
-    "{}": {},
-    "[null]": [None],
-    "3 million": 3_000_000,
-    "0.5": 0.5,
-}
-"""What takes the place of a value."""
+from panokit.testing.hostile import HOSTILE, places, with_value
 
 SECONDS, LINE, MEMORY = 20, 400, 8 << 30
 """The most that a change may take: seconds, letters of the message, bytes of address space beside the weights."""
@@ -202,33 +186,12 @@ def _changed_bytes(file: str, content: bytes) -> Iterator[Change]:
 
 
 def _changed_values(file: str, content: Any, generator: random.Random) -> Iterator[Change]:
-    nested: Any = 1
-    for _ in range(500):
-        nested = [nested]
-    for place in _places(content, (), generator):
-        name = ".".join(map(str, place))
-        for kind, value in {**HOSTILE, "nested 500 deep": nested}.items():
-            yield Change(
-                file, kind, name, _with(content, place, lambda holder, key, value=value: holder.__setitem__(key, value))
-            )
-        yield Change(file, "left out", name, _with(content, place, lambda holder, key: holder.__delitem__(key)))
+    def some(keys: list[Any]) -> list[Any]:
+        return keys if len(keys) <= 80 else [keys[0], generator.choice(keys), keys[-1]]
 
-
-def _places(value: Any, place: tuple[Any, ...], generator: random.Random) -> Iterator[tuple[Any, ...]]:
-    keys = [*(value if isinstance(value, dict) else range(len(value)))] if isinstance(value, dict | list) else []
-    some = keys if len(keys) <= 80 else [keys[0], generator.choice(keys), keys[-1]]
-    for key in some:
-        yield (*place, key)
-        yield from _places(value[key], (*place, key), generator)
-
-
-def _with(content: Any, place: tuple[Any, ...], change: Callable[[Any, Any], None]) -> bytes:
-    copy = json.loads(json.dumps(content))
-    holder = copy
-    for key in place[:-1]:
-        holder = holder[key]
-    change(holder, place[-1])
-    return json.dumps(copy).encode()
+    for place in places(content, some=some):
+        for kind, raw in {**HOSTILE, "left out": None}.items():
+            yield Change(file, kind, ".".join(map(str, place)), with_value(content, place, raw).encode())
 
 
 def _changed_weights(path: Path, file: str) -> Iterator[Change]:

@@ -18,6 +18,7 @@ from panokit.backbones.diffusers.configurations import VALUES, read_configuratio
 from panokit.backbones.diffusers.parts import is_network
 from panokit.errors import ModelError
 from panokit.testing.families import FAMILIES, tiny_pipeline
+from panokit.testing.hostile import HOSTILE
 
 FAULTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "faults" / "models.py"))
 
@@ -59,7 +60,7 @@ def test_no_value_of_another_type_or_size_is_taken(name: str) -> None:
         if (name, kind) in {("text_config", "{}"), ("shift_factor", "-5"), ("base_shift", "-5"), ("max_shift", "-5")}:
             continue
         with pytest.raises(ModelError, match=f"{name} in config.json is .*: it must be ") as error:
-            require_values({name: FAULTS["HOSTILE"][kind]}, None, "config.json")
+            require_values({name: json.loads(HOSTILE[kind])}, None, "config.json")
         assert FAULTS["judged"](error.value).kind == "ModelError"
 
 
