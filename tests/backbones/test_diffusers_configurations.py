@@ -138,7 +138,7 @@ def outcome(targets: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixtur
 ONCE = {
     "plain": [
         "unet/config.json sample_size 0.5",
-        "unet/config.json out_channels nested 500 deep",
+        "unet/config.json out_channels 500 lists deep",
         "unet/config.json norm_eps {}",
         "unet/config.json downsample_padding -5",
         "unet/config.json layers_per_block 3 million",
