@@ -178,7 +178,7 @@ def _index(folder: Path, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     index = read_json(folder / "model_index.json")
     odd = next((key for key in ("custom_pipeline", "trust_remote_code", "auto_map") if index.get(key)), None)
     if odd or not isinstance(index.get("_class_name"), str):
-        code = odd or f"_class_name {index.get('_class_name')!r}"
+        code = odd or f"_class_name {index.get('_class_name')!r:.60}"
         raise ModelError(
             f"{model} wants code of its own, {code} in its model_index.json, and panokit never runs a model's code: use a "
             "model whose pipeline is a class of diffusers"

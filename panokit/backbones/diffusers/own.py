@@ -33,12 +33,12 @@ def training_of(scheduler: Any) -> Training:
     prediction = "flow_prediction" if _flows(scheduler) else config.get("prediction_type", "epsilon")
     if prediction not in get_args(Prediction):
         raise ModelError(
-            f"the model's scheduler says that it predicts {prediction!r}: panokit knows {', '.join(get_args(Prediction))}"
+            f"the model's scheduler says that it predicts {prediction!r:.60}: panokit knows {', '.join(get_args(Prediction))}"
         )
     betas = "beta_start" in config and not config.get("trained_betas") and config.get("snr_shift_scale", 1) == 1
     if prediction != "flow_prediction" and not betas:
         name = f"{type(scheduler).__name__}{' with trained_betas' * bool(config.get('trained_betas'))}"
-        raise ModelError(f"the model's scheduler is a {name}, whose noise panokit has no formula for: use another model")
+        raise ModelError(f"the model's scheduler is a {name:.60}, whose noise panokit has no formula for: use another model")
     return Training(
         prediction=cast("Prediction", prediction),
         timesteps=config.get("num_train_timesteps", 1000),

@@ -73,8 +73,8 @@ def find_controlnet(source: str, network: Path, variant: str | None) -> Part:
     for key in SIZES:
         if config.get(key) is not None and own.get(key) is not None and config[key] != own[key]:
             raise ModelError(
-                f"{what} was made for another model: its {key} is {config[key]}, and that of this model's "
-                f"{own.get('_class_name', network.name)} is {own[key]}; use one for this model"
+                f"{what} was made for another model: its {key} is {config[key]!s:.40}, and that of this model's "
+                f"{own.get('_class_name', network.name)!s:.60} is {own[key]!s:.40}; use one for this model"
             )
     return part
 
@@ -134,7 +134,7 @@ def _find(source: str, subfolder: str, variant: str | None, what: str) -> tuple[
         cls = getattr(diffusers, str(kind), None)
     if not is_network(cls):
         raise ModelError(
-            f"{what} is of the class {kind}, which diffusers {diffusers.__version__} does not have: update diffusers"
+            f"{what} is of the class {kind!s:.60}, which diffusers {diffusers.__version__} does not have: update diffusers"
         )
     require_values(config, cls, f"config.json of {what}")
     return Part(cls, find_weights(folder, variant, what)), config
