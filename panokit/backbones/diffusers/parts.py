@@ -200,14 +200,17 @@ def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[st
     plain = {key for key in stored if key in built}
     for key in sorted(renamed):
         if twice := [other for other in plain if key.endswith(f".{other}") or other.endswith(f".{key}")]:
-            raise ModelError(f"{model} has the weight {twice[0]:.80} of {name} twice, also as {key:.100}: fetch the folder again")
+            raise ModelError(
+                f"{model} has the weight {twice[0]:.80} of {name} twice, also as {key:.100}: fetch the folder again"
+            )
     if isinstance(network, transformers.PreTrainedModel):  # a text encoder may be read from the files of a larger model
         own = {child for child, _ in network.named_children()}
         own |= {prefix for prefix, _, rest in (key.partition(".") for key in renamed) if rest in built}
         unknown = {key for key in unknown if key.partition(".")[0] in own}
     if unknown:
         raise ModelError(
-            f"{model} has {len(unknown)} weights of {name} without a place in its config.json, such as {min(unknown):.80}: {of_two}"
+            f"{model} has {len(unknown)} weights of {name} without a place in its config.json, such as {min(unknown):.80}: "
+            f"{of_two}"
         )
 
 
