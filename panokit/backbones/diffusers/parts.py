@@ -118,13 +118,13 @@ def _part_class(name: str, library: str, kind: str, model: str) -> Any:
         home = import_module(library)
     if home is None:
         raise ModelError(
-            f"{model} wants code of its own for {name} ({library}.{kind}), and panokit never runs a model's code: use a model "
+            f"{model} wants code of its own for {name:.60} ({library:.60}.{kind:.60}), and panokit never runs a model's code: use a model "
             "whose parts are classes of diffusers and transformers"
         )
     with explained(f"{name} of {model}", f"install what {kind} needs"):
         cls = getattr(home, kind, None)
     if cls is None or not hasattr(cls, "from_pretrained"):
-        raise ModelError(f"{library} has no {kind}, which is {name} of {model}: update {library}, or use another model")
+        raise ModelError(f"{library} has no {kind:.60}, which is {name:.60} of {model}: update {library}, or use another model")
     require_backends(cls, model)
     return cls
 
