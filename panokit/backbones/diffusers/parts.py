@@ -118,8 +118,8 @@ def _part_class(name: str, library: str, kind: str, model: str) -> Any:
         home = import_module(library)
     if home is None:
         raise ModelError(
-            f"{model} wants code of its own for {name:.60} ({library:.60}.{kind:.60}), and panokit never runs a model's code: use a model "
-            "whose parts are classes of diffusers and transformers"
+            f"{model} wants code of its own for {name:.60} ({library:.60}.{kind:.60}), and panokit never runs a model's code: "
+            "use a model whose parts are classes of diffusers and transformers"
         )
     with explained(f"{name} of {model}", f"install what {kind} needs"):
         cls = getattr(home, kind, None)
