@@ -478,6 +478,7 @@ def test_the_models_own_scheduler_has_the_noise_that_it_says(cls: str, predictio
         ({"steps_offset": 1}, 600, "begins at timestep 600, where 40% .* noise alone; name another one, or try other steps"),
         ({"rescale_betas_zero_snr": True}, 10, "predicts epsilon, which cannot give x0 where there is no signal"),
         ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}, 10, "the canvas would have noise of"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 0}, 10, "list assignment index out of range"),
     ],
 )
 def test_the_models_own_scheduler_is_refused_in_a_line(config: dict[str, Any], steps: int, message: str) -> None:

@@ -52,6 +52,8 @@ VALUES: Mapping[str, Value] = {
     "shift_factor": _SHIFT,
     "latents_mean": Value(tuple[float, ...] | None, -1e6, 1e6),
     "latents_std": Value(tuple[float, ...] | None, 1e-6, 1e6),
+    "scale_factor_spatial": Value(int, 1, 256),
+    "scale_factor_temporal": Value(int, 1, 256),
     "z_dim": _COUNT,
     "latent_channels": _COUNT,
     "in_channels": _COUNT,

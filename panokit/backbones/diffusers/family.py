@@ -128,7 +128,9 @@ class Diffusers(Loading, Family):
         if getattr(pipe, "vae", None) is None:
             kind = type(pipe).__name__
             raise ModelError(f"the pipeline {kind} has no vae: panokit paints latents, and needs what decodes them")
-        cells = int(getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor)
+        cells = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None)
+        if not isinstance(cells, int) or cells < 1:
+            raise ModelError(f"the vae of {name} has {cells!r:.60} pixels a cell: it must be 1 or more; check its config.json")
         vae = shared(pipe.vae)
         if pipe.vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:  # its pipeline upcasts it, too
             if moves_itself(vae):

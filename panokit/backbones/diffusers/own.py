@@ -13,7 +13,7 @@ from torch import Tensor
 from panokit.backbones.diffusers.kinds import KINDS, Kind
 from panokit.backbones.diffusers.parts import explained, quiet
 from panokit.backbones.diffusers.solver import DiffusersSolver, rehearse, require_signal, without_numpy_warnings
-from panokit.errors import FallbackWarning, ModelError, SettingError
+from panokit.errors import FallbackWarning, ModelError, SettingError, reason_of
 from panokit.scheduler import Prediction, Training
 
 _FLOW_LCM = Kind("FlowMatchLCMScheduler", {}, ("flow_prediction",))
@@ -117,9 +117,9 @@ def own_solver(scheduler: Any, device: torch.device, options: Mapping[str, Any])
         require_signal(training)
         solver = DiffusersSolver(kind, scheduler, options, device, training.prediction, exact=False)
         rehearse(solver)
-    except SettingError as cause:
+    except Exception as cause:  # diffusers has no check for values: any error can come out of a wrong one
         raise SettingError(
-            f"the model's own scheduler, a {name}, cannot begin: {cause}; name another one, or try other steps"
+            f"the model's own scheduler, a {name}, cannot begin: {reason_of(cause, 1000)}; name another one, or try other steps"
         ) from cause
     shift = scheduler.config.get("flow_shift", 1)
     if training.prediction == "flow_prediction" and scheduler.config.get("use_karras_sigmas") and shift != 1:
