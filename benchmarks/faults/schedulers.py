@@ -27,7 +27,7 @@ def main() -> int:
         for settings in settings_of(name):
             counts, worst, breaches, refusals = Counter[str](), 0.0, [], []
             for kind, training, steps in runs_of(name, settings):
-                outcome = attempt(name, settings, training, steps)
+                outcome = attempt(name, settings, training, steps, kind)
                 counts.update(["broken" if outcome.broken else "refused" if outcome.refusal else "ran"])
                 counts.update(["idle"] * bool(outcome.idle))
                 worst = max(worst, outcome.worst)

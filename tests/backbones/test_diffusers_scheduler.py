@@ -735,6 +735,13 @@ def test_a_wrong_option_is_refused_at_once(name: str, options: dict[str, Any], m
         ("dpm++_2m", {"timestep_spacing": "leading"}, 1000, Training(), "its noise levels do not go down"),
         ("euler_a", {"timestep_spacing": "even"}, 10, Training(), "cannot begin with steps=10: even is not supported"),
         ("dpm++_2m", {"solver_order": 0}, 10, Training(), "cannot begin with steps=10: list"),
+        (
+            "lms_karras",
+            {},
+            800,
+            Training(),
+            "at timestep 0 the canvas would have noise of 0.00",
+        ),  # the fits of its steps add up
         ("ddpm", {"variance_type": "learned"}, 10, Training(), "cannot begin with steps=10: "),
         ("unipc", {"solver_type": "bh1"}, 10, Training(), "at timestep 0 the canvas would hold NaN or infinity"),
         ("euler_karras", {"use_beta_sigmas": True}, 10, Training(), "Only one of"),

@@ -103,7 +103,7 @@ class DiffusersScheduler(Scheduler):
             )
         try:
             solver = self._solver(steps, device, training, self._spacings)
-            if self.options:  # without any, tests know that it works
+            if self.options or steps > 500:  # without options, tests know that it works; rounding adds up over many steps
                 rehearse(solver)
         except Exception as cause:  # diffusers has no check for values: any error can come out of a wrong one
             reason = reason_of(cause, 1000).rstrip(".")
