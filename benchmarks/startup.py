@@ -57,7 +57,7 @@ REPORT = """
 import json, os, sys, time
 
 def report():
-    known = "torch torchvision diffusers transformers lightning jsonargparse rich scipy timm matplotlib".split()
+    known = "torch torchvision diffusers transformers lightning rich scipy timm matplotlib".split()
     libraries = [name for name in known if name in sys.modules]
     print(json.dumps({"cpu": time.process_time(), "modules": len(sys.modules), "libraries": libraries}))
     sys.stdout.flush()

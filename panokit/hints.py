@@ -17,6 +17,7 @@ from panokit.errors import SettingError
 
 Made = TypeVar("Made")
 
+_WHOLE = "a whole number"
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
 """A number that YAML takes for text: 1e-3."""
 
@@ -148,8 +149,16 @@ def words(hint: Any, value: Any = None) -> str:
         hint: its type.
         value: what came in its place, if it may have the type and be too large.
     """
-    options = [_word(option) for option in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
-    return " or ".join(option for option in options if option) + " of up to 64 bits" * _is_huge(value)
+    options = [option for kind in alternatives(hint) for option in _options(kind)]
+    if _is_huge(value):
+        options = [f"{option} of up to 64 bits" if option == _WHOLE else option for option in options]
+    *most, last = options or ["nothing"]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a union joins; of another type, itself alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _is_huge(value: Any) -> bool:
@@ -157,13 +166,14 @@ def _is_huge(value: Any) -> bool:
     return isinstance(value, int) and not -(1 << 63) <= value < 1 << 64
 
 
-def _word(hint: Any) -> str:
+def _options(hint: Any) -> list[str]:
+    """What a value of one type may be, in words; nothing for None, which means the default."""
     origin = get_origin(hint) or hint
     if origin is Literal:
-        return " or ".join(map(str, get_args(hint)))
+        return [str(choice) for choice in get_args(hint)]
     if origin in (list, tuple, Sequence):
         items = get_args(hint)
-        return f"a list, [...] of {words(items[0])}" if items and items[0] is not Any else "a list, [...]"
-    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: ""}
-    kinds |= {dict: "a mapping", Mapping: "a mapping", Callable: "a function"}
-    return kinds.get(origin, getattr(hint, "__name__", str(hint)))
+        return [f"a list, [...] of {words(items[0])}" if items and items[0] is not Any else "a list, [...]"]
+    kinds: dict[Any, list[str]] = {int: [_WHOLE], float: ["a number"], bool: ["true", "false"], str: ["text"]}
+    kinds |= {types.NoneType: [], dict: ["a mapping"], Mapping: ["a mapping"], Callable: ["a function"]}
+    return kinds.get(origin, [getattr(hint, "__name__", str(hint))])

@@ -1,42 +1,16 @@
-"""Options as plain data: their values, their paths, configurations, and messages about options that do not fit."""
+"""Options as plain data: their values, their paths, and configurations."""
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from panokit.errors import SettingError
-from panokit.hints import words
-from panokit.settings import unknown_option
 
 _LARGEST = 1 << 20
 """The most characters of a configuration."""
 _DEEPEST = 32
 """The deepest nesting of a configuration."""
-
-
-def objection(message: str, hints: Mapping[str, Any]) -> str:
-    """Translate an error of jsonargparse into one line that says what to do.
-
-    Args:
-        message: the error's text. No other function reads the texts of another library.
-        hints: the types of the options, by name.
-
-    Returns:
-        The line; the text itself, on one line, if it is of a kind that this function does not know.
-    """
-    line = " ".join(message.split())
-    if match := re.search(r"unrecognized arguments: (?:-- )?([^-\s]\S*)", line):
-        return f"there is one word too many, {match[1]!r}: the names of options begin with --; see --help"
-    if match := re.search(r"(?:unrecognized arguments: |accept option |Option )'?(-*[\w.-]+)", line):
-        return unknown_option(match[1], [*hints, "config"], "--")
-    key = re.search(r'Parser key "(\w+)', line)
-    value = re.search(r".*(?:Got|Given) value: (.*)$", line)  # the last of them: a union names one for each of its types
-    if key and value and key[1] in hints:
-        return f"{key[1]} came as {value[1]!r:.80}: it must be {words(hints[key[1]])}"
-    return line
 
 
 def assign(data: Any, path: str, value: Any) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from panokit.errors import SettingError
 from panokit.files import beside, check_format, try_files
@@ -25,6 +25,9 @@ class Output:
         checkpoint_every: Steps from one checkpoint to the next; 0 writes none. The default is one checkpoint each minute. An
             interrupted run writes one more.
         quiet: Show no progress.
+        progress: How progress is shown. bar is a bar in a terminal; json is a line of JSON for each picture and step on
+            standard output, which a script can read.
+        dry_run: Say what the pictures are going to be, and how much work they are, and make none.
         again: Whether the same command, started again, keeps the pictures that exist and makes the others.
     """
 
@@ -35,6 +38,8 @@ class Output:
     resume: str | None = None
     checkpoint_every: int | None = None
     quiet: bool = False
+    progress: Literal["bar", "json"] = "bar"
+    dry_run: bool = False
     again: bool = False
 
     @property

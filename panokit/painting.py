@@ -1,5 +1,6 @@
 """Paints jobs into files: it writes checkpoints and pictures, prints a line for each, and continues if one fails."""
 
+import json
 import os
 import sys
 import time
@@ -14,12 +15,13 @@ from typing import Any, final
 
 from PIL.Image import Image
 
-from panokit import recipe
+from panokit import forecast, recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
 from panokit.errors import FallbackWarning, OutputError, RankError, SettingError, in_words
 from panokit.extra import Extra
 from panokit.files import check_format, write_picture, written_aside
+from panokit.forecast import Forecast
 from panokit.jobs import Job, Worker
 from panokit.output import Output, checkpoint_of, latents_of
 from panokit.panorama import Panorama, contact_sheet, is_whole, sheet_size
@@ -27,6 +29,7 @@ from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.sampler import Plan
 from panokit.signals import asking
+from panokit.wording import counted
 
 
 @final
@@ -136,7 +139,19 @@ def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
     with painter.stopping():
         made = runtime.replicas(painter.one, len(tasks))
     if sheet and runtime.broadcast(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama])):
-        _print(runtime, f"{sheet}: {len(made)} pictures")
+        painter.report({"event": "sheet", "file": str(sheet)}, f"{sheet}: {counted(len(made), 'picture')}")
+
+
+def announce(tasks: Sequence[Task], runtime: Runtime) -> None:
+    """Print what the pictures of tasks are going to be, and make none.
+
+    Args:
+        tasks: the pictures.
+        runtime: the devices that would make them.
+    """
+    for task in tasks:
+        event, line = forecast.data(task.path, task.plan), forecast.words(task.path, task.plan)
+        _print(runtime, json.dumps(event) if task.output.progress == "json" else line)
 
 
 def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
@@ -157,7 +172,7 @@ def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
     with painter.stopping():
         ends = runtime.replicas(painter.attempt, len(tasks))
     counts = {end: ends.count(end) for end in ("made", "there already", "failed")}
-    _print(runtime, ", ".join(f"{count} {end}" for end, count in counts.items()))
+    painter.report({"event": "end", **counts}, ", ".join(f"{count} {end}" for end, count in counts.items()))
     return counts["failed"]
 
 
@@ -178,6 +193,10 @@ class _Painter:
         self._own = range(len(tasks)) if shared else range(runtime.global_rank, len(tasks), runtime.world_size)
         self._left = sum(tasks[k].pixels for k in self._own)
         self._previews = [Preview(name) for name in {task.output.preview for task in tasks} if name]
+        self._as_json = any(task.output.progress == "json" for task in tasks)
+        plans = {tasks[k].path: tasks[k].plan for k in self._own}
+        quiet = self._as_json or not runtime.writes or any(task.output.quiet for task in tasks)
+        self._forecast = Forecast(plans, None if quiet else _hint, self._emit if self._as_json else None)
         self._notes = Extra("the files of errors are not up to date")
         self._kept = Extra("the checkpoint is not deleted")
 
@@ -204,7 +223,8 @@ class _Painter:
         except Exception as error:  # plugins raise errors of any type
             problem = f"{type(error).__name__}: {error}"
             runtime.broadcast(lambda: self._note(note, problem))
-            self._report(task, f"{task.path}: failed, {' '.join(problem.split())}")
+            event = {"event": "failed", "file": str(task.path), "error": problem}
+            self._finish(task, event, f"{task.path}: failed, {' '.join(problem.split())}")
             return "failed"
         runtime.broadcast(lambda: self._note(note, None))
         return "made"
@@ -217,9 +237,11 @@ class _Painter:
 
     def _make(self, task: Task, again: bool) -> Panorama | None:
         runtime, output, path = self._runtime, task.output, task.path
+        self._forecast.begin(path)
         kept = Checkpoint(checkpoint_of(path), output.checkpoint_every, output.resume, again)
         try:
-            panorama = task.plan.make(callbacks=[self._stopper, kept, *self._previews], progress=not output.quiet)
+            shown = not (output.quiet or self._as_json)
+            panorama = task.plan.make(callbacks=[self._stopper, kept, *self._previews, self._forecast], progress=shown)
             runtime.broadcast(lambda: _write(panorama, path, latents=output.latents))
         except (KeyboardInterrupt, RankError, OutputError) as error:
             if not (kept.useful and runtime.writes):
@@ -227,7 +249,9 @@ class _Painter:
             how = "the same command goes on" if output.again else f"--resume {kept.path} goes on"
             raise type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint") from error
         runtime.broadcast(lambda: self._clear(kept))
-        self._report(task, f"{path}: {panorama.image.width} x {panorama.image.height} pixels")
+        width, height = panorama.image.size
+        event = {"event": "done", "file": str(path), "width": width, "height": height}
+        self._finish(task, event, f"{path}: {width} x {height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
 
     def _clear(self, kept: Checkpoint) -> None:
@@ -243,14 +267,21 @@ class _Painter:
             with written_aside(path) as aside:
                 aside.write_text(problem + "\n", encoding="utf-8", errors="replace")
 
-    def _report(self, task: Task, what: str) -> None:
-        """Print a line. With many tasks, it also gives the number of finished ones and the time left."""
+    def report(self, event: Mapping[str, Any], line: str) -> None:
+        """Print a line for people, or what it says for a script."""
+        _print(self._runtime, json.dumps(event) if self._as_json else line)
+
+    def _emit(self, event: Mapping[str, Any]) -> None:
+        _print(self._runtime, json.dumps(event))
+
+    def _finish(self, task: Task, event: Mapping[str, Any], line: str) -> None:
+        """Report the end of a task. With many tasks, the line also gives the number of finished ones and the time left."""
         self._count(task)
         self._painted += task.pixels
         left = (time.monotonic() - self._start) / self._painted * self._left
         count = len(self._own)
         many = f" ({self._done} of {count}{f', {left / 60:.0f} min left' * (left >= 60)})" if count > 1 else ""
-        _print(self._runtime, what + many)
+        self.report(event, line + many)
 
     def _count(self, task: Task) -> None:
         self._done += 1
@@ -300,6 +331,12 @@ def _thumbnail(image: Image) -> Image:
     small = image.copy()
     small.thumbnail((2048, 2048))
     return small
+
+
+def _hint(line: str) -> None:
+    """Print a line that is nice to know. Standard output is for results."""
+    with Extra("no more lines are printed"):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _print(runtime: Runtime, what: str) -> None:

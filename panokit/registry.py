@@ -265,6 +265,10 @@ def attribute(name: str) -> Any:
         PluginLoadError: the module exists and cannot be imported.
     """
     module = name.partition(":")[0]
+    if not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise PluginNotFoundError(
+            f"{name!r:.80} names no class: write module:Class, with a module that can be imported from here"
+        )
     try:
         return EntryPoint(name, name, "panokit").load()
     except Exception as cause:  # an outside module can raise anything while it is imported

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named() -> None:
     assert fitted(Window, {"steps": 4}) == {"steps": 4}
     with pytest.raises(SettingError, match="steps came as '3': it must be a whole number"):
         make(Window, {"steps": "3"})
-    with pytest.raises(SettingError, match="wrap came as 'z': it must be true or false or x or y"):
+    with pytest.raises(SettingError, match="wrap came as 'z': it must be true, false, x or y"):
         make(Window, {"wrap": "z"})
 
 

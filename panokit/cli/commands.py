@@ -44,16 +44,21 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         The exit status: 1 if a job failed or was left out.
     """
     from panokit.jobs import part_of
-    from panokit.painting import paint, paint_all, prepare, prepare_all
+    from panokit.painting import announce, paint, paint_all, prepare, prepare_all
 
     options = {**settings.as_data(), **vars(composition)}
     asked, worker = _once(lambda: _asked(prompts, options, output), devices)
     if asked.file is None:
-        paint([prepare(job, worker, asked.output) for job in asked.jobs.values()], worker.runtime)
+        tasks = [prepare(job, worker, asked.output) for job in asked.jobs.values()]
+        (announce if output.dry_run else paint)(tasks, worker.runtime)
         return 0
     tasks = prepare_all(asked.file, asked.jobs, asked.wrong, worker, asked.output)
+    left_out = len(tasks) < len(asked.jobs) + len(asked.wrong)
+    if output.dry_run:
+        announce(part_of(tasks, asked.part), worker.runtime)
+        return int(left_out)
     failed = paint_all(part_of(tasks, asked.part), worker.runtime)
-    return 1 if failed or len(tasks) < len(asked.jobs) + len(asked.wrong) else 0
+    return 1 if failed or left_out else 0
 
 
 class _Asked(NamedTuple):

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from difflib import get_close_matches
-from functools import cache
 from importlib.metadata import version
+from inspect import Parameter, signature
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast, get_origin
 
 import yaml
 
 from panokit import launcher, registry
 from panokit.cli import commands
 from panokit.cli.groups import Devices, Prompts
+from panokit.cli.values import all_expanded, read
 from panokit.cli.words import PARTS, Words, sort
 from panokit.errors import (
     ContractError,
@@ -35,13 +36,13 @@ from panokit.errors import (
 )
 from panokit.hints import hints_of, make
 from panokit.memory import ADVICE, is_out_of_memory
-from panokit.options import assign, configuration, objection, plain
+from panokit.options import assign, configuration, plain
 from panokit.output import Output
 from panokit.settings import Composition, Settings, unknown_option
 from panokit.signals import TerminatedError, terminated
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from argparse import ArgumentParser
 
 Made = TypeVar("Made")
 
@@ -55,7 +56,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "plugins": commands.plugins,
     "check": commands.check,
 }
-_GROUPS: Mapping[type, set[str | int]] = {
+_GROUPS: Mapping[type, set[str]] = {
     Prompts: set(),
     Settings: {"seed"},
     Composition: set(),
@@ -113,15 +114,19 @@ def _run(args: list[str]) -> int:
         if setting.key == "help":
             commands.explain(PARTS[setting.part], setting.value)
             return 0
+    if "help" in words.flags:
+        parser(command).print_help()
+        return 0
     if command == "generate":
         return _generate(words, hints)
+    changes = [value for name, value in words.options if name == "set"]
     if command == "rerun":
-        words.options += [f"--set={setting.part}.{setting.key}={setting.value}" for setting in words.settings]
+        changes += [f"{setting.part}.{setting.key}={setting.value}" for setting in words.settings]
     elif words.settings:
         first = words.settings[0]
         raise SettingError(f"panokit {command} takes no settings of a plugin, --{first.part}.{first.key}")
-    given = _parsed(_function_parser(command), [*words.options, *(["--", *words.texts] if words.texts else [])], hints)
-    return _COMMANDS[command](**given) or 0
+    given = _arguments(command, words, hints)
+    return _COMMANDS[command](**given, **({"changes": changes} if changes else {})) or 0
 
 
 def _without_command(args: Sequence[str]) -> int:
@@ -151,12 +156,11 @@ def _generate(words: Words, hints: Mapping[str, Any]) -> int:
             if name not in hints:
                 raise SettingError(unknown_option(str(name), [*hints, "config"], "--"))
             options[name] = value
-    options |= _parsed(_generate_parser(), words.options, hints, defaults=False)
+    options |= {name: read(name, value, hints[name]) for name, value in words.options}
     if words.texts:
         options["prompt"] = words.texts
-    show = options.pop("print_config", False)
     _set_parts(options, words)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in all_expanded(options).items() if value is not None}
 
     def group(cls: type[Made]) -> Made:
         names = {field.name for field in fields(cast("Any", cls))} - _GROUPS[cls]
@@ -164,7 +168,7 @@ def _generate(words: Words, hints: Mapping[str, Any]) -> int:
 
     prompts, settings, composition = group(Prompts), group(Settings), group(Composition)
     devices, output = group(Devices), group(Output)
-    if not show:
+    if "print_config" not in words.flags:
         return commands.generate(prompts, settings, composition, devices, output)
     shown = {**asdict(prompts), **asdict(settings), **commands.resolved(composition), **asdict(devices), **asdict(output)}
     shown = {name: value for name, value in shown.items() if name in hints} | {"seed": prompts.seed}
@@ -212,72 +216,57 @@ def _hints(command: str) -> dict[str, Any]:
     }
 
 
-def _parsed(
-    parser: "ArgumentParser", options: Sequence[str], hints: Mapping[str, Any], *, defaults: bool = True
-) -> dict[str, Any]:
-    """Parse the options.
+def _arguments(command: str, words: Words, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command's function, by name. Those before the `*` in its signature need no name.
 
-    Args:
-        parser: the parser of the command.
-        options: the words, as `--name=value`.
-        hints: the types of the options, for errors.
-        defaults: whether to add options that are not among the words, with their defaults.
-
-    Returns:
-        The values of the options, by name.
+    Raises:
+        SettingError: one is missing, there are too many, or a value is of another type.
     """
-    from jsonargparse import ArgumentError
-
-    try:
-        return dict(vars(parser.parse_args(list(options), defaults=defaults)))
-    except ArgumentError as error:
-        raise SettingError(objection(str(error), hints)) from error
-    except OverflowError as error:
-        raise SettingError(
-            "a number among the options is larger than any that can be computed with: give a smaller one"
-        ) from error
-
-
-@cache
-def _generate_parser() -> "ArgumentParser":
-    parser = _parser("generate [PROMPT ...]")
-    parser.add_argument(
-        "--config", metavar="FILE", help="A YAML file of options. If there are several, a later one overrides an earlier one."
-    )
-    parser.add_argument(
-        "--print_config", action="store_true", help="Print all options as a configuration, and do nothing else."
-    )
-    for group, skipped in _GROUPS.items():
-        parser.add_class_arguments(group, skip=skipped)
-    return parser
+    given = {name: read(name, value, hints[name]) for name, value in words.options if name in hints}
+    texts = [str(text) for text in words.texts]
+    for place in _places(command):
+        if place.name in given:
+            continue
+        if get_origin(hints[place.name]) is list:
+            given[place.name], texts = [read(place.name, text, str) for text in texts], []
+        elif texts:
+            given[place.name] = read(place.name, texts.pop(0), hints[place.name])
+        if not given.get(place.name) and place.default is place.empty:
+            name = place.name.upper()
+            raise SettingError(f"panokit {command} needs {name}: write panokit {command} {name}; see panokit {command} --help")
+    if texts:
+        raise SettingError(f"there is one word too many, {texts[0]!r:.80}: the names of options begin with --; see --help")
+    return given
 
 
-@cache
-def _function_parser(command: str) -> "ArgumentParser":
-    """The parser of a command. Its options are the arguments of the function."""
-    parser = _parser(command)
-    skip: set[str | int] = set()
+def _places(command: str) -> list[Parameter]:
+    """The arguments of a command that need no name."""
+    return [place for place in signature(_COMMANDS[command]).parameters.values() if place.kind is place.POSITIONAL_OR_KEYWORD]
+
+
+def parser(command: str) -> "ArgumentParser":
+    """The parser of a command, for its help."""
+    from panokit.cli.help import Option, options_of, parser_of
+
+    summary = (_COMMANDS[command].__doc__ or "").partition("\n\n")[0]
+    if command == "generate":
+        groups = {_title(group): [*options_of(group, [*skipped, "prompt"])] for group, skipped in _GROUPS.items()}
+        groups["configuration"] = [
+            Option("config", str, None, "A YAML file of options. If there are several, a later one overrides an earlier one."),
+            Option("print_config", bool, False, "Print all options as a configuration, and do nothing else."),
+        ]
+        places = [Option("prompt", list[str], None, "What to paint: one or more texts.")]
+        return parser_of("panokit generate", summary, groups, places)
+    options = [*options_of(_COMMANDS[command], ["changes"])]
     if command == "rerun":
-        skip = {"changes"}
-        parser.add_argument(
-            "--set",
-            dest="changes",
-            action="append",
-            metavar="NAME=VALUE",
-            default=[],
-            help="Change one option of the recipe, such as seed=3.",
-        )
-    if command == "plugins":
-        skip = {"name"}
-        parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class. Without it, all plugins are listed.")
-    parser.add_function_arguments(_COMMANDS[command], as_positional=command != "evaluate", skip=skip)
-    return parser
+        options.append(Option("set", str, None, "Change one option of the recipe. It may be given several times."))
+    names = [place.name for place in _places(command)]
+    named = [option for option in options if option.name not in names]
+    return parser_of(f"panokit {command}", summary, {"options": named}, [option for option in options if option.name in names])
 
 
-def _parser(usage: str) -> "ArgumentParser":
-    from jsonargparse import ArgumentParser  # imported here, because `panokit --help` does not need it
-
-    return ArgumentParser(prog=f"panokit {usage}", exit_on_error=False, print_config=None, allow_abbrev=False)
+def _title(group: type) -> str:
+    return (group.__doc__ or "").partition(".\n")[0].lower()
 
 
 @contextmanager

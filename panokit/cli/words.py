@@ -19,9 +19,9 @@ PARTS: dict[str, Kind] = {
     "scheduler": "schedulers",
 }
 """The options that name plugins, and their kinds."""
-_SETTING = re.compile(rf"--({'|'.join(PARTS)})\.(\w+(?:\.\w+)*)")
-_ALONE = ("--help", "--print_config", "--version")
-"""Options without a value."""
+FLAGS = ("help", "print_config")
+"""Options without a value, which every command has, or `generate` alone."""
+_SETTING = re.compile(rf"({'|'.join(PARTS)})\.(\w+(?:\.\w+)*)")
 
 
 class PartSetting(NamedTuple):
@@ -41,19 +41,21 @@ class Words:
 
     Attributes:
         command: the command; empty if the line names none.
+        flags: those of `FLAGS` that are there.
         configs: the configurations, in order.
         parts: plugins, as text: pairs of `fuser`, `scheduler` or `guidances+`, and a value. No parser of the command line
             reads them, because one that knows classes would import what they name.
         settings: settings of parts, in order.
-        options: all other options, as `--name=value`.
+        options: all other options: pairs of a name and a value.
         texts: prompts, and other words that are not options.
     """
 
     command: str = ""
+    flags: set[str] = field(default_factory=set)
     configs: list[str] = field(default_factory=list)
     parts: list[tuple[str, str]] = field(default_factory=list)
     settings: list[PartSetting] = field(default_factory=list)
-    options: list[str] = field(default_factory=list)
+    options: list[tuple[str, str]] = field(default_factory=list)
     texts: list[Any] = field(default_factory=list)
 
     @property
@@ -65,55 +67,58 @@ class Words:
 def sort(args: Sequence[str], names: Collection[str], switches: Collection[str]) -> Words:
     """Sort the words of a command line. Each sort keeps its order, because a setting belongs to the plugin before it.
 
+    Names may be written with hyphens: `--guidance-scale` is `--guidance_scale`.
+
     Args:
         args: the words.
         names: the options of the command.
         switches: the options that need no value; alone they mean true.
 
     Raises:
-        SettingError: an option came without a value, or adds several guidances at once.
+        SettingError: an option is unknown, came without a value, or adds several guidances at once.
     """
     left = deque(args)
     words = Words(left.popleft() if left and not left[0].startswith("-") else "")
     while left:
         word = left.popleft()
-        name, sign, value = word.partition("=")
-        option = name.removeprefix("--")
         if word == "--":
             words.texts.extend(left)
             break
-        if not word.startswith("--"):
-            (words.options if word == "-h" else words.texts).append(word)
+        if not word.startswith("--") and word != "-h":
+            words.texts.append(word)
             continue
-        if not _known(name, words.command, names):
+        name, sign, value = word.partition("=")
+        option = "help" if word == "-h" else name[2:].replace("-", "_")
+        if option in FLAGS:
+            words.flags.add(option)
+            continue
+        if not _is_known(option, words.command, names):
             raise SettingError(unknown_option(name, [*names, "config"], "--"))
         if option in switches and not sign:
             value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
-        elif not sign and name not in _ALONE:
+        elif not sign:
             if not left or left[0].startswith("--"):
                 raise SettingError(f"{word} came without a value: write {word}=VALUE")
             value = left.popleft()
-        if match := _SETTING.fullmatch(name):
+        if match := _SETTING.fullmatch(option):
             words.settings.append(PartSetting(match[1], match[2], value, words.added))
         elif words.command == "generate" and option.rstrip("+") in PARTS:
             _check_part(option, value)
             words.parts.append((option, value))
-        elif name == "--config" and words.command != "evaluate":  # its configuration is a study, not options
+        elif option == "config" and words.command != "evaluate":  # its configuration is a study, not options
             words.configs.append(value)
-        elif name == "--prompt" and words.command == "generate":
+        elif option == "prompt" and words.command == "generate":
             boxes = value.lstrip().startswith(("{", "["))
             words.texts += _listed(plain(value)) if boxes else [value]
         else:
-            words.options.append(word if name in _ALONE else f"{name}={value}")
+            words.options.append((option, value))
     return words
 
 
-def _known(name: str, command: str, names: Collection[str]) -> bool:
+def _is_known(option: str, command: str, names: Collection[str]) -> bool:
     """Whether a command has an option. Settings of plugins count as options of every command."""
-    if name in _ALONE or _SETTING.fullmatch(name):
-        return True
     more = {"generate": ("config", "guidances+"), "rerun": ("set",)}.get(command, ())
-    return name.removeprefix("--") in (*names, *more)
+    return option in (*names, *more) or bool(_SETTING.fullmatch(option))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -123,5 +128,7 @@ def _listed(value: Any) -> list[Any]:
 def _check_part(option: str, value: str) -> None:
     if option == "guidances":
         raise SettingError(f"guidances came as {value!r:.80}: add one with --guidances+=NAME")
+    if not value.strip():
+        raise SettingError(f"{option.rstrip('+')} came empty: give a name, or leave the option out")
     if option == "guidances+" and value.lstrip().startswith("["):
         raise SettingError(f"--{option}={value} adds several at once: add them one by one, --guidances+=NAME")

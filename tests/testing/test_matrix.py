@@ -37,7 +37,9 @@ def test_every_scheduler_has_the_noise_that_its_levels_say(name: str, sweeps: bo
             strict=False,
         )
         runs += [(settings, kind, world, steps) for settings, (kind, world), steps in turns]
-    outcomes = {(str(settings), kind, steps): attempt(name, settings, world, steps) for settings, kind, world, steps in runs}
+    outcomes = {
+        (str(settings), kind, steps): attempt(name, settings, world, steps, kind) for settings, kind, world, steps in runs
+    }
     assert {run: outcome.broken for run, outcome in outcomes.items() if outcome.broken} == {}
     assert any(not outcome.refusal for outcome in outcomes.values())
 

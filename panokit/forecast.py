@@ -1,0 +1,85 @@
+"""What a command is going to do: in words before a long run, with the time left, and as lines of JSON for scripts."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from panokit.run import Run
+from panokit.sampler import Plan
+from panokit.wording import counted, duration
+
+LONG = 1000
+"""Passes of the network from which a command counts as long."""
+_SOON = 10.0
+"""Seconds that need no estimate."""
+
+
+def words(path: Path, plan: Plan) -> str:
+    """What a picture is going to be, in a line."""
+    width, height = plan.size
+    guidances = ", and those of the guidances" if plan.sampler.guidances else ""
+    return (
+        f"{path}: {width} x {height} pixels, {counted(len(plan.windows), 'window')} a step, "
+        f"{counted(plan.settings.steps or 0, 'step')}, {counted(plan.passes, 'pass')} of the network{guidances}"
+    )
+
+
+def data(path: Path, plan: Plan) -> dict[str, Any]:
+    """The same for a script."""
+    width, height = plan.size
+    numbers = {"width": width, "height": height, "windows": len(plan.windows), "steps": plan.settings.steps}
+    return {"event": "begin", "file": str(path), **numbers, "passes": plan.passes}
+
+
+@final
+class Forecast:
+    """A callback that says what pictures are going to be, and how long they take.
+
+    For people it speaks of long commands alone: a line before the first step, and after it one with the time for all pictures.
+    In a terminal the bar has the time.
+
+    Args:
+        plans: the pictures that this process makes, by their files, in their order.
+        show: prints a line for people; None if they want none.
+        emit: prints an event for a script; None if none reads.
+    """
+
+    def __init__(
+        self,
+        plans: Mapping[Path, Plan],
+        show: Callable[[str], None] | None,
+        emit: Callable[[Mapping[str, Any]], None] | None,
+    ) -> None:
+        self._plans, self._show, self._emit = plans, show, emit
+        self._left = sum(plan.passes for plan in plans.values())
+        self._path = next(iter(plans), Path())
+        self._start, self._first = 0.0, 0
+
+    def begin(self, path: Path) -> None:
+        """Name the picture that is made next."""
+        self._path, first = path, path == next(iter(self._plans))
+        if self._emit:
+            self._emit(data(path, self._plans[path]))
+        if self._show and first and self._left >= LONG:
+            several = f"{counted(len(self._plans), 'picture')}, {counted(self._left, 'pass')} of the network"
+            self._show(words(path, self._plans[path]) if len(self._plans) == 1 else several)
+
+    def on_run_start(self, run: Run) -> None:
+        """Start the clock, at the step that a checkpoint goes on from."""
+        self._start, self._first = time.monotonic(), run.level.step
+
+    def on_step_end(self, run: Run) -> None:
+        """Say how far the run is; after the first step, how long all pictures take."""
+        step, steps, seconds = run.level.step, run.level.steps, time.monotonic() - self._start
+        rate = seconds / max(1, step - self._first)
+        if self._emit:
+            numbers = {"seconds": round(seconds, 2), "seconds_left": round(rate * (steps - step), 2)}
+            self._emit({"event": "step", "file": str(self._path), "step": step, "steps": steps, **numbers})
+        if self._show:
+            own = self._plans[self._path].passes
+            left = rate * (steps - step) + rate * steps * (self._left - own) / max(1, own)
+            if left > _SOON and not sys.stderr.isatty():
+                self._show(f"{self._path}: about {duration(left)} left")
+            self._show = None
