@@ -23,6 +23,8 @@ _FORMATS: dict[str | None, int] = {
     "PPM": 1 << 31,
 }
 """The formats of pictures, and the most pixels along a side that each holds."""
+ENDINGS = ".png, .jpg, .webp, .tiff, .bmp or .ppm"
+"""The endings of their files, in words."""
 _LONGEST = 255
 """The most bytes of a name. No file system in common use has longer ones."""
 _TEMPORARY = ".panokit-"
@@ -106,7 +108,7 @@ def check_format(path: Path, size: tuple[int, int] = (1, 1)) -> str:
 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in _FORMATS:
-        raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format; try .png, .jpg or .webp")
+        raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format: use {ENDINGS}")
     largest = _FORMATS[kind]
     if max(size) > largest:
         raise OutputError(f"cannot write {path}: {kind} holds {largest} pixels a side, and the picture is {size}; try .png")

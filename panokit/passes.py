@@ -316,7 +316,7 @@ def _raise_where_not_finite(finite: Tensor, guidances: Sequence[Guidance], level
             shown = ", ".join(map(str, windows[:8])) + (f" and {len(windows) - 8} more" if len(windows) > 8 else "")
             raise NotFiniteError(
                 f"the gradient of {type(guidance).__name__} at step {level.step + 1} of {level.steps} (level {level.index}) "
-                f"holds NaN or infinity in windows {shown}: give it less weight, or precision 32-true"
+                f"holds NaN or infinity in {'windows' if len(windows) > 1 else 'window'} {shown}: give it less weight"
             )
 
 

@@ -18,6 +18,7 @@ from panokit.moved import no_attribute
 from panokit.passes import Guided, Partial, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
 from panokit.scheduler import Level
+from panokit.settings import steadier
 from panokit.windows import Windows, require_cover
 
 
@@ -197,8 +198,8 @@ class Run:
         if not torch.isfinite(torch.stack(pred.aminmax())).all():
             raise NotFiniteError(
                 f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
-                f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: "
-                "try precision 32-true or bf16-mixed, or weaker guidance"
+                f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: try "
+                f"{steadier(self.runtime.precision)}, or weaker guidance"
             )
 
     def paint(self, windows: Windows, guidances: Sequence[Guidance], seed: int) -> Float[Tensor, "*c_size"]:

@@ -1,5 +1,6 @@
 """Sampler: a model, a scheduler, a fuser and guidances, composed to make panoramas from prompts."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -33,7 +34,7 @@ from panokit.runtime import Runtime
 from panokit.runtime.placement import sharing
 from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
-from panokit.settings import NUMERICS, Settings, takes_settings
+from panokit.settings import NUMERICS, Settings, steadier, takes_settings
 from panokit.windows import Windows, require_cover
 
 LARGEST = 1 << 30
@@ -440,11 +441,13 @@ class Sampler:
 
     @contextmanager
     def _pixels_explained(self, factor: int | None = None) -> Iterator[None]:
-        """Add the size of a cell to errors: layouts and guidances give sizes in cells, users in pixels."""
+        """Add the size of a cell to errors about cells: layouts and guidances give sizes in cells, users in pixels."""
         side = factor or self.model.factor
         try:
             yield
         except SettingError as error:
+            if not re.search(r"\bcells?\b", str(error)):
+                raise
             raise SettingError(f"{error} (a cell is {side} x {side} pixels)") from error
 
     @memory_explained("the picture")
@@ -468,7 +471,7 @@ class Sampler:
             picture = run.parts.start.join(picture)
         if not torch.isfinite(picture).all():
             raise NotFiniteError(
-                "the decoded picture holds NaN or infinity, so it would be black: try precision 32-true or bf16-mixed"
+                f"the decoded picture holds NaN or infinity, so it would be black: try {steadier(self.runtime.precision)}"
             )
         return picture
 

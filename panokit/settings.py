@@ -19,6 +19,12 @@ NUMERICS = ("micro_batch", "guided_micro_batch", "checkpointing", "attention", "
 """Runtime settings that change rounding, and so must be kept to reproduce a picture bit for bit."""
 
 
+def steadier(precision: str) -> str:
+    """What to try where numbers in a precision have become NaN or infinity, in words."""
+    other = {"32-true": "64-true", "64-true": "", "bf16-mixed": "32-true"}.get(precision, "32-true or bf16-mixed")
+    return f"the precision {other}" if other else "weights that are whole"
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -8,6 +8,7 @@ from typing import NamedTuple, final
 import psutil
 
 from panokit.errors import SettingError
+from panokit.wording import counted
 
 _PER_CORE = 2
 """Processes on the CPU that may share a core. More than one makes nothing faster; two let small machines try what large do."""
@@ -54,7 +55,7 @@ class Machine(NamedTuple):
         most = max(1, min(by_memory, by_cores))
         if processes > most:
             why = (
-                f"its {self.cores} cores take {by_cores} processes"
+                f"its {counted(self.cores, 'core')} may have {by_cores} processes"
                 if by_cores <= by_memory
                 else (f"each takes about {each / 1e9:.1f} GB of memory, and {self.memory / 1e9:.1f} GB are free")
             )

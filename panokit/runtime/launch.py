@@ -12,9 +12,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from panokit import launcher
-from panokit.errors import LauncherError, SettingError
+from panokit.errors import LauncherError, SettingError, reason_of
 from panokit.runtime.capacity import Machine
 from panokit.settings import Precision
+from panokit.wording import counted
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -54,8 +55,8 @@ def fabric_for(
         devices, num_nodes = launched
     if launched and (devices, num_nodes) != launched and launcher.ELASTIC not in os.environ:  # Fabric asks torchrun itself
         raise LauncherError(
-            f"SLURM has started {launched[0]} tasks on each of {launched[1]} machines, and devices is {devices} on {num_nodes}"
-            f": ask for --nodes={num_nodes} --ntasks-per-node={devices}, and write `srun panokit ...`"
+            f"SLURM has started {counted(launched[0], 'task')} on each machine of {launched[1]}, and devices is {devices} on "
+            f"{num_nodes}: ask for --nodes={num_nodes} --ntasks-per-node={devices}, and write `srun panokit ...`"
         )
     options: dict[str, Any] = {"accelerator": accelerator, "num_nodes": num_nodes, "precision": precision}
     try:
@@ -74,7 +75,7 @@ def fabric_for(
         raise
     except (RuntimeError, ValueError, TypeError) as cause:  # Fabric's errors about devices, launchers and accelerators
         raise SettingError(
-            f"{devices} devices ({accelerator}) on {num_nodes} machines cannot be used: {' '.join(str(cause).split())}"
+            f"devices={devices} ({accelerator}) on {counted(num_nodes, 'machine')} cannot be used: {reason_of(cause, 400)}"
         ) from cause
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from panokit.errors import OutOfMemoryError, ShardingWarning, reason_of
 from panokit.memory import ADVICE, is_out_of_memory
 from panokit.runtime.sharding import Chunk
+from panokit.wording import counted
 
 Rows = tuple[Tensor, ...]
 """One or more tensors with a row for each window."""
@@ -55,8 +56,9 @@ class Pieces:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             message = (
-                f"{fits} windows at once do not fit the memory of {self._device}, so there are {fits // 2} from here on: "
-                f"set micro_batch={fits // 2}, or guided_micro_batch if the step is guided, to avoid the failed attempt"
+                f"{fits} windows at once do not fit the memory of {self._device}, so from here on it is "
+                f"{counted(fits // 2, 'window')} at once: set micro_batch={fits // 2}, or guided_micro_batch if the step is "
+                "guided, to avoid the failed attempt"
             )
             warnings.warn(message, ShardingWarning, stacklevel=2)
 

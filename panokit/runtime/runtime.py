@@ -24,6 +24,7 @@ from panokit.runtime.ranks import ApartRanks, OneRank, Ranks, SharedRanks
 from panokit.runtime.sharding import Chunk, better, busiest, chunks
 from panokit.settings import Attention, Execution, Precision
 from panokit.signals import Stop
+from panokit.wording import counted
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -348,7 +349,7 @@ class Runtime:
         useful, best = min(len(chunks(n, size)), ranks), better(n, size, ranks)
         busy = busiest(n, size, ranks)
         if useful < ranks:
-            message = f"{n} windows in chunks of up to {size} are work for {useful} of {ranks} devices"
+            message = f"{counted(n, 'window')} in chunks of up to {size}: work for {useful} of {ranks} devices"
             if best:
                 message += f": set micro_batch to {best}, and {min(len(chunks(n, best)), ranks)} have work"
             warnings.warn(message, ShardingWarning, stacklevel=2)

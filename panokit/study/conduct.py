@@ -21,6 +21,7 @@ from panokit.study.plan import Job, Study, slug
 from panokit.study.references import given, grouped
 from panokit.study.report import markdown
 from panokit.windows import Windows
+from panokit.wording import counted
 
 
 def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | None:
@@ -152,7 +153,7 @@ def _costs(study: Study, out: Path, worker: Worker) -> dict[str, dict[str, Any]]
     entries = kept if isinstance(kept, dict) else {}
     if any(not isinstance(cost := entries.get(method), dict) or cost.get("of") != key for method, key in keys.items()):
         if worker.runtime.writes:
-            print(f"measuring the costs of {len(jobs)} methods in turns, {rounds} times", flush=True)
+            print(f"measuring the costs of {counted(len(jobs), 'method')} in turns, {counted(rounds, 'time')}", flush=True)
         measured = costs([*jobs.values()], worker, rounds)  # all of them again, because they are compared
         entries = {
             method: {"of": keys[method], "rounds": rounds, **cost._asdict()}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from panokit.study.statistics import ENOUGH, Difference
+from panokit.wording import counted
 
 Data = Mapping[str, Any]
 
@@ -17,14 +18,15 @@ def markdown(numbers: Data) -> str:
     study, methods = numbers["study"], numbers["methods"]
     n = next(iter(methods.values()))["n"]
     prompts, seeds = len(study["prompts"]), study["panoramas"]
-    own = f"{study['references'] * prompts} pictures that the model makes at its own size"
+    own = f"{counted(study['references'] * prompts, 'picture')} that the model makes at its own size"
     references = f"the pictures in {study['reference_folder']}" if study["reference_folder"] else own
     squares = f"squares of {study['crop']} pixels" if study["crop"] else "squares of full height"
     against = f"; {squares} against {references}" if study["features"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     parts = [
         f"# {study['model']}, {study['height']} x {study['width']} pixels",
-        f"{n} panoramas for each method ({prompts} prompts, {seeds} seeds), {study['steps']} steps{against}. ± is the standard "
+        f"{counted(n, 'panorama')} for each method ({counted(prompts, 'prompt')}, {counted(seeds, 'seed')}), "
+        f"{counted(study['steps'], 'step')}{against}. ± is the standard "
         f"deviation: over subsets for KID, over panoramas for scores. {versions}.",
         "## Means",
         _means(methods),
@@ -47,7 +49,7 @@ def markdown(numbers: Data) -> str:
         parts += [
             "## Costs",
             "What one panorama costs: windows forward and backward through the model, and seconds, also as a ratio to the "
-            f"first method. Seconds are the median of {rounds} runs; methods alternate.",
+            f"first method. Seconds are the median of {counted(rounds, 'run')}; methods alternate.",
             _costs(numbers["costs"]),
         ]
     return "\n\n".join(parts) + "\n"

@@ -229,7 +229,7 @@ def test_what_a_callback_of_one_rank_raises_all_raise(ranks: Run, when: str, mes
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("few", "3 windows in chunks of up to 8 are work for 1 of 2 devices: set micro_batch to 2, and 2 have work"),
+        ("few", "3 windows in chunks of up to 8: work for 1 of 2 devices: set micro_batch to 2, and 2 have work"),
         ("uneven", "the busiest of 2 devices computes 7 of 11 windows a step: set micro_batch to 3, and it computes 6"),
     ],
 )

@@ -106,7 +106,7 @@ def test_guided_runs_use_it_where_they_go_back_through_the_denoiser(jacobian: An
 
 
 def test_devices_that_are_not_there_are_told() -> None:
-    with pytest.raises(SettingError, match=r"2 devices \(cuda\) on 1 machines cannot be used"):
+    with pytest.raises(SettingError, match=r"devices=2 \(cuda\) on 1 machine cannot be used"):
         Runtime(accelerator="cuda", devices=2)
     with pytest.raises(SettingError, match=r"\(light\) on 1 machines cannot be used"):
         Runtime(accelerator="light")
@@ -172,7 +172,7 @@ def test_those_of_slurm_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_processes_than_the_machine_holds_are_refused_before_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(capacity.Machine, "this", lambda: capacity.Machine(2, 10**9, 10**8))
-    with pytest.raises(SettingError, match=r"5 devices are more than this machine holds, 4: its 2 cores take 4 processes"):
+    with pytest.raises(SettingError, match=r"5 devices are more than this machine holds, 4: its 2 cores may have 4 processes"):
         Runtime(accelerator="cpu", devices=5).launch()
     with pytest.raises(SettingError, match=r"4 devices are more than this machine holds, 2: each takes about 0.5 GB"):
         Runtime(accelerator="cpu", devices=4).launch(lambda: 4 * 10**8)

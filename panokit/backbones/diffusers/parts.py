@@ -21,6 +21,7 @@ from panokit.backbones.diffusers.weights import Weights
 from panokit.errors import ModelError, reason_of
 from panokit.family import read_json
 from panokit.memory import is_out_of_memory
+from panokit.wording import counted
 
 UNUSED = frozenset({"safety_checker"})
 """Parts that look at finished pictures, outside of what panokit runs. They are not read."""
@@ -209,7 +210,8 @@ def _require_all(network: nn.Module, info: Mapping[str, Any], stored: Mapping[st
         unknown = {key for key in unknown if key.partition(".")[0] in own}
     if unknown:
         raise ModelError(
-            f"{model} has {len(unknown)} weights of {name} without a place in its config.json, such as {min(unknown):.80}: "
+            f"{model} has {counted(len(unknown), 'weight')} of {name} without a place in its config.json, such as "
+            f"{min(unknown):.80}: "
             f"{of_two}"
         )
 
