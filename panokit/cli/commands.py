@@ -328,6 +328,19 @@ def check(plugin: str, *, kind: Kind | None = None) -> int:
     return 1 if failed else 0
 
 
+def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
+    """Print a script with which a shell completes the words of panokit.
+
+    Args:
+        shell: The shell.
+    """
+    if not find_spec("shtab"):
+        raise SettingError('panokit completion needs shtab, which is not installed: pip install "panokit[completion]"')
+    from panokit.cli.program import completion_script
+
+    print(completion_script(shell))
+
+
 def resolved(composition: Composition) -> dict[str, Any]:
     """The parts of a composition with all their settings, as plain data."""
     from panokit.composition import BASES, build, describe

@@ -55,6 +55,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": commands.evaluate,
     "plugins": commands.plugins,
     "check": commands.check,
+    "completion": commands.completion,
 }
 _GROUPS: Mapping[type, set[str]] = {
     Prompts: set(),
@@ -263,6 +264,13 @@ def parser(command: str) -> "ArgumentParser":
     names = [place.name for place in _places(command)]
     named = [option for option in options if option.name not in names]
     return parser_of(f"panokit {command}", summary, {"options": named}, [option for option in options if option.name in names])
+
+
+def completion_script(shell: str) -> str:
+    """The script with which a shell completes the words of panokit."""
+    from panokit.cli.completion import script
+
+    return script(shell, _COMMANDS, parser)
 
 
 def _title(group: type) -> str:
