@@ -32,8 +32,8 @@ def test_bash_completes_words(
     words: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["completion", "bash"])
-    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
     shown = " ".join(f"'{word}'" for word in ["panokit", *words])
-    ask = f"source script; COMP_WORDS=({shown}); COMP_CWORD={len(words)}; _shtab_panokit; echo ${{COMPREPLY[@]}}"
+    ask = f"source ./completion.bash; COMP_WORDS=({shown}); COMP_CWORD={len(words)}; _shtab_panokit; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == expected
