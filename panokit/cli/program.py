@@ -51,6 +51,7 @@ _SUMMARY = "Makes panoramas with pretrained diffusion models, from interchangeab
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
     "rerun": commands.rerun,
+    "view": commands.view,
     "evaluate": commands.evaluate,
     "plugins": commands.plugins,
     "check": commands.check,
@@ -270,6 +271,9 @@ def _function_parser(command: str) -> "ArgumentParser":
     if command == "plugins":
         skip = {"name"}
         parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class. Without it, all plugins are listed.")
+    if command == "view":
+        skip = {"files"}
+        parser.add_argument("files", nargs="*", metavar="FILE", help="Pictures, or a folder of pictures.")
     parser.add_function_arguments(_COMMANDS[command], as_positional=command != "evaluate", skip=skip)
     return parser
 
