@@ -273,7 +273,7 @@ def _function_parser(command: str) -> "ArgumentParser":
         parser.add_argument("name", nargs="?", help="An installed plugin, or module:Class. Without it, all plugins are listed.")
     if command == "view":
         skip = {"files"}
-        parser.add_argument("files", nargs="*", metavar="FILE", help="Pictures, or a folder of pictures.")
+        parser.add_argument("files", nargs="*", default=[], metavar="FILE", help="Pictures, or a folder of pictures.")
     parser.add_function_arguments(_COMMANDS[command], as_positional=command != "evaluate", skip=skip)
     return parser
 

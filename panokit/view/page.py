@@ -15,7 +15,6 @@ from string import Template
 from typing import Any, Literal
 
 from panokit import recipe as recipes
-from panokit.errors import SettingError
 from panokit.recipe_text import as_command
 from panokit.view.picture import Picture
 
@@ -49,11 +48,14 @@ def page(pictures: Sequence[Picture], form: Form = "pictures", problems: Sequenc
     }
     scripts = [_file("page.js")]
     styles = [_file("page.css")]
+    licences = []
     if any(picture.sphere for picture in pictures):
         scripts.insert(0, _file("vendored/pannellum.min.js"))
         styles.insert(0, _file("vendored/pannellum.min.css"))
+        licences.append(f"pannellum\n\n{_file('vendored/pannellum.LICENSE.txt')}")
     if any(not picture.sphere for picture in pictures):
         scripts.insert(0, _file("vendored/openseadragon.min.js"))
+        licences.append(f"OpenSeadragon\n\n{_file('vendored/openseadragon.LICENSE.txt')}")
     contents = [
         f'<script type="{picture.data.kind};base64" id="picture-{k}">{picture.data.text}</script>'
         for k, picture in enumerate(pictures)
@@ -65,6 +67,7 @@ def page(pictures: Sequence[Picture], form: Form = "pictures", problems: Sequenc
         policy=_policy(scripts),
         styles="\n".join(styles),
         data=_json(data),
+        licences="\n".join(f"<!-- {licence} -->" for licence in licences),
         contents="\n".join(contents),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
@@ -116,11 +119,10 @@ def _command(recipe: Mapping[str, Any]) -> str:
 def _names_installed(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe names neither files nor classes, but installed plugins alone."""
     names = {name: value for name, value in recipe.items() if name not in _LAST}
-    try:
+    with suppress(Exception):  # anybody may have written the recipe
         recipes.check(names)
-    except (SettingError, TypeError, ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _rows(picture: Picture) -> Iterator[tuple[str, str]]:
@@ -140,7 +142,8 @@ def _rows(picture: Picture) -> Iterator[tuple[str, str]]:
             yield words, text
     guidances = recipe.pop("guidances", None)
     method = [recipe.get("fuser"), *(guidances if isinstance(guidances, list) else [guidances] if guidances else [])]
-    yield "Method", " + ".join(_name(part) for part in method if part)
+    if any(method):
+        yield "Method", " + ".join(_name(part) for part in method if part)
     for name in _PARTS:
         if (text := _text(recipe.pop(name, None))) != "":
             yield name.capitalize(), text

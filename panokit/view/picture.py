@@ -17,7 +17,7 @@ SIDE, AREA = 16_384, 1 << 27
 """The most pixels of a side, and of all, that browsers show as one picture."""
 SPHERE = 8192
 """The most pixels of a side that graphics processors take as one texture."""
-_KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "MPO": "image/jpeg"}
 """The formats that browsers show, in Pillow's names, and what browsers call them."""
 _XMP = 1 << 20
 """The most bytes of XMP that are read."""
@@ -143,7 +143,7 @@ def sphere_of(image: "Image") -> dict[str, float] | None:
             "FullPanoHeightPixels",
         )
     )
-    if not (0 < wide <= whole_wide and 0 < high and left_out_above + high <= whole_high):
+    if not (0 < wide <= whole_wide and high > 0 and left_out_above + high <= whole_high):
         return {"haov": 360.0, "vaov": 180.0, "vOffset": 0.0}
     offset = 90 - 180 * (left_out_above + high / 2) / whole_high
     return {"haov": 360 * wide / whole_wide, "vaov": 180 * high / whole_high, "vOffset": offset}

@@ -3,9 +3,9 @@
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from panokit import recipe
-from panokit.errors import FallbackWarning, OutputError, SettingError
+from panokit.errors import FallbackWarning, SettingError
 from panokit.files import try_files, written_aside
 from panokit.opening import decoded, opened
 from panokit.plain import check_depth
@@ -54,15 +54,19 @@ def write(files: Sequence[str], out: str | None = None) -> Path:
     place = Path(out) if out is not None else Path(mkdtemp(prefix="panokit-view-")) / "view.html"
     names = _names(paths)
     with ExitStack() as stack:
+        if out is None:
+            stack.callback(_remove_if_empty, place.parent)
         aside: Callable[[], Path] = partial(_entered_once, stack, place, [])
         if form == "gallery":
-            pictures, problems = _all([partial(_small, path, names[path], place) for path in paths])
+            pictures, problems = _sorted(_at_once([partial(_small, path, names[path], place) for path in paths]))
         else:
-            pictures, problems = _each([partial(_whole, path, names[path], place, k, aside) for k, path in enumerate(paths)])
+            tasks = [partial(_whole, path, names[path], place, k, aside) for k, path in enumerate(paths)]
+            pictures, problems = _sorted(map(_attempt, tasks))
+        if not pictures:
+            others = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise SettingError(f"there is no picture to show: {problems[0]}{others}")
         for problem in problems:
             warnings.warn(f"{problem}; it is left out", FallbackWarning, stacklevel=2)
-        if not pictures:
-            raise SettingError(f"there is no picture to show: {problems[0]}")
         with written_aside(place) as file:
             file.write_text(page(pictures, form, problems), encoding="utf-8", newline="\n")
     return place
@@ -89,7 +93,11 @@ def _in_folder(folder: Path) -> list[Path]:
         raise SettingError(f"the folder {folder} cannot be read: {cause.strerror}") from cause
     if not found:
         raise SettingError(f"the folder {folder} holds no pictures: name one that holds {', '.join(ENDINGS[:4])} files")
-    return sorted(found, key=lambda path: [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d{1,18})", path.name)])
+    return sorted(found, key=_in_order)
+
+
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d{1,18})", path.name)]
 
 
 def _names(paths: Sequence[Path]) -> Mapping[Path, str]:
@@ -103,22 +111,18 @@ def _printable(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def _each(tasks: Sequence[Callable[[], Picture]]) -> tuple[list[Picture], list[str]]:
+def _sorted(made: Iterable[Picture | str]) -> tuple[list[Picture], list[str]]:
     """The pictures, and what is wrong with the others."""
-    pictures, problems = [], []
-    for task in tasks:
-        made = _attempt(task)
-        (problems if isinstance(made, str) else pictures).append(made)  # type: ignore[attr-defined]
-    return pictures, problems
+    every = list(made)
+    return [one for one in every if isinstance(one, Picture)], [one for one in every if isinstance(one, str)]
 
 
-def _all(tasks: Sequence[Callable[[], Picture]]) -> tuple[list[Picture], list[str]]:
-    """The pictures, and what is wrong with the others. Several are read at once, which Pillow does beside each other."""
+def _at_once(tasks: Sequence[Callable[[], Picture]]) -> Iterator[Picture | str]:
+    """The results of many tasks. Pillow reads several pictures at once."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor() as pool:
-        made = list(tqdm(pool.map(_attempt, tasks), total=len(tasks), desc="pictures", leave=False, disable=None))
-    return [one for one in made if isinstance(one, Picture)], [one for one in made if isinstance(one, str)]
+        yield from tqdm(pool.map(_attempt, tasks), total=len(tasks), desc="pictures", leave=False, disable=None)
 
 
 def _attempt(task: Callable[[], Picture]) -> Picture | str:
@@ -149,11 +153,11 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
         aside: makes the folder for tiles.
     """
     with opened(path) as image:
-        known = {"name": name, "size": image.size, "recipe": _recipe(path), "sphere": sphere_of(image)}
+        known: dict[str, Any] = {"name": name, "size": image.size, "recipe": _recipe(path), "sphere": sphere_of(image)}
         if known["sphere"] is None and is_too_large(image.size) and tiles.can_be_made():
             return Picture(**known, tiles=tiles.tiled(path, aside(), number, place))
         data, note = in_page(image, path, sphere=known["sphere"] is not None)
-    if note and known["sphere"] is None:
+    if note and known["sphere"] is None:  # a sphere has no tiles
         note += '. pip install "panokit[tiles]" shows all of them'
         warnings.warn(f"{path}: {note}", FallbackWarning, stacklevel=2)
     return Picture(**known, data=data, note=note)
@@ -205,8 +209,13 @@ def _address(path: Path, place: Path) -> str:
     """The address of a picture's file for a page: relative if it is in the folder of the page, so that both may move."""
     whole, folder = path.resolve(), place.resolve().parent
     if whole.is_relative_to(folder):
-        return quote(whole.relative_to(folder).as_posix())
+        return quote(os.fsencode(whole.relative_to(folder).as_posix()))
     return whole.as_uri()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _entered_once(stack: ExitStack, place: Path, entered: list[Path]) -> Path:

@@ -1,5 +1,6 @@
 """Tiles of a picture that is too large for a browser, in the Deep Zoom format, which libvips writes and OpenSeadragon reads."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def tiled(path: Path, folder: Path, number: int, page: Path) -> dict[str, Any]:
     return {
         "Image": {
             "xmlns": "http://schemas.microsoft.com/deepzoom/2008",
-            "Url": f"{quote(folder_of(page).name)}/{number}_files/",
+            "Url": f"{quote(os.fsencode(folder_of(page).name))}/{number}_files/",
             "Format": _ENDING,
             "Overlap": str(_OVERLAP),
             "TileSize": str(_SIDE),
