@@ -159,7 +159,7 @@ function slider(show, views) {
 }
 
 /** Show pictures in an element, with their recipes, and the buttons for them in another one. Returns what closes them. */
-function open(pictures, place, tools) {
+function present(pictures, place, tools) {
   const views = make("div", { className: "views" });
   const recipes = make("div", { className: "recipes", hidden: data.form === "cell" }, table(pictures));
   const show = make("section", { className: pictures.length > 1 ? "show several" : "show" }, views, recipes);
@@ -203,7 +203,7 @@ function gallery(pictures) {
       const dialog = make("dialog", {}, tools);
       document.body.append(dialog);
       dialog.showModal();
-      const shown = open([picture], dialog, tools);
+      const shown = present([picture], dialog, tools);
       tools.append(make("button", { textContent: "Close", onclick: () => dialog.close() }));
       dialog.onclose = () => {
         shown.close();
@@ -218,4 +218,4 @@ function gallery(pictures) {
 
 for (const problem of data.problems) document.getElementById("problems").append(make("p", { textContent: problem }));
 if (data.form === "gallery") gallery(data.pictures);
-else window.shown = open(data.pictures, main, document.getElementById("tools"));
+else window.shown = present(data.pictures, main, document.getElementById("tools"));
