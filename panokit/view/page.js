@@ -115,15 +115,16 @@ async function copy(text, button, shown) {
   setTimeout(() => (button.textContent = "Copy command"), 2000);
 }
 
-/** The recipes in a table: a row for each setting, a column for each picture. Rows that differ stand out. */
+/** The recipes in a table: a row for each setting, a column for each picture. Rows that differ come first. */
 function table(pictures) {
   const rows = pictures.map((picture) => new Map(picture.rows));
   const names = [...new Set(rows.flatMap((row) => [...row.keys()]))];
   const head = make("tr", {}, make("th"), ...pictures.map((picture) => make("th", { textContent: picture.name })));
-  const body = names.map((name) => {
-    const texts = rows.map((row) => row.get(name) ?? "");
-    const className = new Set(texts).size > 1 ? "differs" : "";
-    return make("tr", { className }, make("th", { textContent: name }), ...texts.map((text) => make("td", { textContent: text })));
+  const differs = (name) => new Set(rows.map((row) => row.get(name))).size > 1;
+  const ordered = [...names.filter(differs), ...names.filter((name) => !differs(name))];
+  const body = ordered.map((name) => {
+    const texts = rows.map((row) => make("td", { textContent: row.get(name) ?? "" }));
+    return make("tr", { className: differs(name) ? "differs" : "" }, make("th", { textContent: name }), ...texts);
   });
   const commands = pictures.map((picture) => {
     if (!picture.command) return make("td");

@@ -118,9 +118,10 @@ def _command(recipe: Mapping[str, Any]) -> str:
 
 def _names_installed(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe names neither files nor classes, but installed plugins alone."""
-    names = {name: value for name, value in recipe.items() if name not in _LAST}
+    texts = ("prompt", "negative_prompt", *_LAST)
     with suppress(Exception):  # anybody may have written the recipe
-        recipes.check(names)
+        recipes.check_files(recipe)
+        recipes.check_plain({name: value for name, value in recipe.items() if name not in texts})
         return True
     return False
 
@@ -176,6 +177,8 @@ def _words(value: Any, depth: int = 0) -> str:
         return ("; " if any(isinstance(item, Mapping | list) for item in value) else ", ").join(
             _words(item, depth + 1) for item in value
         )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
