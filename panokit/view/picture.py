@@ -90,19 +90,26 @@ def kind_of(image: "Image") -> str | None:
     return _KINDS.get(image.format or "")
 
 
+def upright(image: "Image") -> "Image":
+    """A picture as a screen shows it: upright, in 8 bits, RGB or with transparency. Grey with 16 bits keeps its shades."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda shade: shade * (1 / 256)).convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
 def encoded(image: "Image", kind: str = "PNG", **options: Any) -> Data:
     """A picture as a file for a browser.
 
     Args:
         image: the picture.
-        kind: the format, in Pillow's name.
+        kind: the format, in Pillow's name. JPEG keeps no transparency.
         options: further arguments of Pillow's `save`.
     """
     file = io.BytesIO()
-    keeps = image.mode in ("RGB", "L") or (kind == "PNG" and image.mode in ("RGBA", "LA"))
-    (image if keeps else image.convert("RGBA" if kind == "PNG" and image.has_transparency_data else "RGB")).save(
-        file, kind, **options
-    )
+    (image.convert("RGB") if kind == "JPEG" else image).save(file, kind, **options)
     return Data(_KINDS[kind], file.getvalue())
 
 

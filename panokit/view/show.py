@@ -19,7 +19,7 @@ from panokit.opening import decoded, opened
 from panokit.plain import check_depth
 from panokit.view import tiles
 from panokit.view.page import Form, page
-from panokit.view.picture import AREA, SIDE, SPHERE, Data, Picture, encoded, kind_of, sphere_of, within
+from panokit.view.picture import AREA, SIDE, SPHERE, Data, Picture, encoded, kind_of, sphere_of, upright, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,14 +178,12 @@ def in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
     """
     side, area = (SPHERE, AREA) if sphere else (SIDE, AREA)
     if max(image.size) > side or image.size[0] * image.size[1] > area:
-        from PIL import ImageOps
-
-        shown = within(ImageOps.exif_transpose(decoded(image, path)).convert("RGB"), side, area)
+        shown = within(upright(decoded(image, path)), side, area)
         note = f"its {image.size[0]} x {image.size[1]} pixels are shown as {shown.size[0]} x {shown.size[1]}"
         return encoded(shown, "JPEG", quality=92), note
     kind = kind_of(image)
     if kind is None:
-        return encoded(decoded(image, path)), ""
+        return encoded(upright(decoded(image, path))), ""
     decoded(image, path)  # the page must not show half a picture
     return Data(kind, path.read_bytes()), ""
 
@@ -195,7 +193,7 @@ def _small(path: Path, name: str, place: Path) -> Picture:
     with opened(path) as image:
         size, kind, is_sphere = image.size, kind_of(image), sphere_of(image) is not None
         image.draft("RGB", (2 * _SMALL, 2 * _SMALL))
-        small = decoded(image, path).convert("RGB")
+        small = upright(decoded(image, path))
     small.thumbnail((_SMALL, _SMALL))
     thumbnail = encoded(small, "JPEG", quality=80)
     note = "panokit view with this file alone shows it from inside the sphere" if is_sphere else ""

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
 from panokit import Panorama, SettingError
@@ -309,6 +310,33 @@ def test_what_no_browser_shows_is_small_in_a_gallery(tmp_path: Path, out: Path) 
     (of_picture,) = view(tmp_path, out=out)["pictures"]
     assert "url" not in of_picture
     assert "small version" in of_picture["note"]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_any_picture_is_shown_with_its_shades(mode: str, tmp_path: Path, out: Path) -> None:
+    grey = Image.linear_gradient("L")
+    image = grey.convert("I").point(lambda shade: shade * 257).convert("I;16") if mode == "I;16" else grey.convert(mode)
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    image.save(path)
+    (of_picture,) = view(tmp_path, out=out)["pictures"]
+    with Image.open(io.BytesIO(base64.b64decode(of_picture["thumbnail"].partition(",")[2]))) as small:
+        assert ImageStat.Stat(small.convert("L")).mean[0] == pytest.approx(127, abs=4)
+    view(path, out=out)
+    (text,) = re.findall(r'<script type="image/png;base64" id="picture-0">(.*?)</script>', out.read_text(encoding="utf-8"))
+    with Image.open(io.BytesIO(base64.b64decode(text))) as whole:
+        assert whole.size == (256, 256)
+
+
+def test_a_small_picture_stands_upright(tmp_path: Path, out: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    picture(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.convert("RGB").save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "a.png").unlink()
+    (of_picture,) = view(tmp_path, out=out)["pictures"]
+    with Image.open(io.BytesIO(base64.b64decode(of_picture["thumbnail"].partition(",")[2]))) as small:
+        assert small.size == (20, 80)
 
 
 @pytest.fixture
