@@ -113,7 +113,7 @@ def encoded(image: "Image", kind: str = "PNG", **options: Any) -> Data:
     return Data(_KINDS[kind], file.getvalue())
 
 
-def within(image: "Image", side: int, area: int | None = None) -> "Image":
+def within(image: "Image", side: int, area: int) -> "Image":
     """A picture, or a smaller copy of it if it has too many pixels.
 
     Args:
@@ -122,7 +122,7 @@ def within(image: "Image", side: int, area: int | None = None) -> "Image":
         area: the most pixels of all.
     """
     width, height = image.size
-    share = min(1.0, side / max(image.size), ((area or width * height) / (width * height)) ** 0.5)
+    share = min(1.0, side / max(image.size), (area / (width * height)) ** 0.5)
     return image if share == 1 else image.resize((max(1, int(width * share)), max(1, int(height * share))))
 
 

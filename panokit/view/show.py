@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -102,8 +103,8 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 def _names(paths: Sequence[Path]) -> Mapping[Path, str]:
     """What stands above each picture: the name of its file, or its whole path where two files have one name."""
-    names = [path.name for path in paths]
-    return {path: _printable(path.name if names.count(path.name) == 1 or len(paths) > 100 else str(path)) for path in paths}
+    count = Counter(path.name for path in paths)
+    return {path: _printable(path.name if count[path.name] == 1 else str(path)) for path in paths}
 
 
 def _printable(name: str) -> str:
@@ -154,21 +155,21 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
     """
     with opened(path) as image:
         known: dict[str, Any] = {"name": name, "size": image.size, "recipe": _recipe(path), "sphere": sphere_of(image)}
-        if known["sphere"] is None and is_too_large(image.size) and tiles.can_be_made():
+        if known["sphere"] is None and _is_too_large(image.size) and tiles.can_be_made():
             return Picture(**known, tiles=tiles.tiled(path, aside(), number, place))
-        data, note = in_page(image, path, sphere=known["sphere"] is not None)
+        data, note = _in_page(image, path, sphere=known["sphere"] is not None)
     if note and known["sphere"] is None:  # a sphere has no tiles
         note += '. pip install "panokit[tiles]" shows all of them'
         warnings.warn(f"{path}: {note}", FallbackWarning, stacklevel=2)
     return Picture(**known, data=data, note=note)
 
 
-def is_too_large(size: tuple[int, int]) -> bool:
+def _is_too_large(size: tuple[int, int], side: int = SIDE) -> bool:
     """Whether browsers do not show a picture of this width and height as one."""
-    return max(size) > SIDE or size[0] * size[1] > AREA
+    return max(size) > side or size[0] * size[1] > AREA
 
 
-def in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
+def _in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
     """The bytes of a picture for the page, and a note if it is shown smaller.
 
     Args:
@@ -176,9 +177,9 @@ def in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
         path: its file.
         sphere: whether it is drawn as a sphere, for which fewer pixels are possible.
     """
-    side, area = (SPHERE, AREA) if sphere else (SIDE, AREA)
-    if max(image.size) > side or image.size[0] * image.size[1] > area:
-        shown = within(upright(decoded(image, path)), side, area)
+    side = SPHERE if sphere else SIDE
+    if _is_too_large(image.size, side):
+        shown = within(upright(decoded(image, path)), side, AREA)
         note = f"its {image.size[0]} x {image.size[1]} pixels are shown as {shown.size[0]} x {shown.size[1]}"
         return encoded(shown, "JPEG", quality=92), note
     kind = kind_of(image)

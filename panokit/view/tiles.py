@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import quote
 
-from panokit.errors import OutputError, reason_of
+from panokit.errors import OutputError, SettingError, reason_of
 
 _SIDE, _OVERLAP, _ENDING = 510, 1, "jpg"
 _MARK = "tiles of panokit view"
@@ -81,15 +81,16 @@ def tiled(path: Path, folder: Path, number: int, page: Path) -> dict[str, Any]:
         The source of the tiles, as OpenSeadragon takes it in the place of a file, which a page without a server cannot read.
 
     Raises:
-        OutputError: they cannot be written.
+        SettingError: the file is damaged, or the tiles cannot be written.
     """
     import pyvips
 
     try:
-        image = pyvips.Image.new_from_file(str(path)).autorot()
+        image = pyvips.Image.new_from_file(str(path), fail_on="truncated").autorot()
         image.dzsave(str(folder / str(number)), tile_size=_SIDE, overlap=_OVERLAP, suffix=f".{_ENDING}[Q=90]")
     except pyvips.Error as cause:
-        raise OutputError(f"the tiles of {path} cannot be written: {reason_of(cause)}") from cause
+        shutil.rmtree(folder / f"{number}_files", ignore_errors=True)
+        raise SettingError(f"{path} cannot be cut into tiles: {reason_of(cause)}") from cause
     return {
         "Image": {
             "xmlns": "http://schemas.microsoft.com/deepzoom/2008",

@@ -362,6 +362,15 @@ def test_a_large_picture_is_cut_into_tiles(large: Path, tmp_path: Path) -> None:
     assert not [*tmp_path.glob(".panokit-*")]
 
 
+def test_a_large_picture_that_is_damaged_is_named(large: Path, tmp_path: Path, out: Path) -> None:
+    pytest.importorskip("pyvips", reason="tiles are cut by pyvips, which is not installed")
+    whole = large.read_bytes()
+    large.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(FallbackWarning, match=r"large\.png cannot be cut into tiles"):
+        assert [one["name"] for one in view(large, picture(tmp_path / "a.png"), out=out)["pictures"]] == ["a.png"]
+    assert not (tmp_path / "page_files").exists()
+
+
 def test_tiles_replace_nothing_of_somebody_else(large: Path, tmp_path: Path, out: Path) -> None:
     pytest.importorskip("pyvips", reason="tiles are cut by pyvips, which is not installed")
     (tmp_path / "page_files").mkdir()
