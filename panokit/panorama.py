@@ -69,6 +69,11 @@ class Panorama:
         with written_aside(Path(path)) as aside:
             aside.write_bytes(save({"latents": self.latents.detach().cpu().contiguous()}))
 
+    def _repr_html_(self) -> str:
+        from panokit.view.cell import cell  # a notebook alone needs it
+
+        return cell(self.image, self.recipe)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.image.save(buffer, format="png")

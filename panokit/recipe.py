@@ -12,7 +12,9 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from panokit.errors import FallbackWarning, SettingError
@@ -49,6 +51,8 @@ PICTURES = ("image", "mask", "control_image", "ip_adapter_image")
 MODEL_FILES = frozenset({"config", "controlnet", "embeddings", "ip_adapter", "loras", "vae"})
 """The settings of a model that name files, or models of the hub."""
 
+_PILLOW = Lock()
+"""Whoever holds it may change Pillow's bound, which is one for all threads."""
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
 """A text that every parser reads as a text."""
 _IMPORTABLE = re.compile(r".*\.\s*[^\W\d].*")
@@ -111,17 +115,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     from PIL import Image
 
-    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded here, so any number is harmless
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with unbounded(), Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             # For a PNG, Pillow would decode all pixels to look for Exif.
             text = image.info.get(_KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
     except FileNotFoundError as cause:
         raise SettingError(f"there is no picture {path}") from cause
     except Exception as cause:  # a damaged file can break its reader anywhere
         raise SettingError(f"{path} cannot be read as a picture: give a PNG, JPEG or WebP that panokit wrote") from cause
-    finally:
-        Image.MAX_IMAGE_PIXELS = bound
     if not text:
         raise SettingError(f"{path} holds no recipe: give a picture that panokit wrote and nobody saved again")
     if not isinstance(text, str) or len(text) > LONGEST:
@@ -133,6 +134,23 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise SettingError(f"the recipe in {path} is damaged: it is a {type(recipe).__name__} and no mapping")
     return recipe
+
+
+@contextmanager
+def unbounded() -> Iterator[int | None]:
+    """Pillow opens pictures of any size while it is open. No pixel may be decoded before the size is checked.
+
+    Yields:
+        Pillow's own bound: it warns of more pixels, and refuses more than twice as many. None if there is none.
+    """
+    from PIL import Image
+
+    with _PILLOW:
+        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield bound
+        finally:
+            Image.MAX_IMAGE_PIXELS = bound
 
 
 def check(recipe: Mapping[str, Any]) -> None:

@@ -260,6 +260,24 @@ def evaluate(
     print(f"{Path(out) / 'report.html'}: this report with figures and pictures")
 
 
+def view(files: list[str], *, out: str | None = None, no_open: bool = False) -> None:
+    """Show pictures in the browser, alone, side by side or as a gallery, with their recipes.
+
+    Args:
+        files: Pictures, or a folder of pictures.
+        out: The file of the page, NAME.html. The default is a temporary file.
+        no_open: Write the page and print its place, but do not open it in the browser.
+    """
+    from panokit.view.show import write
+
+    page = write(files, out)
+    print(page)
+    if not no_open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:
     """List the installed plugins, or the settings of one plugin.
 

@@ -62,8 +62,10 @@ EXAMPLES: Mapping[str, str] = {
     "timeout": "60",
     "width": "2048",
     "wrap": "x",
+    "evaluate.out": "results/",
+    "view.out": "page.html",
 }
-"""A value of each option that takes one."""
+"""A value of each option that takes one, by its name; of some commands, by the name of the command and its own."""
 
 
 class Option(NamedTuple):
@@ -74,12 +76,14 @@ class Option(NamedTuple):
         hint: its type.
         default: its default; None where there is none.
         meaning: what it does, as the docstring of its class or function says.
+        example: a value of it.
     """
 
     name: str
     hint: Any
     default: Any
     meaning: str
+    example: str = ""
 
     @property
     def is_switch(self) -> bool:
@@ -109,7 +113,7 @@ class Option(NamedTuple):
         """Its meaning, its default and an example."""
         default = "off" if self.default is False else "none" if self.default in (None, "", MISSING) else str(self.default)
         notes = [] if "default" in self.meaning else [f"default: {default}"]
-        example = EXAMPLES.get(self.name, "")
+        example = self.example or EXAMPLES.get(self.name, "")
         plus = "+" * (self.name == "guidances")
         notes += [f"example: --{self.name}{plus}{'=' if plus else ' '}{_quoted(example)}"] if example else []
         return f"{self.meaning} ({'; '.join(notes)})" if notes else self.meaning
@@ -131,7 +135,7 @@ def options_of(source: type | Callable[..., Any], skipped: Sequence[str] = ()) -
         defaults = {one.name: None if one.default is one.empty else one.default for one in parameters}
     for name, default in defaults.items():
         if name not in skipped:
-            yield Option(name, hints[name], default, meanings.get(name, ""))
+            yield Option(name, hints[name], default, meanings.get(name, ""), EXAMPLES.get(f"{source.__name__}.{name}", ""))
 
 
 def parser_of(

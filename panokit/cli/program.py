@@ -52,6 +52,7 @@ _SUMMARY = "Makes panoramas with pretrained diffusion models, from interchangeab
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
     "rerun": commands.rerun,
+    "view": commands.view,
     "evaluate": commands.evaluate,
     "plugins": commands.plugins,
     "check": commands.check,

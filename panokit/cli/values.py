@@ -11,7 +11,7 @@ from panokit.options import plain
 
 FILES = (
     *("prompts", "jobs", "image", "mask", "control_image", "ip_adapter_image", "out", "sheet", "preview", "resume"),
-    *("config", "reference_folder", "model"),
+    *("config", "reference_folder", "model", "files"),
 )
 """The options that name a file or a folder; a model may be one."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from panokit import registry
 from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.files import written_aside
+from panokit.opening import decoded, opened
 from panokit.study.plan import Network
 from panokit.windows import Windows
 
@@ -35,10 +36,10 @@ def pixels(path: Path) -> Pixels:
         OutputError: the file cannot be read as a picture.
     """
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError) as cause:
-        raise OutputError(f"{path} cannot be read as a picture: remove it") from cause
+        with opened(path) as image:
+            return np.array(decoded(image, path).convert("RGB"))
+    except SettingError as cause:
+        raise OutputError(f"{cause}, or remove it") from cause
 
 
 def corners(size: tuple[int, int], side: int, count: int | None = None) -> list[tuple[int, int]]:

@@ -7,8 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from panokit.opening import opened
 from panokit.study.report import markdown, measured
 
 _STYLE = (
@@ -98,7 +97,7 @@ def _sweep_values(numbers: Mapping[str, Any]) -> list[float] | None:
 
 def _image(path: Path, width: int = 1024) -> str:
     """A small version of a panorama, as an `img` element that holds a JPEG."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         small = image.convert("RGB")
     small.thumbnail((width, width))
     file = io.BytesIO()

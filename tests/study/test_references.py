@@ -42,5 +42,5 @@ def test_what_is_no_reference_folder_is_told(tmp_path: Path) -> None:
         given(str(tmp_path), (32, 32))
     whole = picture(tmp_path / "b.png", (200, 200)).read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SettingError, match=r"in the reference folder, .*b.png cannot be read as a picture: remove it"):
+    with pytest.raises(SettingError, match=r"in the reference folder, .*b.png is damaged.*, or remove it"):
         given(str(tmp_path), (16, 32))

@@ -1,0 +1,30 @@
+"""A panorama in a notebook: the same page as `panokit view` writes, as an element in a cell."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from panokit.view.page import page
+from panokit.view.picture import AREA, SIDE, Picture, encoded, within
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_TOOLS = "3rem"
+"""The height of the buttons above the picture."""
+
+
+def cell(image: "Image", recipe: Mapping[str, Any]) -> str:
+    """The element that shows a panorama in a notebook. It is as high as the picture needs where the notebook is wide enough.
+
+    Args:
+        image: the picture.
+        recipe: its recipe.
+    """
+    width, height = image.size
+    shown = within(image, SIDE, AREA)
+    note = "" if shown is image else f"its {width} x {height} pixels are shown as {shown.width} x {shown.height}"
+    picture = Picture(name="panorama", size=image.size, recipe=recipe, data=encoded(shown), note=note)
+    high = f"calc(min(100vw, 70rem) * {height / width:.4f} + {_TOOLS})"
+    style = f"width: 100%; max-width: 70rem; height: {high}; min-height: 14rem; max-height: 48rem; border: 0"
+    return f'<iframe srcdoc="{escape(page([picture], "cell"))}" style="{style}" allow="fullscreen; clipboard-write"></iframe>'

@@ -1,0 +1,420 @@
+"""`panokit view`: what its page holds, and what it says of files that it cannot show."""
+
+import base64
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageStat
+from PIL.PngImagePlugin import PngInfo
+
+from panokit import Panorama, SettingError
+from panokit.cli import main
+from panokit.errors import FallbackWarning, OutputError
+from panokit.recipe_text import as_command
+from panokit.view import tiles
+from panokit.view.picture import sphere_of
+from panokit.view.show import write
+
+RECIPE: dict[str, Any] = {
+    "panokit": "0.1.0",
+    "prompt": "a lake",
+    "height": 20,
+    "width": 80,
+    "steps": 25,
+    "seed": 6,
+    "wrap": False,
+    "model": "landscapes",
+    "scheduler": {"plugin": "ddim", "options": {"eta": 0.5}},
+    "fuser": {"plugin": "multidiffusion", "spread": 0.2},
+    "guidances": [{"plugin": "msd", "weight": 10.0}],
+}
+GPANO = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    'xmlns:GPano="http://ns.google.com/photos/1.0/panorama/">{}</rdf:Description></rdf:RDF></x:xmpmeta>'
+)
+WHOLE = GPANO.format("<GPano:ProjectionType>equirectangular</GPano:ProjectionType>")
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`${alert(3)}<!--&\u2028"
+
+
+def picture(path: Path, size: tuple[int, int] = (80, 20), **changes: Any) -> Path:
+    Panorama(torch.zeros(4, 2, 3), Image.effect_noise(size, 90).convert("RGB"), {**RECIPE, **changes}).save(path)
+    return path
+
+
+def shown(page: Path | str) -> dict[str, Any]:
+    """The data of a page."""
+    text = page if isinstance(page, str) else page.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    return json.loads(data)
+
+
+def view(*files: Path, out: Path) -> dict[str, Any]:
+    return shown(write([str(file) for file in files], str(out)))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "page.html"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_the_page_holds_the_file_as_it_is(name: str, tmp_path: Path, out: Path) -> None:
+    path = picture(tmp_path / name)
+    view(path, out=out)
+    ((kind, text),) = re.findall(r'<script type="(image/\w+);base64" id="picture-0">(.*?)</script>', out.read_text())
+    assert base64.b64decode(text) == path.read_bytes()
+    assert kind == f"image/{ {'png': 'png', 'jpg': 'jpeg', 'webp': 'webp'}[path.suffix[1:]] }"
+
+
+def test_other_formats_are_converted(tmp_path: Path, out: Path) -> None:
+    picture(tmp_path / "a.tiff")
+    view(tmp_path / "a.tiff", out=out)
+    assert 'type="image/png;base64" id="picture-0"' in out.read_text()
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path, out: Path) -> None:
+    view(picture(tmp_path / "a.png"), out=out)
+    text = re.sub(r"<script>.*?</script>", "", out.read_text(encoding="utf-8"), flags=re.DOTALL)  # licences name their places
+    assert not re.search(r"""(src|href)=|@import|https?:""", text)
+
+
+def test_the_page_holds_the_licences_of_its_viewers(tmp_path: Path, out: Path) -> None:
+    view(picture(tmp_path / "a.png"), out=out)
+    assert out.read_text(encoding="utf-8").count("Redistributions of source code must retain the above copyright notice") == 1
+
+
+def test_the_recipe_stands_beside_the_picture(tmp_path: Path, out: Path) -> None:
+    (of_picture,) = view(picture(tmp_path / "a.png"), out=out)["pictures"]
+    rows = dict(of_picture["rows"])
+    assert rows["Prompt"] == "a lake"
+    assert rows["Size"] == "80 x 20 pixels"
+    assert (rows["Seed"], rows["Steps"]) == ("6", "25")
+    assert rows["Method"] == "multidiffusion + msd"
+    assert rows["Guidance msd"] == "msd: weight 10"
+    assert rows["Scheduler"] == "ddim: options eta 0.5"
+    assert "Wrap" not in rows
+    assert of_picture["command"] == as_command(RECIPE)
+    assert "foreign" not in of_picture
+
+
+def test_a_recipe_that_names_more_than_plugins_is_marked(tmp_path: Path, out: Path) -> None:
+    (of_picture,) = view(picture(tmp_path / "a.png", fuser="os:system"), out=out)["pictures"]
+    assert of_picture["foreign"]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [(True, [True, False]), ("x", [True, False]), ("y", [False, True]), ("xy", [True, True]), (False, [False, False])]
+    + [(junk, [False, False]) for junk in ("sideways", 3, [1], {"a": 1}, None)],
+)
+def test_a_ring_is_endless(wrap: Any, expected: list[bool], tmp_path: Path, out: Path) -> None:
+    assert view(picture(tmp_path / "a.png", wrap=wrap), out=out)["pictures"][0]["wrap"] == expected
+
+
+def test_what_a_stranger_wrote_stays_text(tmp_path: Path, out: Path) -> None:
+    path = picture(tmp_path / "a.png", **{"prompt": NASTY, "model": NASTY, NASTY: NASTY})
+    named = tmp_path / "<img src=x onerror=alert(4)>.png"
+    named.write_bytes(path.read_bytes())
+    (tmp_path / "<b>.png").write_text("no picture")
+    with pytest.warns(FallbackWarning):
+        data = view(path, named, tmp_path / "<b>.png", out=out)
+    text = out.read_text(encoding="utf-8")
+    assert dict(data["pictures"][0]["rows"])["Prompt"] == NASTY
+    assert data["pictures"][1]["name"] == named.name
+    for script in re.findall(r"<script>.*?</script>", text, re.DOTALL):
+        text = text.replace(script, "")
+    assert not re.search(r"alert\(\d\)</script>|<img|<b>|<script>|<!--&", text)
+
+
+def test_the_page_runs_its_own_scripts_alone(tmp_path: Path, out: Path) -> None:
+    view(picture(tmp_path / "a.png"), out=out)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', out.read_text(encoding="utf-8"))
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert all(source.startswith("'sha256-") for source in rules["script-src"].split())
+    assert not re.search(r"https?:|\*", policy)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"prompt": None}, {"guidances": 3, "fuser": [1]}, {"model": {"plugin": 3}}, {"prompt": [[[[[[[[[[["deep"]]]]]]]]]]]}, {}],
+)
+def test_a_damaged_recipe_does_no_harm(recipe: dict[str, Any], tmp_path: Path, out: Path) -> None:
+    chunks = PngInfo()
+    chunks.add_itxt("panokit", json.dumps(recipe))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
+    assert dict(view(tmp_path / "a.png", out=out)["pictures"][0]["rows"])["Size"] == "8 x 8 pixels"
+
+
+def test_a_picture_without_a_recipe_is_shown_without_one(tmp_path: Path, out: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (of_picture,) = view(tmp_path / "a.png", out=out)["pictures"]
+    assert dict(of_picture["rows"])["Recipe"] == "none in this file"
+    assert "command" not in of_picture
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_an_equirectangular_picture_is_a_sphere(name: str, tmp_path: Path, out: Path) -> None:
+    chunks = PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", WHOLE)
+    options: dict[str, Any] = {"pnginfo": chunks} if name == "a.png" else {"xmp": WHOLE.encode()}
+    Image.new("RGB", (80, 40)).save(tmp_path / name, **options)
+    assert view(tmp_path / name, out=out)["pictures"][0]["sphere"] == {"haov": 360, "vaov": 180, "vOffset": 0}
+    text = out.read_text(encoding="utf-8")
+    assert "Pannellum 2.5.7" in text
+    assert "openseadragon 6.1.1" not in text
+
+
+def test_a_part_of_a_sphere_has_its_angles() -> None:
+    attributes = {
+        "ProjectionType": "equirectangular",
+        "CroppedAreaImageWidthPixels": 1000,
+        "CroppedAreaImageHeightPixels": 500,
+        "CroppedAreaTopPixels": 0,
+        "FullPanoWidthPixels": 2000,
+        "FullPanoHeightPixels": 1000,
+    }
+    image = Image.new("RGB", (100, 50))
+    image.info["xmp"] = " ".join(f'GPano:{name}="{value}"' for name, value in attributes.items()).encode()
+    assert sphere_of(image) == {"haov": 180, "vaov": 90, "vOffset": 45}
+    image.info["xmp"] = image.info["xmp"].replace(b'"1000"', b'"-7e9"')
+    assert sphere_of(image) == {"haov": 360, "vaov": 180, "vOffset": 0}
+    image.info["xmp"] = b'GPano:ProjectionType="cylindrical"'
+    assert sphere_of(image) is None
+
+
+@pytest.mark.filterwarnings("always::panokit.errors.FallbackWarning")
+def test_what_is_no_picture_is_named_and_the_rest_is_shown(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.png").write_text("no picture")
+    files = [str(picture(tmp_path / "a.png")), str(tmp_path / "b.png")]
+    assert main(["view", *files, "--out", str(out), "--no_open"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert re.fullmatch(r"panokit: warning: .*b.png cannot be read as a picture.*\n", printed.err)
+    data = shown(out)
+    assert [of_picture["name"] for of_picture in data["pictures"]] == ["a.png"]
+    assert "b.png cannot be read as a picture" in data["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "name a picture, several, or a folder"),
+        (["nowhere.png"], "there is no picture nowhere.png"),
+        (["empty"], "the folder empty holds no pictures"),
+        (["text.png"], "there is no picture to show: text.png cannot be read as a picture"),
+        (["text.png", "text.jpg"], "cannot be read as a picture.*; and 1 more"),
+        (["a.png", "--out", "a.png"], "name it NAME.html"),
+        (["a.png", "--out", "no/such/folder/a.html"], "make it first"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    files: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("text.png", "text.jpg"):
+        (tmp_path / name).write_text("no picture")
+    before = picture(tmp_path / "a.png").read_bytes()
+    assert main(["view", *files, "--no_open"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_bomb_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "bomb.png")
+    own = picture(tmp_path / "own.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.warns(FallbackWarning, match="bomb.png has 40 x 40 pixels, and 200 are the most"):
+        data = view(own, tmp_path / "bomb.png", out=out)
+    assert [of_picture["name"] for of_picture in data["pictures"]] == ["own.png"]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "b").mkdir()
+    one, two = picture(tmp_path / "a.png"), picture(tmp_path / "b" / "a.png", seed=7)
+    assert [of_picture["name"] for of_picture in view(one, two, out=out)["pictures"]] == [str(one), str(two)]
+
+
+def test_without_a_name_the_page_is_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["view", str(picture(tmp_path / "a.png"))]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page.is_relative_to(tmp_path)
+    assert opened == [page.as_uri()]
+    assert main(["view", str(tmp_path / "a.png"), "--no_open"]) == 0
+    assert len(opened) == 1
+    (tmp_path / "text.png").write_text("no picture")
+    pages = len([*tmp_path.glob("panokit-view-*")])
+    assert main(["view", str(tmp_path / "text.png"), "--no_open"]) == 2
+    assert len([*tmp_path.glob("panokit-view-*")]) == pages == 2
+
+
+def test_a_folder_is_a_gallery(tmp_path: Path, out: Path) -> None:
+    for k in (10, 9, 1):
+        picture(tmp_path / f"lake {k}.png", seed=k)
+    (tmp_path / "notes.txt").write_text("of the journey")
+    data = view(tmp_path, out=out)
+    assert data["form"] == "gallery"
+    assert [of_picture["name"] for of_picture in data["pictures"]] == ["lake 1.png", "lake 9.png", "lake 10.png"]
+    assert data["pictures"][0]["url"] == "lake%201.png"  # both may move
+    assert "seed 1 " in data["pictures"][0]["command"]
+    (tmp_path / "other").mkdir()
+    data = view(tmp_path, out=tmp_path / "other" / "page.html")
+    assert data["pictures"][0]["url"] == (tmp_path / "lake 1.png").as_uri()
+
+
+def test_a_gallery_of_many_is_small_and_quick(tmp_path: Path, out: Path) -> None:
+    """A picture costs a few kilobytes and little more than decoding it, however large it is."""
+    first = picture(tmp_path / "0.png", size=(1024, 256))
+    for k in range(1, 300):
+        (tmp_path / f"{k}.png").hardlink_to(first)
+    start = time.perf_counter()
+    for k in range(300):
+        with Image.open(tmp_path / f"{k}.png") as image:
+            image.load()
+    decoding = time.perf_counter() - start
+    start = time.perf_counter()
+    data = view(tmp_path, out=out)
+    assert time.perf_counter() - start < 5 + 5 * decoding
+    assert len(data["pictures"]) == 300
+    assert out.stat().st_size < 1_000_000 + 300 * 30_000 < 300 * first.stat().st_size
+    assert all(of_picture["thumbnail"].startswith("data:image/jpeg;base64,") for of_picture in data["pictures"])
+
+
+def test_many_files_are_a_gallery_too(tmp_path: Path, out: Path) -> None:
+    files = [picture(tmp_path / f"{k}.png") for k in range(9)]
+    assert view(*files, out=out)["form"] == "gallery"
+    assert view(*files[:8], out=out)["form"] == "pictures"
+
+
+def test_what_no_browser_shows_is_small_in_a_gallery(tmp_path: Path, out: Path) -> None:
+    picture(tmp_path / "a.tiff")
+    (of_picture,) = view(tmp_path, out=out)["pictures"]
+    assert "url" not in of_picture
+    assert "small version" in of_picture["note"]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_any_picture_is_shown_with_its_shades(mode: str, tmp_path: Path, out: Path) -> None:
+    grey = Image.linear_gradient("L")
+    image = grey.convert("I").point(lambda shade: shade * 257).convert("I;16") if mode == "I;16" else grey.convert(mode)
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    image.save(path)
+    (of_picture,) = view(tmp_path, out=out)["pictures"]
+    with Image.open(io.BytesIO(base64.b64decode(of_picture["thumbnail"].partition(",")[2]))) as small:
+        assert ImageStat.Stat(small.convert("L")).mean[0] == pytest.approx(127, abs=4)
+    view(path, out=out)
+    (text,) = re.findall(r'<script type="image/png;base64" id="picture-0">(.*?)</script>', out.read_text(encoding="utf-8"))
+    with Image.open(io.BytesIO(base64.b64decode(text))) as whole:
+        assert whole.size == (256, 256)
+
+
+def test_a_small_picture_stands_upright(tmp_path: Path, out: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    picture(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.convert("RGB").save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "a.png").unlink()
+    (of_picture,) = view(tmp_path, out=out)["pictures"]
+    with Image.open(io.BytesIO(base64.b64decode(of_picture["thumbnail"].partition(",")[2]))) as small:
+        assert small.size == (20, 80)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    image = Image.linear_gradient("L").resize((20_000, 200)).convert("RGB")
+    image.save(tmp_path / "large.png", compress_level=1)
+    return tmp_path / "large.png"
+
+
+def test_a_large_picture_is_cut_into_tiles(large: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyvips", reason="tiles are cut by pyvips, which is not installed")
+    out = tmp_path / "my page.html"
+    (of_picture,) = view(large, out=out)["pictures"]
+    source = of_picture["tiles"]["Image"]
+    assert source["Size"] == {"Width": "20000", "Height": "200"}
+    assert source["Url"] == "my%20page_files/0_files/"
+    assert out.stat().st_size < 600_000
+    levels = sorted(int(folder.name) for folder in (tmp_path / "my page_files" / "0_files").glob("*/"))
+    assert levels == list(range(16))
+    with Image.open(tmp_path / "my page_files" / "0_files" / "15" / "39_0.jpg") as tile:
+        assert tile.height == 200
+    view(large, out=out)  # again, in the same place
+    assert not [*tmp_path.glob(".panokit-*")]
+
+
+def test_a_large_picture_that_is_damaged_is_named(large: Path, tmp_path: Path, out: Path) -> None:
+    pytest.importorskip("pyvips", reason="tiles are cut by pyvips, which is not installed")
+    whole = large.read_bytes()
+    large.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(FallbackWarning, match=r"large\.png cannot be cut into tiles"):
+        assert [one["name"] for one in view(large, picture(tmp_path / "a.png"), out=out)["pictures"]] == ["a.png"]
+    assert not (tmp_path / "page_files").exists()
+
+
+def test_tiles_replace_nothing_of_somebody_else(large: Path, tmp_path: Path, out: Path) -> None:
+    pytest.importorskip("pyvips", reason="tiles are cut by pyvips, which is not installed")
+    (tmp_path / "page_files").mkdir()
+    (tmp_path / "page_files" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="page_files, which holds other files"):
+        view(large, out=out)
+    assert (tmp_path / "page_files" / "thesis.txt").exists()
+    assert not out.exists()
+
+
+def test_without_tiles_a_large_picture_is_smaller(large: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "can_be_made", lambda: False)
+    with pytest.warns(FallbackWarning, match=r'20000 x 200 pixels are shown as 16384 x 163. pip install "panokit\[tiles\]"'):
+        (of_picture,) = view(large, out=out)["pictures"]
+    assert "16384 x 163" in of_picture["note"]
+    assert dict(of_picture["rows"])["Size"] == "20000 x 200 pixels"
+
+
+def test_a_notebook_shows_the_same_page() -> None:
+    panorama = Panorama(torch.zeros(4, 2, 3), Image.effect_noise((80, 20), 90).convert("RGB"), {**RECIPE, "prompt": NASTY})
+    element = panorama._repr_html_()
+    match = re.fullmatch(r'<iframe srcdoc="([^"]*)" style="([^"]*)" allow="[^"]*"></iframe>', element)
+    assert match
+    data = shown(html.unescape(match[1]))
+    assert data["form"] == "cell"
+    assert dict(data["pictures"][0]["rows"])["Prompt"] == NASTY
+    assert "* 0.2500" in match[2]  # as high as the picture is
+    assert panorama._repr_png_().startswith(b"\x89PNG")
+
+
+def test_it_starts_without_torch(tmp_path: Path, out: Path) -> None:
+    code = (
+        "import sys\nfrom panokit.cli import main\n"
+        f"assert main(['view', {str(picture(tmp_path / 'a.png'))!r}, '--out', {str(out)!r}, '--no_open']) == 0\n"
+        "print({'torch', 'diffusers', 'transformers', 'numpy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [str(out), "set()"]
+
+
+def test_no_page_is_left_of_a_failure(tmp_path: Path, out: Path) -> None:
+    out.write_text("the page of yesterday")
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(SettingError):
+        view(tmp_path / "a.png", out=out)
+    assert out.read_text() == "the page of yesterday"
