@@ -3,6 +3,7 @@
 Models of the hub are replaced by miniatures, whose windows have 32 x 32 pixels.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_code_blocks_run(
 def test_pictures_are_there(page: Path) -> None:
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
         assert (page.parent / picture).is_file(), picture
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    module = ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+        exec(compile(source if sweeps else re.sub(r"steps=\d+", "steps=2", source), "notebook", "exec"), vars(module))
+    assert (tmp_path / "lake.png").exists()
 
 
 def test_the_plugin_that_is_walked_through_is_the_one_that_is_installed() -> None:

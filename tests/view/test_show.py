@@ -210,7 +210,7 @@ def test_what_is_no_picture_is_named_and_the_rest_is_shown(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "name a picture, several, or a folder"),
+        ([], "panokit view needs FILES"),
         (["nowhere.png"], "there is no picture nowhere.png"),
         (["empty"], "the folder empty holds no pictures"),
         (["text.png"], "there is no picture to show: text.png cannot be read as a picture"),
