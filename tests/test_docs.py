@@ -5,11 +5,17 @@ Models of the hub are replaced by miniatures, whose windows have 32 x 32 pixels.
 
 import json
 import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from panokit.cli import program
+from panokit.cli.values import read
+from panokit.cli.words import sort
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python\n" in page.read_text()]
@@ -64,6 +70,30 @@ def test_code_blocks_run(
 def test_pictures_are_there(page: Path) -> None:
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
         assert (page.parent / picture).is_file(), picture
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """The commands of panokit in the README and the docs, each with its page."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for block in re.findall(r"```(?:text|sh|bash)\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if match := re.match(r"\s*(?:\$ )?(?:srun |torchrun .*--no-python )?panokit (.+)", line):
+                    yield page.stem, match[1]
+
+
+@pytest.mark.parametrize(("page", "command"), [*commands()])
+def test_the_commands_in_the_docs_are_taken(page: str, command: str) -> None:
+    """Their options exist and take these values. What is made by them is another matter."""
+    args = shlex.split(command, comments=True)
+    args = args[: next((k for k, word in enumerate(args) if word in (">", "|", "&&")), None)]
+    if "$@" in args or args[0] not in program._COMMANDS or "--help" in args:
+        pytest.skip("a part of a command")
+    hints = program._hints(args[0])
+    words = sort(args, hints, [name for name, hint in hints.items() if hint is bool])
+    if args[0] == "generate":
+        assert all(read(name, value, hints[name]) is not None for name, value in words.options)
+    else:
+        program._arguments(args[0], words, hints)
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool) -> None:
