@@ -47,7 +47,8 @@ def test_a_paper_can_be_found(paper: dict[str, Any]) -> None:
 
 
 def test_the_licence_is_there_and_named() -> None:
-    (name,) = PROJECT["license-files"]
+    name, others = PROJECT["license-files"]
+    assert {path.name.partition(".")[0] for path in ROOT.glob(others)} == {"openseadragon", "pannellum"}  # of the viewers
     text = (ROOT / name).read_text()
     assert text.split("\n", 4)[1:3] == [f"{'':33}Apache License", f"{'':27}Version 2.0, January 2004"]
     assert "END OF TERMS AND CONDITIONS" in text
