@@ -36,6 +36,8 @@ class Prompts:
 
     def __post_init__(self) -> None:
         fitted(type(self), vars(self))
+        if self.jobs is None and (self.trust or self.part != "1/1"):
+            raise SettingError(f"{'trust' if self.trust else 'part'} is about the jobs of a file: give --jobs, or leave it out")
 
     @property
     def all(self) -> list[tuple[Any, int]]:

@@ -684,13 +684,13 @@ def test_an_unknown_name_offers_the_closest() -> None:
         ("ddim", {"etta": 0.5}, r"'ddim' has no option 'etta': did you mean 'eta'\? it takes clip_sample, .*timestep_spacing"),
         ("ddim", {"use_karras_sigmas": True}, "'ddim' has no option 'use_karras_sigmas': "),
         ("ddim", {"eta": 1.5}, "'eta'.*'ddim' came as 1.5: it must be between 0"),
-        ("ddim", {"eta": "much"}, "'eta'.*'ddim' came as 'much': it must be of the type float"),
+        ("ddim", {"eta": "much"}, "'eta'.*'ddim' came as 'much': it must be a number, such as 0.0"),
         (
             "ddim",
             {"timestep_spacing": "even"},
             "'timestep_spacing'.*'even': it must be one of 'leading', 'trailing', 'linspace'",
         ),
-        ("ddim", {"set_alpha_to_one": 1}, "'set_alpha_to_one'.*came as 1: it must be of the type bool"),
+        ("ddim", {"set_alpha_to_one": 1}, "'set_alpha_to_one'.*came as 1: it must be true or false"),
         (
             "ddim",
             {"prediction_type": "sample"},

@@ -217,6 +217,8 @@ def test_what_is_wrong_with_a_configuration_is_told(
             ["generate", "x", "--seed", "1..3", "--out", "a.png"],
             "3 pictures cannot be written to one file a.png: name a folder",
         ),
+        (["generate", "x", "--part", "2/8"], "part is about the jobs of a file: give --jobs"),
+        (["generate", "x", "--trust"], "trust is about the jobs of a file: give --jobs"),
         (["generate", "x", "--guidances.weight=3"], "add one before it, --guidances+=NAME"),
         (["generate", "x", "--guidances+=msd", "--guidances.norm=sum"], "msd has no setting 'norm' any more: "),
         (["generate", "x", "--guidances+=panokit_msd:MSDGuidance.paper"], "write MSDPaper, or msd_paper as a plugin's name"),

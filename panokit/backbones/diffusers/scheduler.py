@@ -15,6 +15,7 @@ from panokit.backbones.diffusers.kinds import FLOW, KINDS, LEADING, NOT_OF_FLOWS
 from panokit.backbones.diffusers.solver import DiffusersSolver, rehearse, require_signal, without_numpy_warnings
 from panokit.backbones.diffusers.timesteps import set_steps
 from panokit.errors import FallbackWarning, PluginNotFoundError, SettingError, reason_of
+from panokit.hints import words
 from panokit.plain import map_leaves
 from panokit.rehearsal import alike
 from panokit.scheduler import Scheduler, Training
@@ -199,7 +200,7 @@ def _check(name: str, option: str, value: Any, arguments: Mapping[str, inspect.P
     if get_origin(annotation) is Literal and value not in get_args(annotation):
         expected = f"one of {', '.join(map(repr, get_args(annotation)))}"
     elif default is not None and type(value) is not type(default) and (type(value), type(default)) != (int, float):
-        expected = f"of the type {type(default).__name__}, such as {default!r}"
+        expected = f"{words(type(default))}, such as {default!r}"
     elif option == "eta" and not 0 <= value <= 1:
         expected = "between 0, no noise, and 1"
     else:
