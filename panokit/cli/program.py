@@ -51,6 +51,7 @@ _SUMMARY = "Makes panoramas with pretrained diffusion models, from interchangeab
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
     "rerun": commands.rerun,
+    "studio": commands.studio,
     "evaluate": commands.evaluate,
     "plugins": commands.plugins,
     "check": commands.check,
