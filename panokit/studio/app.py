@@ -10,7 +10,7 @@ from inspect import isgeneratorfunction
 from typing import Any, final
 
 import gradio as gr
-from PIL import Image, ImageChops
+from PIL import Image
 
 from panokit.errors import PanokitError, SettingError
 from panokit.jobs import Worker
@@ -19,6 +19,7 @@ from panokit.settings import Composition
 from panokit.studio.asked import Asked
 from panokit.studio.forms import field
 from panokit.studio.history import Entry, Session, Sessions
+from panokit.studio.paintings import mask_of, painting
 from panokit.studio.panels import Models, Panel, Parts, Sizes, Texts
 from panokit.studio.runs import LONGEST, Runs, State, line_of
 from panokit.studio.uploads import picture_of, recipe_of
@@ -31,6 +32,8 @@ CSS = """
 #status .failed {color: var(--error-text-color, #b91c1c)}
 #status progress {width: 100%; height: 6px; accent-color: var(--primary-500)}
 #result img {width: 100%; object-fit: contain; max-height: 70vh}
+#gallery .grid-wrap {padding-top: 30px}
+#gallery .thumbnail-item {aspect-ratio: 2.5}
 #preview img {width: 100%; border-radius: 8px; display: block}
 .nothing {border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 3.5em 1em; text-align: center;
   opacity: .7}
@@ -60,7 +63,16 @@ class Page:
         """Draw the page."""
         # Of what the library caches, nothing is older than a day; it looks each hour.
         with gr.Blocks(title="panokit studio", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-            gr.Markdown("# panokit studio\nPanoramas from pretrained diffusion models.")
+            with gr.Row(equal_height=True):
+                gr.Markdown("# panokit studio")
+                self.open = gr.UploadButton(
+                    "Open a picture, to get its settings back",
+                    file_types=["image"],
+                    size="sm",
+                    scale=0,
+                    min_width=320,
+                    elem_id="open",
+                )
             with gr.Row():
                 with gr.Column(scale=5, min_width=380):
                     self._draw_composition()
@@ -72,7 +84,7 @@ class Page:
         return blocks
 
     def _draw_composition(self) -> None:
-        texts = Texts()
+        self.texts = Texts()
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=2)
             self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", scale=1)
@@ -94,7 +106,7 @@ class Page:
                     gr.Markdown(f"**Plugins that cannot be used**\n{lines}", elem_id="broken")
             with gr.Tab("Start from a picture"):
                 self._draw_start()
-        self.panels: list[Panel] = [texts, sizes, models, *parts]
+        self.panels: list[Panel] = [self.texts, sizes, models, *parts]
         self.inputs = [component for panel in self.panels for component in panel.components]
         self.seed, self.lock = sizes.seed, sizes.lock
 
@@ -142,7 +154,7 @@ class Page:
         self.gallery = gr.Gallery(
             label="Made here: a click brings its settings back",
             visible=False,
-            columns=4,
+            columns=3,
             height=220,
             fit_columns=False,
             allow_preview=False,
@@ -151,11 +163,14 @@ class Page:
             object_fit="contain",
             elem_id="gallery",
         )
-        with gr.Accordion("This picture as a command, as YAML, as Python", open=False, visible=False) as self.copies:
-            self.command = gr.Code(language="shell", label="Command", interactive=False, wrap_lines=True, elem_id="command")
-            self.yaml = gr.Code(language="yaml", label="YAML, for --config", interactive=False, elem_id="yaml")
-            self.python = gr.Code(language="python", label="Python", interactive=False, elem_id="python")
-        self.open = gr.UploadButton("Open a picture, to get its settings back", file_types=["image"], size="sm", elem_id="open")
+        with gr.Accordion("This picture as a command, as YAML, as Python", open=False, visible=False) as self.copies, gr.Tabs():
+            shown: dict[str, Any] = {"interactive": False, "wrap_lines": True, "show_label": False, "lines": 3, "max_lines": 24}
+            with gr.Tab("Command"):
+                self.command = gr.Code(language="shell", elem_id="command", **shown)
+            with gr.Tab("YAML, for --config"):
+                self.yaml = gr.Code(language="yaml", elem_id="yaml", **shown)
+            with gr.Tab("Python"):
+                self.python = gr.Code(language="python", elem_id="python", **shown)
 
     def _connect(self) -> None:
         """Say what each button does."""
@@ -183,14 +198,15 @@ class Page:
         """What the values of the page ask for."""
         *inputs, painted, strength, at = values
         options: dict[str, Any] = {}
+        areas = self.texts.areas(inputs[: len(self.texts.components)])
         for panel in self.panels:
             options |= panel.options(inputs[: len(panel.components)])
             inputs = inputs[len(panel.components) :]
         image = self.sessions.of(request.session_hash).start
         if image is None:
-            return Asked(options)
+            return Asked(options, areas=areas)
         placed = {"strength": self._strength.setting(strength), "at": _place(at)}
-        return Asked({**options, **placed}, image, _mask(painted, image.size))
+        return Asked({**options, **placed}, image, mask_of(painted, image.size), areas)
 
     def _generate(self, request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         session = self.sessions.of(request.session_hash)
@@ -210,6 +226,9 @@ class Page:
                 ended[self.gallery] = gr.update(value=[str(entry.path) for entry in session.entries], visible=True)
             except PanokitError as error:  # the disk is full
                 state = State(line_of(error), ended=True, failed=True)
+        elif state.failed:  # the last picture comes back
+            ended[self.preview] = gr.update(visible=session.current is None)
+            ended |= {part: gr.update(visible=session.current is not None) for part in (self.result, self.actions)}
         yield ended | {self.status: _line(state)}
 
     def _shown(self, entry: Entry, session: Session) -> dict[Any, Any]:
@@ -265,6 +284,7 @@ class Page:
         editor = _editor(entry.asked.image) if entry.asked.image else gr.update(value=None, visible=False)
         words = f"the settings are those of this picture, seed {entry.recipe['seed']}"
         changes = self._restored({**entry.recipe, "prompt": entry.asked.options["prompt"]})
+        changes |= self.texts.painted(entry.asked.areas)
         return {self.status: _words(words), self.editor: editor, **changes, **self._shown(entry, session)}
 
     def _restored(self, options: Mapping[str, Any]) -> dict[Any, Any]:
@@ -345,16 +365,7 @@ def _editor(image: Image.Image) -> Any:
     """The change that shows a picture to paint a mask on."""
     small = image.copy()
     small.thumbnail((_PAINTED, _PAINTED))
-    return gr.update(value={"background": small, "layers": [], "composite": small}, visible=True)
-
-
-def _mask(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> Image.Image | None:
-    """What is painted over a picture, in white, as large as the picture; None if nothing is."""
-    mask = Image.new("L", size)
-    for layer in (painted or {}).get("layers") or []:
-        where = layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha else 0)
-        mask = ImageChops.lighter(mask, where.resize(size, Image.Resampling.NEAREST))
-    return mask if mask.getbbox() else None
+    return gr.update(value=painting({}, small), visible=True)
 
 
 def _place(text: str | None) -> list[int] | None:

@@ -1,6 +1,6 @@
 """What a page asks for: a job as plain data with its pictures. Whoever sends it is not trusted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -30,13 +30,13 @@ class Asked:
         options: the options of a job, as plain data without pictures.
         image: the picture to start from.
         mask: white where that picture is painted anew.
-        areas: painted regions: a picture that is white there, and its text.
+        areas: painted regions, by colour: a picture that is white there, and its text.
     """
 
     options: Mapping[str, Any]
     image: Image | None = None
     mask: Image | None = None
-    areas: Sequence[tuple[Image, str]] = field(default_factory=tuple)
+    areas: Mapping[str, tuple[Image, str]] = field(default_factory=dict)
 
     def job(self, offered: object = None) -> Job:
         """The job, if it keeps the limits of the studio.
@@ -69,7 +69,7 @@ class Asked:
         plan = worker.plan(job) if self.image is None else worker.plan(_without_picture(job))
         if self.image is not None or self.areas:
             regions = () if isinstance(prompt, str) else prompt.parts
-            areas = tuple(Region(area, text) for area, text in self.areas)
+            areas = tuple(Region(area, text) for area, text in self.areas.values())
             if areas:
                 prompt = Regions((*regions, *areas), prompt if isinstance(prompt, str) else prompt.elsewhere)
             plan = plan.sampler.plan(prompt, **settings | drawn)

@@ -51,9 +51,16 @@ class Field:
     whole: bool = False
     optional: bool = False
 
-    def draw(self) -> Any:
-        """Make the component."""
-        common = {"label": self.name, "info": self.meaning or None, "interactive": True, "value": self.shown(self.default)}
+    def draw(self, owner: str) -> Any:
+        """Make the component.
+
+        Args:
+            owner: whose setting it is. The component's id in the page is `OWNER-NAME`.
+        """
+        common: dict[str, Any] = {"interactive": True, "value": self.shown(self.default), "elem_id": f"{owner}-{self.name}"}
+        if self.sort == "yaml":
+            return gr.Code(language="yaml", lines=1, show_line_numbers=False, label=f"{self.name}, as YAML", **common)
+        common |= {"label": self.name, "info": self.meaning or None}
         if self.sort == "switch":
             return gr.Checkbox(**common)
         if self.sort == "choice":
@@ -66,11 +73,6 @@ class Field:
         if self.sort == "number":
             step = 1 if self.whole else 0.1
             return gr.Number(precision=0 if self.whole else None, minimum=self.low, maximum=self.high, step=step, **common)
-        if self.sort == "yaml":
-            return gr.Code(
-                language="yaml", lines=1, show_line_numbers=False, label=f"{self.name}, as YAML", value=common["value"],
-                interactive=True,
-            )  # fmt: skip
         return gr.Textbox(**common)
 
     def shown(self, setting: Any) -> Any:
@@ -131,7 +133,7 @@ class Form:
         """Make the components, in the order of the fields."""
         if self.fields is None:
             return [gr.Code(language="yaml", lines=3, label=f"all settings of {self.name}, as YAML", interactive=True)]
-        return [field.draw() for field in self.fields]
+        return [field.draw(self.name) for field in self.fields]
 
     def part(self, values: Sequence[Any]) -> dict[str, Any]:
         """The plugin as plain data, with the settings that differ from their defaults.

@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 import gradio as gr
 from docstring_parser import parse
+from PIL.Image import Image
 
 from panokit import registry
 from panokit.composition import BASES, build, describe
@@ -17,6 +18,7 @@ from panokit.hints import hints_of
 from panokit.registry import Kind
 from panokit.settings import Settings
 from panokit.studio.forms import Form, field, forms_of
+from panokit.studio.paintings import COLOURS, SIZE, areas_of, painting
 
 Option = Literal["scheduler", "layout", "fuser", "guidances"]
 KINDS: Mapping[Option, Kind] = {
@@ -64,7 +66,7 @@ class Panel(ABC):
 
 @final
 class Texts(Panel):
-    """Prompt and negative prompt, and boxes with texts of their own."""
+    """Prompt and negative prompt, and regions with texts of their own: boxes, or painted ones."""
 
     HEADERS = ("left", "top", "right", "bottom", "text", "negative_prompt", "weight")
 
@@ -72,30 +74,82 @@ class Texts(Panel):
         self.prompt = gr.Textbox(label="Prompt", lines=2, placeholder="a lake between mountains at dawn", elem_id="prompt")
         self.negative = gr.Textbox(label="Negative prompt", info="What to avoid.", elem_id="negative")
         with gr.Accordion("Regions with texts of their own", open=False):
-            gr.Markdown(
-                "Each row is a box on the canvas. Its borders are numbers from 0 to 1: 0 is left or top, 1 is right or bottom. "
-                "The prompt above is for the rest. Later boxes lie on earlier ones; where boxes have weights, they mix."
-            )
-            self.boxes = gr.Dataframe(
-                headers=list(self.HEADERS),
-                datatype=["number"] * 4 + ["str"] * 2 + ["number"],
-                type="array",
-                row_count=1,
-                column_count=len(self.HEADERS),
-                interactive=True,
-                label="Boxes",
-                elem_id="boxes",
-            )
-            self.sketch = gr.HTML(_sketch([]))
-            self.boxes.change(
-                lambda rows: _sketch(rows), self.boxes, self.sketch, show_progress="hidden", api_visibility="private"
-            )
-        self.components = [self.prompt, self.negative, self.boxes]
+            gr.Markdown("The prompt above is for the rest of the canvas.")
+            with gr.Tab("Boxes"):
+                self._draw_boxes()
+            with gr.Tab("Painted"):
+                self._draw_sheet()
+        self.components = [self.prompt, self.negative, self.boxes, self.sheet, *self.colours.values()]
+
+    def _draw_boxes(self) -> None:
+        gr.Markdown(
+            "Each row is a box. Its borders are numbers from 0 to 1: 0 is left or top, 1 is right or bottom. "
+            "Later boxes lie on earlier ones; where boxes have weights, they mix."
+        )
+        self.boxes = gr.Dataframe(
+            headers=list(self.HEADERS),
+            datatype=["number"] * 4 + ["str"] * 2 + ["number"],
+            type="array",
+            row_count=1,
+            column_count=len(self.HEADERS),
+            interactive=True,
+            show_label=False,
+            elem_id="boxes",
+        )
+        sketch = gr.HTML(_sketch([]))
+        self.boxes.change(_sketch, self.boxes, sketch, show_progress="hidden", api_visibility="private")
+
+    def _draw_sheet(self) -> None:
+        self.sheet = gr.ImageEditor(
+            painting({}),
+            label="The canvas: each colour has a text",
+            type="pil",
+            sources=(),
+            transforms=(),
+            layers=False,
+            canvas_size=SIZE,
+            fixed_canvas=True,
+            height=260,
+            brush=gr.Brush(default_size=30, colors=[*COLOURS.values()], default_color=COLOURS["red"], color_mode="fixed"),
+            interactive=True,
+            elem_id="sheet",
+        )
+        self.colours = {}
+        names = [*COLOURS]
+        for pair in (names[:2], names[2:]):
+            with gr.Row():
+                self.colours |= {name: gr.Textbox(label=f"what is {name}", elem_id=f"colour-{name}") for name in pair}
+
+    def areas(self, values: Sequence[Any]) -> dict[str, tuple[Image, str]]:
+        """The painted regions, by colour: a picture that is white there, and its text.
+
+        Args:
+            values: those of the components.
+
+        Raises:
+            SettingError: a colour that is painted with has no text.
+        """
+        painted, *texts = values[3:]
+        areas = areas_of(painted)
+        written = dict(zip(self.colours, texts, strict=True))
+        for name in areas:
+            if not (written[name] or "").strip():
+                raise SettingError(f"the painted region in {name} has no text: write what is {name}, or erase it")
+        return {name: (area, written[name].strip()) for name, area in areas.items()}
+
+    def painted(self, areas: Mapping[str, tuple[Image, str]]) -> dict[Any, Any]:
+        """The values that show painted regions, by component.
+
+        Args:
+            areas: what `areas` returned.
+        """
+        sheet = painting({name: area for name, (area, _) in areas.items()})
+        return {self.sheet: sheet, **{box: areas[name][1] if name in areas else "" for name, box in self.colours.items()}}
 
     def options(self, values: Sequence[Any]) -> dict[str, Any]:
-        prompt, negative, rows = values
+        prompt, negative, rows, sheet, *_ = values
         regions = [self._region(row) for row in rows if any(cell not in (None, "") for cell in row)]
-        if not regions and not (prompt or "").strip():
+        if not regions and not areas_of(sheet) and not (prompt or "").strip():
             raise SettingError("there is no prompt: write what to paint")
         text = (prompt or "").strip()
         return {"prompt": {"regions": regions, "elsewhere": text} if regions else text, "negative_prompt": negative or ""}
@@ -118,12 +172,12 @@ class Texts(Panel):
     def shown(self, options: Mapping[str, Any]) -> list[Any]:
         prompt, negative = options.get("prompt", ""), options.get("negative_prompt") or ""
         if isinstance(prompt, str):
-            return [prompt, negative, [[None] * len(self.HEADERS)]]
+            return [prompt, negative, [[None] * len(self.HEADERS)], *self.painted({}).values()]
         boxes = [{"box": box, "text": text} for box, text in prompt.get("boxes") or []]
         regions = [*boxes, *(prompt.get("regions") or [])]
         names = self.HEADERS[4:]
         rows = [[*region["box"], *(region.get(name) for name in names)] for region in regions]
-        return [prompt.get("elsewhere", ""), negative, rows]
+        return [prompt.get("elsewhere", ""), negative, rows, *self.painted({}).values()]
 
 
 def _sketch(rows: Sequence[Sequence[Any]]) -> str:
@@ -155,7 +209,7 @@ class Sizes(Panel):
         self.components = []
         for k in range(0, len(self.NAMES), 2):
             with gr.Row():
-                self.components += [one.draw() for one in (self._form.fields or ())[k : k + 2]]
+                self.components += [one.draw(self._form.name) for one in (self._form.fields or ())[k : k + 2]]
         with gr.Row():
             self.seed = gr.Textbox("0", label="seed", info="The same seed makes the same picture.", elem_id="seed")
             self.lock = gr.Checkbox(
