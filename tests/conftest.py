@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from playwright.sync_api import Browser
 
     from panokit import Model, Runtime
 
@@ -77,3 +80,24 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
             lambda name, **settings: deepcopy(read) if (name, settings) == (str(path), {}) else load_model(name, **settings),
         )
         yield path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a window, which draws in software and has no network of its own accord."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("pages are looked at with Chromium, which is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Chromium is driven by playwright, which is not installed")
+    graphics = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    quiet = [
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--no-first-run", *graphics, *quiet])
+        yield browser
+        browser.close()

@@ -20,6 +20,9 @@ STEPS = 1000
 LETTERS = 4000
 """The most letters of all texts together."""
 
+_WITH_PICTURE = ("strength", "at")
+"""The options that a job has only with a picture to start from."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class Asked:
     areas: Mapping[str, tuple[Image, str]] = field(default_factory=dict)
 
     def job(self, offered: object = None) -> Job:
-        """The job, if it keeps the limits of the studio.
+        """The job without its pictures and what they need, if it keeps the limits of the studio.
 
         Args:
             offered: a model besides the installed ones.
@@ -48,10 +51,8 @@ class Asked:
             SettingError: a value is too large or cannot work, or the job names what is not installed.
         """
         options = {name: value for name, value in self.options.items() if value is not None}
-        if self.image is None:
-            options = {name: value for name, value in options.items() if name not in ("strength", "at")}
         check(options, offered)
-        return Job.of(options)
+        return Job.of({name: value for name, value in options.items() if name not in _WITH_PICTURE})
 
     def plan(self, worker: Worker, offered: object = None) -> Plan:
         """Plan the picture.
@@ -65,14 +66,15 @@ class Asked:
         """
         job = self.job(offered)
         settings, prompt = job.settings.as_data(), job.prompt
-        drawn = {"image": self.image, "mask": self.mask}
-        plan = worker.plan(job) if self.image is None else worker.plan(_without_picture(job))
+        plan = worker.plan(job)
         if self.image is not None or self.areas:
             regions = () if isinstance(prompt, str) else prompt.parts
             areas = tuple(Region(area, text) for area, text in self.areas.values())
             if areas:
                 prompt = Regions((*regions, *areas), prompt if isinstance(prompt, str) else prompt.elsewhere)
-            plan = plan.sampler.plan(prompt, **settings | drawn)
+            if self.image is not None:
+                settings |= {name: self.options.get(name) for name in _WITH_PICTURE}
+            plan = plan.sampler.plan(prompt, **settings | {"image": self.image, "mask": self.mask})
         width, height = plan.size
         if width * height > PIXELS:
             raise SettingError(f"{width} x {height} pixels are more than the studio makes, {PIXELS}: make it smaller")
@@ -104,12 +106,9 @@ def check(options: Mapping[str, Any], offered: object = None) -> None:
     prompt = options.get("prompt")
     scene = () if prompt is None else (prompt_from(prompt),)
     texts = [text for part in scene for text in ((part,) if isinstance(part, str) else part.texts)]
-    letters = sum(map(len, (*texts, options.get("negative_prompt") or "")))
+    texts = [*texts, options.get("negative_prompt") or ""]
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise SettingError("a text holds half a character, which is no Unicode: write it again")
+    letters = sum(map(len, texts))
     if letters > LETTERS:
         raise SettingError(f"the texts have {letters} letters: the studio takes up to {LETTERS}, all together")
-
-
-def _without_picture(job: Job) -> Job:
-    """The same job without what needs a picture to start from."""
-    settings = {name: value for name, value in job.settings.as_data().items() if name not in ("strength", "at")}
-    return Job(job.prompt, type(job.settings)(**settings), job.composition)

@@ -278,7 +278,7 @@ def _range(hint: Any, meaning: str) -> tuple[float | None, float | None]:
     """The least and the greatest value, by `Annotated` or by the words of the docstring. Open ends are a hundredth inside."""
     notes = [note for part in (hint, *get_args(hint)) if get_origin(part) is Annotated for note in get_args(part)[1:]]
     bounds = {key: getattr(note, key) for note in notes for key in ("ge", "gt", "le", "lt") if hasattr(note, key)}
-    bounds = {key: bound for key, bound in bounds.items() if bound is not None}
+    bounds = {key: float(bound) for key, bound in bounds.items() if bound is not None}
     if not bounds and (match := _INTERVAL.search(meaning)):
         bounds = {"ge" if match[1] == "[" else "gt": float(match[2]), "le" if match[4] == "]" else "lt": float(match[3])}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
