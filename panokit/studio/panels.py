@@ -114,7 +114,7 @@ class Texts(Panel):
             interactive=True,
             elem_id="sheet",
         )
-        self.colours = {}
+        self.colours: dict[str, Any] = {}
         names = [*COLOURS]
         for pair in (names[:2], names[2:]):
             with gr.Row():
