@@ -27,10 +27,14 @@ from panokit.studio.uploads import picture_of, recipe_of
 _PAINTED = 1024
 """The most pixels along a side of the picture that a mask is painted on."""
 CSS = """
-.gradio-container {max-width: 1500px !important; margin: 0 auto !important}
+.gradio-container {--block-info-text-color: var(--neutral-500);max-width: 1500px !important; margin: 0 auto !important}
 #status {min-height: 1.6em; font-size: 1.05em}
 #status .failed {color: var(--error-text-color, #b91c1c)}
-#status progress {width: 100%; height: 6px; accent-color: var(--primary-500)}
+#status progress {width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px; overflow: hidden;
+  background: var(--border-color-primary)}
+#status progress::-webkit-progress-bar {background: var(--border-color-primary)}
+#status progress::-webkit-progress-value {background: var(--primary-500)}
+#status progress::-moz-progress-bar {background: var(--primary-500)}
 #result img {width: 100%; object-fit: contain; max-height: 70vh}
 #gallery .grid-wrap {padding-top: 30px}
 #gallery .thumbnail-item {aspect-ratio: 2.5}

@@ -111,6 +111,7 @@ def _run(
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+    from gradio import processing_utils
     from PIL import Image
 
     from panokit.jobs import Worker
@@ -123,11 +124,14 @@ def _run(
     Image.MAX_IMAGE_PIXELS = PIXELS // 2  # Pillow refuses twice as many, wherever a library opens a picture
     worker = Worker({"model": load_model(model)} if model else {}, trusted=False)
     runs, sessions = Runs(), Sessions(folder / "pictures")
-    page = Page(worker, runs, sessions, model)
+    blocks = Page(worker, runs, sessions, model).blocks()
+    # Files that a request names are compared with those that were uploaded only where a page counts as launched.
+    blocks.has_launched = blocks.is_running = True
+    processing_utils.async_ssrf_protected_download = processing_utils.ssrf_protected_download = _refuse
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app,
-        page.blocks(),
+        blocks,
         path="/",
         auth=(USER, password) if password else None,
         auth_message="panokit studio: the user is panokit",
@@ -166,6 +170,11 @@ def _run(
         raise KeyboardInterrupt  # it ends by signals alone, and one of them may be ignored
     finally:
         runs.close()
+
+
+def _refuse(url: str, *args: Any, **kwargs: Any) -> str:
+    """Fetch nothing: a request may name a file of another server in the place of an upload."""
+    raise SettingError(f"the studio fetches nothing from other servers, and {url!r:.80} was asked for: upload the file")
 
 
 @final

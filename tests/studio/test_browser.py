@@ -70,14 +70,20 @@ def status(page: Page, words: str) -> str:
     return line.inner_text()
 
 
+def made(page: Page, count: int = 1) -> None:
+    """Wait for the pictures of a page."""
+    page.wait_for_function(f"document.querySelectorAll('#gallery .thumbnail-item').length === {count}")
+    status(page, "pixels in")
+
+
 def line(page: Page) -> str:
     """The message in the corner of the page, which is closed."""
     message = page.locator(".toast-body").first
     message.wait_for()
-    text = message.locator(".toast-text").inner_text()
-    message.locator(".toast-close").click()
+    text = message.inner_text().strip()
+    message.get_by_role("button").last.click()
     message.wait_for(state="detached")
-    return text
+    return text.rpartition("\n")[2]
 
 
 def seed(page: Page) -> str:
@@ -133,14 +139,13 @@ def test_each_picture_has_a_new_seed_unless_it_is_kept_and_a_and_b_stand_side_by
     assert f"--seed {first}" in page.locator("#command").inner_text().replace("\n", " ")
     page.uncheck("#lock input")
     ask(page)
-    status(page, "pixels in")
-    page.wait_for_function("document.querySelectorAll('#gallery .thumbnail-item').length === 3")
+    made(page, 3)
     assert seed(page) != first
 
 
 def test_a_run_is_stopped_and_the_next_one_is_whole(page: Page, tmp_path: Path) -> None:
     ask(page, steps=900)
-    status(page, "step 2 of 900")
+    status(page, r"step \d+ of 900")
     page.click("#stop")
     status(page, "stopped after step")
     ask(page, steps=2)
@@ -173,7 +178,7 @@ def test_a_picture_gives_its_settings_back_from_a_file_and_from_the_gallery(open
     status(page, "pixels in")
     path, number = download(page, tmp_path), seed(page)
     ask(page, "a lake", steps=3)
-    status(page, "pixels in")
+    made(page, 2)
     page.locator("#gallery .thumbnail-item").first.click()
     status(page, f"the settings are those of this picture, seed {number}")
     assert page.input_value("#prompt textarea") == "hills with flowers"
@@ -224,19 +229,23 @@ def test_a_picture_is_varied_where_it_is_painted_over(page: Page, tmp_path: Path
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2, steps=8)
     page.mouse.up()
     page.click("#generate")
-    page.wait_for_function("document.querySelectorAll('#gallery .thumbnail-item').length === 2")
+    made(page, 2)
     kept = recipe.read(download(page, tmp_path))
     assert kept["image"].startswith("sha256:")
     assert kept["mask"].startswith("sha256:")
 
 
-def test_the_pictures_of_a_closed_tab_are_removed(opened: Callable[[], Page], temporary: Path) -> None:
-    page = opened()
+def test_a_closed_tab_leaves_neither_a_run_nor_pictures(opened: Callable[[], Page], temporary: Path) -> None:
+    page, other = opened(), opened()
     before = {*temporary.rglob("*.png")}
     ask(page, "hills")
-    status(page, "pixels in")
+    made(page)
     (path,) = {*temporary.rglob("*.png")} - before
+    ask(page, "hills", steps=900)
+    status(page, r"step \d+ of 900")
+    ask(other, "a lake")
     page.close()
+    made(other)
     until = time.monotonic() + 60
     while path.exists() and time.monotonic() < until:
         time.sleep(0.2)

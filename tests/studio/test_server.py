@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from panokit.cli import main
 from panokit.errors import SettingError
+from panokit.recipe import embedded
 from panokit.studio.server import check_host, is_loopback, listen
 
 if TYPE_CHECKING:
@@ -125,6 +128,47 @@ def test_no_file_of_the_machine_and_no_other_server_is_served(studio: Served, pa
 
 def test_files_of_the_folder_that_it_was_started_in_are_not_served(studio: Served) -> None:
     assert status(f"{studio.url}/gradio_api/file={Path('pyproject.toml').resolve()}") == 403
+
+
+def uploaded(url: str, path: Path) -> str:
+    """Upload a file; the name that the studio gives it."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    body = head + path.read_bytes() + b"\r\n--x--\r\n"
+    request = urllib.request.Request(f"{url}/gradio_api/upload", body, {"content-type": "multipart/form-data; boundary=x"})
+    (name,) = json.load(urllib.request.urlopen(request))
+    return name
+
+
+def asked(url: str, button: str, file: str) -> bool:
+    """Send an upload button a file that nobody uploaded; whether the studio took it."""
+    page = json.load(urllib.request.urlopen(f"{url}/config"))
+    ids = {part["props"].get("elem_id"): part["id"] for part in page["components"]}
+    (event,) = [event["id"] for event in page["dependencies"] if event["inputs"] == [ids[button]]]
+    session = secrets.token_hex(8)
+    data = [{"path": file, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}]
+    body = json.dumps({"data": data, "fn_index": event, "session_hash": session, "trigger_id": ids[button]}).encode()
+    request = urllib.request.Request(f"{url}/gradio_api/queue/join", body, {"content-type": "application/json"})
+    urllib.request.urlopen(request)
+    with urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash={session}", timeout=30) as answers:
+        for line in answers:
+            if b"process_completed" in line:
+                return json.loads(line.removeprefix(b"data: "))["success"]
+    raise AssertionError("no answer")
+
+
+@pytest.mark.parametrize("button", ["choose", "open"])
+def test_a_request_cannot_name_a_file_of_the_machine_in_the_place_of_an_upload(
+    studio: Served, tmp_path: Path, button: str
+) -> None:
+    recipe = {"prompt": "a", "height": 128, "width": 256, "seed": 1, "model": "landscapes"}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", **embedded(recipe, "PNG"))
+    assert not asked(studio.url, button, str(tmp_path / "a.png"))
+    assert asked(studio.url, button, uploaded(studio.url, tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/a.png", "https://example.org/a.png"])
+def test_a_request_cannot_name_a_file_of_another_server(studio: Served, url: str) -> None:
+    assert not asked(studio.url, "choose", url)
 
 
 @pytest.mark.parametrize(("name", "answer"), [("evil.example:7860", 403), ("localhost:7860", 200), ("127.0.0.1", 200)])
