@@ -27,7 +27,7 @@ from panokit.studio.uploads import picture_of, recipe_of
 _PAINTED = 1024
 """The most pixels along a side of the picture that a mask is painted on."""
 CSS = """
-.gradio-container {--block-info-text-color: var(--neutral-500);max-width: 1500px !important; margin: 0 auto !important}
+.gradio-container {--block-info-text-color: var(--neutral-500); max-width: 1500px !important; margin: 0 auto !important}
 #status {min-height: 1.6em; font-size: 1.05em}
 #status .failed {color: var(--error-text-color, #b91c1c)}
 #status progress {width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px; overflow: hidden;
@@ -67,16 +67,13 @@ class Page:
         """Draw the page."""
         # Of what the library caches, nothing is older than a day; it looks each hour.
         with gr.Blocks(title="panokit studio", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-            with gr.Row(equal_height=True):
-                gr.Markdown("# panokit studio")
-                self.open = gr.UploadButton(
-                    "Open a picture, to get its settings back",
-                    file_types=["image"],
-                    size="sm",
-                    scale=0,
-                    min_width=320,
-                    elem_id="open",
-                )
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    gr.Markdown("# panokit studio")
+                with gr.Column(scale=0, min_width=320):
+                    self.open = gr.UploadButton(
+                        "Open a picture, to get its settings back", file_types=["image"], size="sm", elem_id="open"
+                    )
             with gr.Row():
                 with gr.Column(scale=5, min_width=380):
                     self._draw_composition()

@@ -7,6 +7,7 @@ import webbrowser
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
+from urllib.parse import urlsplit
 
 from panokit.errors import SettingError
 
@@ -181,7 +182,8 @@ def _refuse(url: str, *args: Any, **kwargs: Any) -> str:
 class Guard:
     """Answers requests for this page alone, in front of an application.
 
-    A page of somebody else could name this machine as its own (DNS rebinding), or ask for files of other servers through it.
+    A page of somebody else could name this machine as its own (DNS rebinding), send requests to it, or ask for files of other
+    servers through it.
 
     Args:
         app: the application.
@@ -200,7 +202,15 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _is_allowed(self, scope: "Scope") -> bool:
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        foreign = self._names is not None and name.strip("[]").lower() not in self._names
-        return not foreign and "file=http" not in scope["path"].replace(":/", "")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        asked = [f"//{headers.get(b'host', '')}", *([headers[b"origin"]] if b"origin" in headers else [])]
+        own = self._names is None or all(_name_in(url) in self._names for url in asked)
+        return own and "file=http" not in scope["path"]
+
+
+def _name_in(url: str) -> str | None:
+    """The name of the host in an address; None if it has none."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

@@ -171,9 +171,19 @@ def test_a_request_cannot_name_a_file_of_another_server(studio: Served, url: str
     assert not asked(studio.url, "choose", url)
 
 
-@pytest.mark.parametrize(("name", "answer"), [("evil.example:7860", 403), ("localhost:7860", 200), ("127.0.0.1", 200)])
-def test_a_page_that_names_this_machine_as_its_own_is_not_answered(studio: Served, name: str, answer: int) -> None:
-    assert status(studio.url, Host=name) == answer
+@pytest.mark.parametrize(
+    ("headers", "answer"),
+    [
+        ({"Host": "evil.example:7860"}, 403),
+        ({"Host": "["}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:7860"}, 200),
+        ({"Host": "127.0.0.1", "Origin": "http://127.0.0.1:7860"}, 200),
+    ],
+)
+def test_requests_of_other_sites_are_not_answered(studio: Served, headers: dict[str, str], answer: int) -> None:
+    assert status(studio.url, **headers) == answer
 
 
 def test_ctrl_c_ends_it_without_a_trace(locked: Served, temporary: Path) -> None:
