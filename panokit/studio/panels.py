@@ -84,16 +84,19 @@ class Texts(Panel):
     def _draw_boxes(self) -> None:
         gr.Markdown(
             "Each row is a box. Its borders are numbers from 0 to 1: 0 is left or top, 1 is right or bottom. "
-            "Later boxes lie on earlier ones; where boxes have weights, they mix."
+            "Later boxes lie on earlier ones; where boxes have weights, they mix. The menu of a row, ⋮, adds another one."
         )
         self.boxes = gr.Dataframe(
-            headers=list(self.HEADERS),
+            [[None] * len(self.HEADERS)],
+            headers=["left", "top", "right", "bottom", "text", "negative", "weight"],
             datatype=["number"] * 4 + ["str"] * 2 + ["number"],
             type="array",
             row_count=1,
             column_count=len(self.HEADERS),
             interactive=True,
             show_label=False,
+            buttons=[],
+            column_widths=["11%", "10%", "13%", "15%", "20%", "17%", "14%"],
             elem_id="boxes",
         )
         sketch = gr.HTML(_sketch([]))

@@ -39,7 +39,7 @@ def serve(host: str, port: int, password: str | None, model: str | None, *, brow
     check_host(host, password)
     listening = listen(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="panokit-studio-") as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder}
         _run(listening, host, port, password, model, Path(folder), browser=browser)
 
 
@@ -143,7 +143,6 @@ def _run(
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        run_history=False,
         footer_links=[],
         theme=gr.themes.Default(
             primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
