@@ -23,17 +23,19 @@ from panokit.layout import Layout
 from panokit.moved import no_attribute
 from panokit.panorama import Panorama
 from panokit.plain import check_depth
-from panokit.recipe import MODEL_FILES, check_files, check_names, check_plain, embedded
+from panokit.recipe import MODEL_FILES, VERSIONS, check_files, check_names, check_plain, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
 from panokit.scheduler import Scheduler
-from panokit.settings import SETTINGS, Composition, Part, Settings, unknown_option
+from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Settings, unknown_option
 
 PARTS = tuple(field.name for field in fields(Composition))
 """The options of a job that name its parts."""
 JOB = ("prompt", *SETTINGS, *PARTS)
 """All options of a job."""
+RECIPE = (*PARTS, *SETTINGS, "prompt", "precision", *NUMERICS)
+"""The options that a recipe holds."""
 _LINE = 1 << 20
 """The most characters of a job in a file."""
 _DIGITS = 20
@@ -296,6 +298,34 @@ def require_installed(model: object) -> None:
         )
     for setting in sorted(set(model) & MODEL_FILES) if isinstance(model, Mapping) else ():
         raise SettingError(f"the recipe sets {setting} of its model, which reads files: trust it (--trust) to read them")
+
+
+def options_in(recipe: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The options in a recipe, whose form is checked, without versions of libraries and hashes. `recipe.check` checks values.
+
+    Args:
+        recipe: the recipe, as `recipe.read` returned it.
+        source: what it is, for errors: `the recipe in a.png`.
+
+    Raises:
+        SettingError: the recipe is damaged, or from another version of panokit.
+    """
+    check_depth(recipe, source)
+    if unknown := recipe.keys() - {*RECIPE, *VERSIONS, "hashes"}:
+        problem = unknown_option(min(unknown)[:80], RECIPE)
+        raise SettingError(f"{source} is damaged, or from another version of panokit: {problem}")
+    missing = [key for key in ("prompt", "height", "width", "seed", "model") if recipe.get(key) is None]
+    if missing:
+        raise SettingError(f"{source} is damaged: it lacks {', '.join(missing)}")
+    for package in VERSIONS:
+        if not re.fullmatch(r"(\d[\w.+-]{0,63})?", str(recipe.get(package, ""))):
+            raise SettingError(f"{source} is damaged: {package} came as {recipe[package]!r:.80}, which is not a version")
+    hashes = recipe.get("hashes", {})
+    if not isinstance(hashes, dict) or not all(
+        re.fullmatch(r"[\w.]{1,64}=[0-9a-f]{64}", f"{name}={digest}") for name, digest in hashes.items()
+    ):
+        raise SettingError(f"{source} is damaged: hashes came as {hashes!r:.80}, and no mapping of names to SHA-256")
+    return {key: recipe[key] for key in RECIPE if recipe.get(key) is not None}
 
 
 def part_of(jobs: Sequence[Any], part: str) -> list[Any]:

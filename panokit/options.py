@@ -67,33 +67,10 @@ def configuration(path: str) -> dict[str, Any]:
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise SettingError(
-                f"the configuration {path} is longer than {_LARGEST} characters, the most that panokit reads: shorten it"
-            )
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise SettingError(f"the configuration {path} repeats itself by aliases (*name): write out what they stand for")
-            if depth > _DEEPEST:
-                raise SettingError(
-                    f"the configuration {path} is nested more than {_DEEPEST} deep, the most that panokit reads: flatten it"
-                )
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, ValueError) as cause:  # no such name, or not UTF-8
         reason = getattr(cause, "strerror", None) or cause
         raise SettingError(f"the configuration {path} cannot be read: {reason}") from cause
-    except yaml.YAMLError as cause:
-        where = (
-            f" in line {cause.problem_mark.line + 1}" if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark else ""
-        )
-        problem = getattr(cause, "problem", None) or str(cause)
-        raise SettingError(f"the configuration {path} is not plain YAML{where}: {problem}") from cause
-    except ValueError as cause:
-        if isinstance(cause, SettingError):
-            raise
-        raise SettingError(f"the configuration {path} has a value that YAML cannot read: {cause}") from cause
+    values = yaml_in(text, f"the configuration {path}")
     if values is None:
         raise SettingError(f"the configuration {path} is empty: it must map options to values, steps: 25")
     if not isinstance(values, dict):
@@ -101,3 +78,36 @@ def configuration(path: str) -> dict[str, Any]:
     if "config" in values:
         raise SettingError(f"the configuration {path} names another one: give both on the command line, --config A --config B")
     return values
+
+
+def yaml_in(text: str, what: str) -> Any:
+    """Read a value from plain YAML, without aliases, which could expand to any size.
+
+    Args:
+        text: the YAML.
+        what: what it is, for errors.
+
+    Raises:
+        SettingError: it is no plain YAML, or is longer or deeper than panokit reads.
+    """
+    if len(text) > _LARGEST:
+        raise SettingError(f"{what} is longer than {_LARGEST} characters, the most that panokit reads: shorten it")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise SettingError(f"{what} repeats itself by aliases (*name): write out what they stand for")
+            if depth > _DEEPEST:
+                raise SettingError(f"{what} is nested more than {_DEEPEST} deep, the most that panokit reads: flatten it")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        where = (
+            f" in line {cause.problem_mark.line + 1}" if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark else ""
+        )
+        problem = getattr(cause, "problem", None) or str(cause)
+        raise SettingError(f"{what} is not plain YAML{where}: {problem}") from cause
+    except ValueError as cause:
+        if isinstance(cause, SettingError):
+            raise
+        raise SettingError(f"{what} has a value that YAML cannot read: {cause}") from cause

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,15 +19,11 @@ from panokit.errors import ContractError, FallbackWarning, OutputError, PluginNo
 from panokit.hints import make
 from panokit.options import assign, configuration, plain
 from panokit.output import Output
-from panokit.plain import check_depth
 from panokit.registry import Kind
-from panokit.settings import NUMERICS, SETTINGS, Composition, Part, Precision, Settings, unknown_option
+from panokit.settings import NUMERICS, Composition, Part, Precision, Settings
 
 if TYPE_CHECKING:
     from panokit.jobs import Job, Worker
-
-NAMES = (*(field.name for field in fields(Composition)), *SETTINGS)
-"""The options that decide a picture, besides its prompt."""
 
 
 def generate(prompts: Prompts, settings: Settings, composition: Composition, devices: Devices, output: Output) -> int:
@@ -150,39 +146,19 @@ def rerun(
         changes: Change one option of the recipe, such as guidances.weight=0 or seed=3.
     """
     from panokit import recipe
-    from panokit.jobs import Job, require_installed
+    from panokit.jobs import RECIPE, Job, options_in, require_installed
     from panokit.painting import paint, prepare
 
     kept = recipe.read(image)
-    keys = (*NAMES, "prompt", "precision", *NUMERICS)
-    check_depth(kept, f"the recipe in {image}")
-    if unknown := kept.keys() - {*keys, *recipe.VERSIONS, "hashes"}:
-        problem = unknown_option(min(unknown)[:80], keys)
-        raise SettingError(f"the recipe in {image} is damaged, or from another version of panokit: {problem}")
-    missing = [key for key in ("prompt", "height", "width", "seed", "model") if kept.get(key) is None]
-    if missing:
-        raise SettingError(f"the recipe in {image} is damaged: it lacks {', '.join(missing)}")
-    for package in recipe.VERSIONS:
-        if not re.fullmatch(r"(\d[\w.+-]{0,63})?", str(kept.get(package, ""))):
-            raise SettingError(
-                f"the recipe in {image} is damaged: {package} came as {kept[package]!r:.80}, which is not a version"
-            )
-    hashes = kept.get("hashes", {})
-    if not isinstance(hashes, dict) or not all(
-        re.fullmatch(r"[\w.]{1,64}=[0-9a-f]{64}", f"{name}={digest}") for name, digest in hashes.items()
-    ):
-        raise SettingError(
-            f"the recipe in {image} is damaged: hashes came as {hashes!r:.80}, and no mapping of names to SHA-256"
-        )
-    wanted = {key: kept[key] for key in keys if kept.get(key) is not None}
+    wanted = options_in(kept, f"the recipe in {image}")
     if not trust:
         require_installed(wanted["model"])
         recipe.check(wanted)
     for change in changes:
         path, value = _assignment(change)
-        if (option := path.partition(".")[0]) not in keys:
-            close = get_close_matches(option, keys, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
+        if (option := path.partition(".")[0]) not in RECIPE:
+            close = get_close_matches(option, RECIPE, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(RECIPE)}"
             raise SettingError(f"there is no {option} in a recipe: {hint}")
         assign(wanted, path, value)
     numerics = {key: wanted.pop(key) for key in ("precision", *NUMERICS) if key in wanted}
@@ -196,7 +172,7 @@ def rerun(
     task = prepare(job, worker, output)
     changed = {change.partition("=")[0] for change in changes}
     for name, digest in task.plan.recipe.get("hashes", {}).items():
-        if name not in changed and digest != hashes.get(name):
+        if name not in changed and digest != kept.get("hashes", {}).get(name):
             file = wanted.get(name, "")  # the mask of a region has a longer name, such as prompt.regions.0.mask
             raise SettingError(
                 f"the {name} {file}{' ' * bool(file)}has changed since {image} was made from it: restore it, or write "
@@ -276,6 +252,31 @@ def view(files: list[str], *, out: str | None = None, no_open: bool = False) -> 
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+def studio(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    password: str | None = None,
+    model: str | None = None,
+    no_open: bool = False,
+) -> None:
+    """Compose panoramas in the browser, and watch them while they are made.
+
+    Args:
+        host: The address to listen at. One that other machines reach, such as 0.0.0.0, needs a password.
+        port: The port; the next free one is taken if it is in use.
+        password: What people must write before they see the page. The user is panokit.
+        model: A model to offer besides the installed ones: a folder or a hub id.
+        no_open: Do not open the page in a browser.
+    """
+    if not find_spec("gradio"):
+        raise SettingError('panokit studio needs gradio, which is not installed: pip install "panokit[studio]"')
+    from panokit.studio.server import serve
+
+    _hush()
+    serve(host, port, password, model, browser=not no_open)
 
 
 def plugins(name: str | None = None, *, kind: Kind | None = None) -> None:

@@ -53,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": commands.generate,
     "rerun": commands.rerun,
     "view": commands.view,
+    "studio": commands.studio,
     "evaluate": commands.evaluate,
     "plugins": commands.plugins,
     "check": commands.check,
