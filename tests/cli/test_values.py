@@ -12,6 +12,7 @@ import yaml
 from panokit.cli import main, program
 from panokit.cli.help import EXAMPLES, WIDTH, options_of
 from panokit.cli.values import FILES, read
+from panokit.cli.words import sort
 from panokit.errors import SettingError
 from panokit.hints import alternatives
 
@@ -54,6 +55,19 @@ def test_every_value_of_every_option_is_taken_or_refused_in_a_line_of_ours(
             assert error.count("\n") == 1, value
             assert not LEAKS.search(error), (value, error)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("command", "name"), [(one, name) for one in ("view", "studio") for name in program._hints(one)])
+def test_commands_that_would_open_something_read_their_options_in_the_same_way(command: str, name: str) -> None:
+    hints, refusals = program._hints(command), list[str]()
+    for value in ODD:
+        words = sort([command, f"--{name}={value}", *["a.png"] * (command == "view")], hints, ["no_open"])
+        try:
+            program._arguments(command, words, hints)
+        except SettingError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert not [refusal for refusal in refusals if LEAKS.search(refusal) or "\n" in refusal]
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name in program._hints("generate")])
@@ -105,7 +119,7 @@ def test_null_is_no_number() -> None:
 
 
 def test_the_help_says_the_meaning_the_default_and_an_example_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("generate", "rerun", "evaluate", "plugins", "check"):
+    for command in program._COMMANDS:
         assert main([command, "--help"]) == 0
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= WIDTH

@@ -44,12 +44,17 @@ def test_hosts_that_other_machines_reach_are_known(host: str, alone: bool) -> No
     assert is_loopback(host) is alone
 
 
-@pytest.mark.parametrize("options", [["--host", "0.0.0.0"], ["--host=::"], ["--host", "0.0.0.0", "--password", ""]])
+@pytest.mark.parametrize("options", [["--host", "0.0.0.0"], ["--host=::"]])
 def test_a_studio_without_a_password_is_for_this_machine_alone(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["studio", "--no_open", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("panokit: other machines reach the host ")
     assert error.count("\n") == 1
+
+
+def test_an_empty_password_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["studio", "--no-open", "--host", "0.0.0.0", "--password", ""]) == 2
+    assert capsys.readouterr().err.startswith("panokit: password came empty")
 
 
 def test_with_a_password_any_host_may_be_listened_at() -> None:
