@@ -197,7 +197,7 @@ def test_text_encoders_are_read_from_files_of_larger_models_and_with_a_prefix(co
     save_file({**own, **tower, **ids}, file, {"format": "pt"})
     assert torch.equal(load_pipeline(str(copy)).text_encoder.final_layer_norm.bias, own["text_model.final_layer_norm.bias"])
     save_file({**own, "text_model.encoder.layers.9.mlp.fc1.bias": torch.ones(2)}, file, {"format": "pt"})
-    refused(copy, "has 1 weights of text_encoder without a place in its config.json, such as .*layers.9.mlp.fc1.bias")
+    refused(copy, "has 1 weight of text_encoder without a place in its config.json, such as .*layers.9.mlp.fc1.bias")
     save_file({**own, "final_layer_norm.bias": torch.ones(8)}, file, {"format": "pt"})
     refused(copy, "has the weight final_layer_norm.bias of text_encoder twice, also as text_model.final_layer_norm.bias")
 

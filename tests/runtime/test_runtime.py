@@ -108,7 +108,7 @@ def test_guided_runs_use_it_where_they_go_back_through_the_denoiser(jacobian: An
 def test_devices_that_are_not_there_are_told() -> None:
     with pytest.raises(SettingError, match=r"devices=2 \(cuda\) on 1 machine cannot be used"):
         Runtime(accelerator="cuda", devices=2)
-    with pytest.raises(SettingError, match=r"\(light\) on 1 machines cannot be used"):
+    with pytest.raises(SettingError, match=r"\(light\) on 1 machine cannot be used"):
         Runtime(accelerator="light")
 
 
