@@ -22,7 +22,7 @@ def words(path: Path, plan: Plan) -> str:
     guidances = ", and those of the guidances" if plan.sampler.guidances else ""
     return (
         f"{path}: {width} x {height} pixels, {counted(len(plan.windows), 'window')} a step, "
-        f"{counted(plan.settings.steps or 0, 'step')}, {counted(plan.passes, 'pass')} of the network{guidances}"
+        f"{counted(plan.settings.steps or 0, 'step')}, about {counted(plan.passes, 'pass')} of the network{guidances}"
     )
 
 
@@ -37,8 +37,8 @@ def data(path: Path, plan: Plan) -> dict[str, Any]:
 class Forecast:
     """A callback that says what pictures are going to be, and how long they take.
 
-    For people it speaks of long commands alone: a line before the first step, and after it one with the time for all pictures.
-    In a terminal the bar has the time.
+    For people it prints a line before the first step, if the command is long; and one with the time for all pictures after the
+    first step that computes windows, if that is more than a moment. In a terminal the bar has the time.
 
     Args:
         plans: the pictures that this process makes, by their files, in their order.
@@ -54,8 +54,10 @@ class Forecast:
     ) -> None:
         self._plans, self._show, self._emit = plans, show, emit
         self._left = sum(plan.passes for plan in plans.values())
+        self._all = counted(len(plans), "picture")
         self._path = next(iter(plans), Path())
-        self._start, self._first = 0.0, 0
+        self._start = self._last = self._busy = 0.0
+        self._before = self._computed = 0
 
     def begin(self, path: Path) -> None:
         """Name the picture that is made next."""
@@ -63,23 +65,34 @@ class Forecast:
         if self._emit:
             self._emit(data(path, self._plans[path]))
         if self._show and first and self._left >= LONG:
-            several = f"{counted(len(self._plans), 'picture')}, {counted(self._left, 'pass')} of the network"
+            several = f"{self._all}, about {counted(self._left, 'pass')} of the network"
             self._show(words(path, self._plans[path]) if len(self._plans) == 1 else several)
 
     def on_run_start(self, run: Run) -> None:
-        """Start the clock, at the step that a checkpoint goes on from."""
-        self._start, self._first = time.monotonic(), run.level.step
+        """Start the clock."""
+        self._start = self._last = time.monotonic()
+        self._before = run.computed
 
     def on_step_end(self, run: Run) -> None:
-        """Say how far the run is; after the first step, how long all pictures take."""
-        step, steps, seconds = run.level.step, run.level.steps, time.monotonic() - self._start
-        rate = seconds / max(1, step - self._first)
+        """Say how far the run is, and how long the rest takes, by the time of the windows that were computed."""
+        step, steps, now = run.level.step, run.level.steps, time.monotonic()
+        if run.computed > self._before:  # other steps paint smaller canvases, or take cells that are known
+            self._busy, self._computed = self._busy + now - self._last, self._computed + run.computed - self._before
+        self._last, self._before = now, run.computed
+        left = self._seconds_left(run)
         if self._emit:
-            numbers = {"seconds": round(seconds, 2), "seconds_left": round(rate * (steps - step), 2)}
+            numbers = {"seconds": round(now - self._start, 2), "seconds_left": left and round(left, 2)}
             self._emit({"event": "step", "file": str(self._path), "step": step, "steps": steps, **numbers})
-        if self._show:
+        if self._show and left is not None:
             own = self._plans[self._path].passes
-            left = rate * (steps - step) + rate * steps * (self._left - own) / max(1, own)
+            left += (left + now - self._start) * (self._left - own) / max(1, own)
             if left > _SOON and not sys.stderr.isatty():
-                self._show(f"{self._path}: about {duration(left)} left")
+                self._show(f"{self._path if len(self._plans) == 1 else self._all}: about {duration(left)} left")
             self._show = None
+
+    def _seconds_left(self, run: Run) -> float | None:
+        """The time of the windows of a run that are left; None before any was computed."""
+        if not self._computed:
+            return None
+        levels = run.solver.levels[run.level.index : -1]
+        return self._busy / self._computed * sum(len(run.windows.at(level)) for level in levels)

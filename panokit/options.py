@@ -67,7 +67,9 @@ def configuration(path: str) -> dict[str, Any]:
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as cause:  # no such name, or not UTF-8
+    except UnicodeDecodeError as cause:
+        raise SettingError(f"the configuration {path} is no text in UTF-8: give a YAML file") from cause
+    except (OSError, ValueError) as cause:  # ValueError: no such name
         reason = getattr(cause, "strerror", None) or cause
         raise SettingError(f"the configuration {path} cannot be read: {reason}") from cause
     values = yaml_in(text, f"the configuration {path}")

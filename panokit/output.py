@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-from panokit.errors import SettingError
+from panokit.errors import OutputError, SettingError
 from panokit.files import beside, check_format, try_files
 from panokit.recipe import name_of
 
@@ -67,6 +67,8 @@ class Output:
             )
         if self.checkpoint_every is not None and self.checkpoint_every < 0:
             raise SettingError(f"checkpoint_every is {self.checkpoint_every}: it must be a number of steps, or 0 for never")
+        if self.folder and not self.folder.is_dir():
+            raise OutputError(f"cannot write to {self.out}: there is no such folder; make it first")
         self.check_files(self.folder / ".panokit.png" if self.folder else Path(str(self.out)))
 
     def check_files(self, path: Path, size: tuple[int, int] = (1, 1)) -> None:

@@ -40,6 +40,7 @@ class Run:
     Attributes:
         canvas: `c *size`, at noise level `level`.
         level: the level of the next pass; the terminal level when the run is done.
+        computed: how many windows of the canvas have been computed. Those of smaller canvases do not count.
         guided: pairs of a guidance and its memory.
         start: the picture that the run starts from, encoded for its canvas; None for noise alone.
 
@@ -74,6 +75,7 @@ class Run:
         self.canvas: Float[Tensor, "*c_size"] = self.solver.start(self._noise(self.generator))
         self.level: Level = self.solver.levels[0]
         self.start = parts.start.on(windows, parts.codec, self.canvas) if parts.start else None
+        self.computed = 0
         self._last: tuple[Passed, Level] | None = None
 
     def _noise(self, generator: torch.Generator) -> Tensor:
@@ -99,7 +101,11 @@ class Run:
     def _stage(self) -> None:
         """One pass of the model, over what is not known, and one step of the solver."""
         known = self.known()
-        passed = self.pass_over(self.canvas, self.windows, self.guided, self.level) if known is None else self._around(known)
+        if known is None:
+            passed = self.pass_over(self.canvas, self.windows, self.guided, self.level)
+            self.computed += len(self.windows.at(self.level))
+        else:
+            passed = self._around(known)
         self._require_finite(passed.pred)
         canvas = self.solver.step(passed.pred, passed.x, self.level, self.generator)
         contract = "it must return the canvas one level down"
@@ -120,6 +126,7 @@ class Run:
         unknown = ~self.windows.at(self.level).crop(known.where.cpu()[None])
         numbers = unknown.flatten(1).any(1).nonzero().flatten().tolist()
         passed = self.pass_over(x, self.windows, self.guided, self.level, partial=Partial(numbers, pred))
+        self.computed += len(numbers)
         return passed._replace(x=known.choose(x, passed.x), pred=known.choose(pred, passed.pred))
 
     def known(self) -> Known | None:

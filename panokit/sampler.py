@@ -80,7 +80,10 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Windows times steps that paint times texts: the most passes of the model. Guidances may add to them."""
+        """Windows times steps that paint times texts: about how many passes of the model it takes.
+
+        Guidances may add to them, a head start takes some away, and layouts whose windows move may have more in some steps.
+        """
         steps = self.settings.steps or 0
         painted = painted_steps(steps, self.start.strength) if self.start else steps
         return len(self.windows) * painted * len(self.scene.texts)

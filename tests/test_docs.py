@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from panokit import registry
 from panokit.cli import program
 from panokit.cli.values import read
 from panokit.cli.words import sort
@@ -90,8 +91,11 @@ def test_the_commands_in_the_docs_are_taken(page: str, command: str) -> None:
         pytest.skip("a part of a command")
     hints = program._hints(args[0])
     words = sort(args, hints, [name for name, hint in hints.items() if hint is bool])
+    installed = {plugin.name for kind in registry.KINDS for plugin in registry.plugins(kind)} | {"palette"}  # of the docs
+    assert [name for part, name in words.parts if part != "model" and name not in installed and name.islower()] == []
     if args[0] == "generate":
-        assert all(read(name, value, hints[name]) is not None for name, value in words.options)
+        for name, value in words.options:
+            read(name, value, hints[name])
     else:
         program._arguments(args[0], words, hints)
 

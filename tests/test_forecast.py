@@ -24,10 +24,8 @@ def plan(tiny: Model) -> Plan:
 
 def test_a_picture_in_words_and_as_data(plan: Plan) -> None:
     windows, passes = len(plan.windows), plan.passes
-    line = (
-        f"a.png: 64 x 32 pixels, {windows} windows a step, 3 steps, {passes} passes of the network, and those of the guidances"
-    )
-    assert forecast.words(Path("a.png"), plan) == line
+    line = f"a.png: 64 x 32 pixels, {windows} windows a step, 3 steps, about {passes} passes of the network, "
+    assert forecast.words(Path("a.png"), plan) == line + "and those of the guidances"
     numbers = {"width": 64, "height": 32, "windows": windows, "steps": 3, "passes": passes}
     assert forecast.data(Path("a.png"), plan) == {"event": "begin", "file": "a.png", **numbers}
 
@@ -49,13 +47,24 @@ def watched(plan: Plan, monkeypatch: pytest.MonkeyPatch, seconds: float, count: 
     return lines
 
 
-def test_a_long_run_says_what_it_is_and_how_long_it_takes(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watched(plan, monkeypatch, 1.0) == []
-    assert watched(plan, monkeypatch, 30.0) == ["0.png: about 60 s left"]
-    assert watched(plan, monkeypatch, 60.0, count=3) == ["0.png: about 8 min left"]  # 2 steps of this picture and 6 of others
+@pytest.fixture
+def plain(tiny: Model) -> Plan:
+    return Sampler(tiny).plan("a lake", height=32, width=64, steps=3)
+
+
+def test_a_long_run_says_what_it_is_and_how_long_it_takes(plain: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched(plain, monkeypatch, 1.0) == []
+    assert watched(plain, monkeypatch, 30.0) == ["0.png: about 60 s left"]
+    assert watched(plain, monkeypatch, 60.0, count=3) == ["3 pictures: about 8 min left"]  # 2 steps of one and 6 of others
     monkeypatch.setattr("panokit.forecast.LONG", 10)
-    assert watched(plan, monkeypatch, 0.0) == [forecast.words(Path("0.png"), plan)]
-    assert watched(plan, monkeypatch, 0.0, count=3) == [f"3 pictures, {3 * plan.passes} passes of the network"]
+    assert watched(plain, monkeypatch, 0.0) == [forecast.words(Path("0.png"), plain)]
+    assert watched(plain, monkeypatch, 0.0, count=3) == [f"3 pictures, about {3 * plain.passes} passes of the network"]
+
+
+def test_a_head_start_is_no_measure_of_the_steps_after_it(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step paints all of a smaller canvas, the next ones compute nothing. The eighth is the first of 18."""
+    guided = Sampler(tiny, guidances=["msd"]).plan("a lake", height=32, width=64, steps=25)
+    assert watched(guided, monkeypatch, 30.0) == ["0.png: about 8 min left"]  # 17 steps of 30 s
 
 
 def test_a_run_that_goes_on_is_timed_from_there(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +88,9 @@ def test_a_dry_run_makes_nothing(folder: Path, tmp_path: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     for line, prompt in zip(lines, ("a-lake", "a-city"), strict=True):
-        assert re.search(rf"/{prompt}-0-\w{{8}}.png: 40 x 24 pixels, \d+ windows a step, 3 steps, \d+ passes of the net", line)
+        assert re.search(
+            rf"/{prompt}-0-\w{{8}}.png: 40 x 24 pixels, \d+ windows a step, 3 steps, about \d+ passes of the net", line
+        )
     assert not [*tmp_path.iterdir()]
     assert main([*words, "--progress", "json"]) == 0
     assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["begin", "begin"]

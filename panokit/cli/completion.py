@@ -36,7 +36,11 @@ def _complete(action: Any) -> None:
     """Say what an option may be, in the attributes that shtab reads."""
     if action.dest in PARTS:
         action.choices = sorted({plugin.name for plugin in registry.plugins(PARTS[action.dest])})
-    elif action.dest in FILES or action.dest == "files":
+    elif action.dest in ("name", "plugin"):
+        action.choices = sorted({plugin.name for kind in registry.KINDS for plugin in registry.plugins(kind)})
+    elif action.dest in FILES:
         action.complete = shtab.FILE
     elif action.metavar and "|" in action.metavar:
         action.choices = [choice for choice in action.metavar.split("|") if choice not in ("N", "X")]
+    elif action.dest == "shell":
+        action.choices = ["bash", "zsh", "tcsh"]

@@ -225,6 +225,9 @@ def _arguments(command: str, words: Words, hints: Mapping[str, Any]) -> dict[str
     Raises:
         SettingError: one is missing, there are too many, or a value is of another type.
     """
+    for name, _ in words.options:
+        if get_origin(hints.get(name)) is list:
+            raise SettingError(f"there is no option --{name}: write the names alone, panokit {command} FILE")
     given = {name: read(name, value, hints[name]) for name, value in words.options if name in hints}
     texts = [str(text) for text in words.texts]
     for place in _places(command):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 from panokit.errors import SettingError
 from panokit.options import plain
 from panokit.registry import Kind
-from panokit.settings import unknown_option
+from panokit.settings import SETTINGS, unknown_option
 
 PARTS: dict[str, Kind] = {
     "model": "models",
@@ -21,6 +21,8 @@ PARTS: dict[str, Kind] = {
 """The options that name plugins, and their kinds."""
 FLAGS = ("help", "print_config")
 """Options without a value, which every command has, or `generate` alone."""
+_SWITCHED = ("true", "false", "yes", "no", "on", "off")
+"""The words after a switch that are its value, and no prompt."""
 _SETTING = re.compile(rf"({'|'.join(PARTS)})\.(\w+(?:\.\w+)*)")
 
 
@@ -85,17 +87,25 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
             words.texts.extend(left)
             break
         if not word.startswith("--") and word != "-h":
+            if re.fullmatch(r"-[A-Za-z]\w*(=.*)?", word):
+                raise SettingError(
+                    f"there is no option {word:.80}: options have two hyphens; write -- before a prompt with one"
+                )
             words.texts.append(word)
             continue
         name, sign, value = word.partition("=")
         option = "help" if word == "-h" else name[2:].replace("-", "_")
         if option in FLAGS:
+            if sign:
+                raise SettingError(f"--{option} takes no value, and {value!r:.80} came: write --{option}")
             words.flags.add(option)
             continue
         if not _is_known(option, words.command, names):
+            if words.command == "rerun" and option in (*SETTINGS, *PARTS, "prompt"):
+                raise SettingError(f"panokit rerun changes an option of the recipe with --set {option}=VALUE")
             raise SettingError(unknown_option(name, [*names, "config"], "--"))
         if option in switches and not sign:
-            value = left.popleft().lower() if left and left[0].lower() in ("true", "false") else "true"
+            value = left.popleft().lower() if left and left[0].lower() in _SWITCHED else "true"
         elif not sign:
             if not left or left[0].startswith("--"):
                 raise SettingError(f"{word} came without a value: write {word}=VALUE")

@@ -3,7 +3,7 @@
 import atexit
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar, final
 
 import torch
@@ -140,15 +140,24 @@ class Group:
 
         Raises:
             PanokitError: the error of the first rank that has one; a RankFailedError if it is not one of panokit's.
+            RankError: another rank hangs, so that it cannot hear of the error. The message has both.
         """
         try:
             yield
         except Exception as error:  # of any type: the other ranks must learn of it
-            if isinstance(error, PanokitError) and (error.reported or type(error) is RankError):
+            known = isinstance(error, PanokitError) and (error.reported or type(error) is RankError)
+            if known or self._lifeline.lost >= 0:  # all know it, or not all are left to hear it
                 raise
-            with suppress(RankError), self._lifeline.needed(), self.computing():  # those that have ended need not know it
-                self._meet(_portable(error, f" (rank {self.rank})" if where is None else where))
-            raise
+            failure = _portable(error, f" (rank {self.rank})" if where is None else where)
+            try:
+                with self._lifeline.needed(), self.computing():
+                    self._meet(failure)
+            except RankError as gone:
+                if self._lifeline.lost >= 0:
+                    raise failure from error
+                hangs = RankError(f"{gone}; rank {self.rank} failed before, {failure}")
+                hangs.reported = gone.reported
+                raise hangs from error
 
     def beat(self) -> None:
         """Give a sign of progress to the ranks that wait for this one."""

@@ -128,6 +128,24 @@ def paused(folder: str) -> int:
     return outcome(lambda: shared.map(fn, 8, [()])[0].tolist())
 
 
+def failing_beside_one_that_hangs() -> int:
+    """Rank 0 fails in a window, inside two blocks that agree, and rank 1 never comes to hear of it."""
+    shared = runtime(timeout=1.5)
+    shared.launch()
+
+    def fn(index: list[int]) -> tuple[Tensor]:
+        if shared.global_rank == 0:
+            raise RuntimeError("no light")
+        time.sleep(600)
+        return (torch.tensor(index, dtype=torch.float32),)
+
+    def nested() -> None:
+        with shared.agreeing(), shared.agreeing():
+            shared.map(fn, 8, [()])
+
+    return outcome(nested)
+
+
 def different() -> int:
     """Ranks that are about to make different pictures."""
     shared = runtime()

@@ -100,6 +100,16 @@ def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_ends(ranks: Run) ->
     assert "rank 0 has ended" in started.outputs()[1]
 
 
+def test_an_error_beside_a_rank_that_hangs_waits_for_it_once_and_says_both(ranks: Run) -> None:
+    started = ranks(2, "failing_beside_one_that_hangs")
+    started.ranks[0].join(timeout=30)
+    hangs, failed = started.outputs()[0].strip().split("; ")
+    assert hangs == "RankError rank 1 has made no progress for 1.5 s, the timeout: it hangs"
+    assert failed == "rank 0 failed before, RuntimeError: no light (rank 0, windows 0 to 1)"
+    started.ranks[1].kill()
+    assert started.wait() == [1, -9]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_stopped_is_given_up_after_the_timeout(ranks: Run, rank: int) -> None:
     """Also rank 0, which the others meet by: they must not wait for an answer of it."""
