@@ -30,7 +30,9 @@ def picture_of(path: str | os.PathLike[str]) -> Image.Image:
     _check_bytes(path)
     name = Path(path).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with recipe.unbounded():  # Pillow's own bound says nothing that its users could act on
+            opened = Image.open(path, formats=FORMATS)
+        with opened as image:
             if image.width * image.height > PIXELS:
                 raise SettingError(
                     f"{name:.80} has {image.width} x {image.height} pixels: the studio takes up to {PIXELS}, make it smaller"
