@@ -15,7 +15,7 @@ from PIL import Image
 from panokit.errors import SettingError
 from panokit.jobs import Worker
 from panokit.panorama import Panorama
-from panokit.recipe_text import as_command, as_python, as_yaml
+from panokit.recipe_text import as_command, as_python, as_yaml, lacks_pictures
 from panokit.settings import Composition
 from panokit.studio.asked import Asked
 from panokit.studio.forms import field
@@ -167,19 +167,26 @@ class Page:
             object_fit="contain",
             elem_id="gallery",
         )
-        with gr.Accordion("This picture as a command, as YAML, as Python", open=False, visible=False) as self.copies, gr.Tabs():
+        with gr.Accordion("This picture as a command, as YAML, as Python", open=False, visible=False) as self.copies:
+            self.lacks = gr.Markdown(
+                "`FILE` stands for a picture that the recipe does not hold, such as an upload or a painting: "
+                "write the name of its file there.",
+                visible=False,
+                elem_id="lacks",
+            )
             shown: dict[str, Any] = {"interactive": False, "wrap_lines": True, "show_label": False, "lines": 3, "max_lines": 24}
-            with gr.Tab("Command"):
-                self.command = gr.Code(language="shell", elem_id="command", **shown)
-            with gr.Tab("YAML, for --config"):
-                self.yaml = gr.Code(language="yaml", elem_id="yaml", **shown)
-            with gr.Tab("Python"):
-                self.python = gr.Code(language="python", elem_id="python", **shown)
+            with gr.Tabs():
+                with gr.Tab("Command"):
+                    self.command = gr.Code(language="shell", elem_id="command", **shown)
+                with gr.Tab("YAML, for --config"):
+                    self.yaml = gr.Code(language="yaml", elem_id="yaml", **shown)
+                with gr.Tab("Python"):
+                    self.python = gr.Code(language="python", elem_id="python", **shown)
 
     def _connect(self) -> None:
         """Say what each button does."""
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        copies = [self.copies, self.command, self.yaml, self.python]
+        copies = [self.copies, self.lacks, self.command, self.yaml, self.python]
         picture = [self.preview, self.result, self.slider, self.actions, self.download, *copies]
         running = [self.status, self.generate, self.stop, self.seed, self.gallery, *picture]
         gr.on(
@@ -215,7 +222,7 @@ class Page:
     def _generate(self, request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         session = self.sessions.of(request.session_hash)
         asked = self._asked(values, request)
-        asked.job(self.offered)  # what is wrong is said at once
+        asked.job(self.offered)  # a mistake is shown at once
         ticket = self.runs.submit(str(request.session_hash), lambda: asked.plan(self.worker, self.offered))
         seed = str(asked.options["seed"])
         begun = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True), self.seed: seed}
@@ -250,6 +257,7 @@ class Page:
             self.actions: gr.update(visible=True),
             self.download: path,
             self.copies: gr.update(visible=True),
+            self.lacks: gr.update(visible=lacks_pictures(entry.recipe)),
             self.command: as_command(entry.recipe),
             self.yaml: as_yaml(entry.recipe),
             self.python: as_python(entry.recipe),
