@@ -30,7 +30,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 MOST = 8
 """The most pictures that are shown side by side. More make a gallery."""
 _AT_ONCE = 2
-"""The most pictures that are decoded at once: each may take 3 GB."""
+"""The most pictures that are decoded at once: each may take 3 GB of memory, or 4."""
 _SMALL = 320
 """Pixels along a small picture's longer side."""
 
