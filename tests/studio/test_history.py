@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -82,6 +83,29 @@ def test_a_disk_that_takes_nothing_is_named_and_no_half_entry_stays(
         session.add(Asked({}), panorama)
     assert session.entries == []
     assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
+
+
+def test_a_session_that_is_closed_while_a_picture_is_written_leaves_nothing(
+    tmp_path: Path, panorama: Panorama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Sessions(tmp_path).of("ann")
+    writing, gate, save = Event(), Event(), Image.Image.save
+
+    def slow(image: Image.Image, *args: Any, **kwargs: Any) -> None:
+        writing.set()
+        gate.wait(30)
+        save(image, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", slow)
+    adding, closing = Thread(target=session.add, args=(Asked({}), panorama)), Thread(target=session.close)
+    adding.start()
+    writing.wait(30)
+    closing.start()
+    closing.join(0.3)
+    gate.set()
+    adding.join()
+    closing.join()
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", [None, ""])
