@@ -1,4 +1,8 @@
-"""The files of pictures, opened. A file that would fill the memory is refused, unless it is a panorama of panokit's own."""
+"""The files of pictures, opened. A file that would fill the memory is refused, unless it is a panorama of panokit's own.
+
+Its recipe says whether it is one, and a recipe can be forged. A small file with a forged recipe costs 3 GB of memory when its
+pixels are decoded, and 4 GB if they are transparent: three or four bytes for each of `LARGEST` pixels.
+"""
 
 import os
 from collections.abc import Iterator

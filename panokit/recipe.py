@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from panokit.errors import FallbackWarning, SettingError
 from panokit.plain import walk
@@ -51,6 +51,34 @@ PICTURES = ("image", "mask", "control_image", "ip_adapter_image")
 MODEL_FILES = frozenset({"config", "controlnet", "embeddings", "ip_adapter", "loras", "vae"})
 """The settings of a model that name files, or models of the hub."""
 
+
+class Source(NamedTuple):
+    """Where settings that are not trusted come from, in words for errors.
+
+    Attributes:
+        name: what holds them.
+        trust: how to trust it; empty if nobody can.
+    """
+
+    name: str = "the recipe"
+    trust: str = "(--trust)"
+
+    @property
+    def most(self) -> str:
+        """What a bound is."""
+        return f"the most without trusting it {self.trust}" if self.trust else "the most"
+
+    def advice(self, purpose: str = "") -> str:
+        """The end of a message: that it works once the source is trusted.
+
+        Args:
+            purpose: what for, as `to read it`.
+        """
+        return f": trust it {self.trust} {purpose}".rstrip() if self.trust else ""
+
+
+RECIPE = Source()
+"""A recipe in a file."""
 _PILLOW = Lock()
 """Whoever holds it may change Pillow's bound, which is one for all threads."""
 _WORD = re.compile(r"[\w+-][\w+ .-]{0,63}")
@@ -69,6 +97,15 @@ def name_of(recipe: Mapping[str, Any]) -> str:
 def words_of(prompt: str) -> str:
     """A prompt as a part of a file name."""
     return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "panorama"
+
+
+def is_digest(name: object) -> bool:
+    """Whether a recipe names a picture that was in no file, by the SHA-256 of its pixels.
+
+    Args:
+        name: what the recipe has in the place of a picture's file.
+    """
+    return isinstance(name, str) and name.startswith("sha256:")
 
 
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
@@ -153,14 +190,15 @@ def unbounded() -> Iterator[int | None]:
             Image.MAX_IMAGE_PIXELS = bound
 
 
-def check(recipe: Mapping[str, Any]) -> None:
-    """Check a recipe from a file that is not trusted.
+def check(recipe: Mapping[str, Any], source: Source = RECIPE) -> None:
+    """Check a recipe that is not trusted.
 
     Every value must have its right type before a library sees it. Otherwise a library could parse a text, in the place of a
     number or a list, into something else.
 
     Args:
         recipe: the recipe as `read` returned it.
+        source: where it is from, for errors.
 
     Raises:
         SettingError: a value has a wrong type or is too large, or a text could be code.
@@ -170,14 +208,10 @@ def check(recipe: Mapping[str, Any]) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise SettingError(f"{name} came as {value!r:.80}: it must be a whole number")
         if value is not None and abs(value) > most:
-            raise SettingError(
-                f"the recipe asks for {name} {value!s:.24}, and {most} is the most without trusting it (--trust)"
-            )
+            raise SettingError(f"{source.name} asks for {name} {value!s:.24}, and {most} is {source.most}")
     height, width = recipe.get("height") or 0, recipe.get("width") or 0
     if height * width > AREA:
-        raise SettingError(
-            f"the recipe asks for {width} x {height} pixels, and {AREA} is the most without trusting it (--trust)"
-        )
+        raise SettingError(f"{source.name} asks for {width} x {height} pixels, and {AREA} is {source.most}")
     kinds: dict[str, Any] = {
         "prompt": str | dict,
         "negative_prompt": str,
@@ -195,29 +229,28 @@ def check(recipe: Mapping[str, Any]) -> None:
     }
     for name, kind in kinds.items():
         if recipe.get(name) is not None and not isinstance(recipe[name], kind):
-            raise SettingError(f"{name} came as {recipe[name]!r:.80}: the recipe is damaged, or is not panokit's")
-    check_files(recipe)
+            raise SettingError(f"{name} came as {recipe[name]!r:.80}: {source.name} is damaged, or is not panokit's")
+    check_files(recipe, source)
     prompt = recipe.get("prompt")
     lists = (value for value in prompt.values() if isinstance(value, list)) if isinstance(prompt, Mapping) else ()
     if sum(map(len, lists)) > REGIONS:
-        raise SettingError(f"the recipe has more than {REGIONS} regions, the most without trusting it (--trust)")
+        raise SettingError(f"{source.name} has more than {REGIONS} regions, {source.most}")
     plain = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
-    check_plain(plain)
+    check_plain(plain, source)
     parts = [node.value for node in walk(plain) if isinstance(node.value, Mapping) and node.depth]
     if len(parts) > PARTS:
-        raise SettingError(f"the recipe has more than {PARTS} plugins, the most without trusting it (--trust)")
+        raise SettingError(f"{source.name} has more than {PARTS} plugins, {source.most}")
     for value in (value for part in parts for value in part.values()):
         if isinstance(value, int) and abs(value) > NUMBER:
-            raise SettingError(
-                f"the recipe sets a plugin to {value!s:.24}, and {NUMBER} is the most without trusting it (--trust)"
-            )
+            raise SettingError(f"{source.name} sets a plugin to {value!s:.24}, and {NUMBER} is {source.most}")
 
 
-def check_files(recipe: Mapping[str, Any]) -> None:
+def check_files(recipe: Mapping[str, Any], source: Source = RECIPE) -> None:
     """Check that a recipe that is not trusted reads no file of this machine.
 
     Args:
         recipe: the recipe, or a job.
+        source: where it is from, for errors.
 
     Raises:
         SettingError: it names a picture, or a region of its prompt has a mask.
@@ -227,7 +260,7 @@ def check_files(recipe: Mapping[str, Any]) -> None:
     for file in (*(recipe.get(name) for name in PICTURES), *of_regions):
         if file is not None:
             raise SettingError(
-                f"the recipe names the picture {file!r:.80}, a file of this machine: trust it (--trust) to read it"
+                f"{source.name} names the picture {file!r:.80}, a file of this machine{source.advice('to read it')}"
             )
 
 
@@ -249,42 +282,42 @@ def check_names(job: Mapping[str, Any]) -> None:
                 )
 
 
-def check_work(calls: int) -> None:
+def check_work(calls: int, source: Source = RECIPE) -> None:
     """Check the amount of work in a recipe that is not trusted.
 
     Args:
         calls: windows times steps.
+        source: where it is from, for errors.
 
     Raises:
         SettingError: it is more than `WORK`.
     """
     if calls > WORK:
-        raise SettingError(
-            f"the recipe asks for {calls} windows, all steps together, and {WORK} is the most without trusting it (--trust)"
-        )
+        raise SettingError(f"{source.name} asks for {calls} windows, all steps together, and {WORK} is {source.most}")
 
 
-def check_plain(data: Any) -> None:
+def check_plain(data: Any, source: Source = RECIPE) -> None:
     """Check that nested data hold no text that a library could import.
 
     Args:
         data: mappings, lists and values, at most `DEEPEST` containers deep.
+        source: where they are from, for errors.
 
     Raises:
         SettingError: they are nested too deep, or hold a text or a key that could be code.
     """
     for _, value, depth in walk(data):
         if isinstance(value, Mapping | list) and depth >= DEEPEST:
-            raise SettingError(f"the recipe is nested more than {DEEPEST} deep: it is damaged, or is not panokit's")
+            raise SettingError(f"{source.name} is nested more than {DEEPEST} deep: it is damaged, or is not panokit's")
         if isinstance(value, Mapping) and "class_path" in value:
             raise SettingError(
-                "the recipe asks for a class_path, which is code and no installed plugin's name: trust it (--trust)"
+                f"{source.name} asks for a class_path, which is code and no installed plugin's name{source.advice()}"
             )
         for text in value if isinstance(value, Mapping) else [value]:
             if isinstance(text, str) and text and (not _WORD.fullmatch(text) or _IMPORTABLE.fullmatch(text)):
                 raise SettingError(
-                    f"the recipe asks for {text!r:.80}, which is code and no installed plugin's name: "
-                    "trust it, if you trust whom the file is from (--trust)"
+                    f"{source.name} asks for {text!r:.80}, which is code and no installed plugin's name"
+                    f"{source.advice('if you trust whom it is from')}"
                 )
 
 

@@ -1,5 +1,6 @@
 """A recipe as text for people: a command, a configuration in YAML, or a program in Python. Each makes the picture again.
 
+A recipe holds no pictures. Where it has the hash of one that was in no file, the text has FILE: give a file of that picture.
 A recipe may come from a stranger. So every value is quoted, and no character reaches a terminal that does more than print.
 """
 
@@ -11,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from panokit.recipe import words_of
+from panokit.recipe import PICTURES, is_digest, words_of
 from panokit.settings import NUMERICS, SETTINGS
 
+FILE = "FILE"
+"""What stands for a picture to give again."""
 _PARTS = ("model", "scheduler", "layout", "fuser")
 _RUNTIME = ("precision", *NUMERICS)
 _LINE = 1 << 20
@@ -59,11 +62,35 @@ def as_python(recipe: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def lacks_pictures(recipe: Mapping[str, Any]) -> bool:
+    """Whether FILE stands in the texts of a recipe for pictures to give again.
+
+    Args:
+        recipe: the recipe. Its values need not be checked.
+    """
+    return _with_files(recipe) != recipe
+
+
+def _with_files(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with FILE for each picture that it names by a hash, in its prompt's regions too."""
+    changed = {**recipe, **{name: FILE for name in PICTURES if is_digest(recipe.get(name))}}
+    prompt = recipe.get("prompt")
+    if isinstance(prompt, Mapping) and isinstance(regions := prompt.get("regions"), list):
+        filled = [_with_file(region) if isinstance(region, Mapping) else region for region in regions]
+        changed["prompt"] = {**prompt, "regions": filled}
+    return changed
+
+
+def _with_file(region: Mapping[str, Any]) -> dict[str, Any]:
+    return {**region, **{name: FILE for name in ("mask", "ip_adapter_image") if is_digest(region.get(name))}}
+
+
 def _options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `panokit generate` in a recipe. Settings that are none, false or empty are left out: they are defaults.
 
     No two places hold one object, which YAML would write as an alias.
     """
+    recipe = _with_files(recipe)
     prompt = {"prompt": recipe["prompt"]} if recipe.get("prompt") is not None else {}
     names = (*SETTINGS, *_PARTS, "guidances", *_RUNTIME)
     given = {name: value for name in names if (value := recipe.get(name)) not in (None, "", [], ()) and value is not False}

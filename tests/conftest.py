@@ -98,6 +98,6 @@ def browser() -> Iterator[Browser]:
         "--disable-sync",
     ]
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--no-first-run", *graphics, *quiet])
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", *graphics, *quiet])
         yield browser
         browser.close()

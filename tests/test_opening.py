@@ -14,9 +14,9 @@ from panokit.opening import decoded, opened
 from panokit.study.measures import pixels
 
 
-def own(path: Path, size: tuple[int, int] = (40, 20), said: tuple[int, int] = (40, 20)) -> Path:
+def own(path: Path, size: tuple[int, int] = (40, 20), claimed: tuple[int, int] = (40, 20)) -> Path:
     """A picture with a recipe that says a size."""
-    data = {"prompt": "a lake", "seed": 1, "width": said[0], "height": said[1]}
+    data = {"prompt": "a lake", "seed": 1, "width": claimed[0], "height": claimed[1]}
     Panorama(torch.zeros(4, 2, 3), Image.effect_noise(size, 90).convert("RGB"), data).save(path)
     return path
 
@@ -43,9 +43,11 @@ def test_a_panorama_of_panokit_is_opened_whatever_its_size(name: str, tmp_path: 
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-@pytest.mark.parametrize("said", [(40, 21), (41, 20), (1, 1)])
-def test_a_recipe_of_another_size_opens_nothing(said: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = own(tmp_path / "a.png", said=said)
+@pytest.mark.parametrize("claimed", [(40, 21), (41, 20), (1, 1)])
+def test_a_recipe_of_another_size_opens_nothing(
+    claimed: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = own(tmp_path / "a.png", claimed=claimed)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(SettingError, match="has 40 x 20 pixels, and 200 are the most"), opened(path):
         pass

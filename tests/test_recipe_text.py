@@ -13,7 +13,7 @@ from PIL import Image
 
 from panokit import Region, Regions, Sampler, recipe
 from panokit.cli import main
-from panokit.recipe_text import as_command, as_python, as_yaml
+from panokit.recipe_text import as_command, as_python, as_yaml, lacks_pictures
 
 BOXES = {"boxes": [[[0, 0, 0.5, 1], "a lake"], [[0.5, 0, 1, 1], "a 'city': \n- \U0001f30a"]], "elsewhere": "fog"}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -113,3 +113,30 @@ def test_the_program_makes_the_same_picture(prompt: Any, tmp_path: Path, monkeyp
     with Image.open(again) as image:
         assert image.tobytes() == panorama.image.tobytes()
     assert recipe.read(again) == recipe.read("a.png")
+
+
+def test_file_stands_for_a_picture_that_was_in_no_file() -> None:
+    regions = [{"mask": "sha256:12", "text": "sha256: a lake"}, {"box": [0, 0, 1, 1], "text": "b"}]
+    kept = {"prompt": {"regions": regions, "elsewhere": "hills"}, "image": "sha256:34", "mask": "m.png", "strength": 0.5}
+    assert lacks_pictures(kept)
+    assert " --image FILE " in as_command(kept)
+    assert " --mask m.png" in as_command(kept)
+    read = yaml.safe_load(as_yaml(kept))
+    assert (read["image"], read["mask"]) == ("FILE", "m.png")
+    assert read["prompt"]["regions"] == [{"mask": "FILE", "text": "sha256: a lake"}, regions[1]]
+    assert "image='FILE'" in as_python(kept)
+    for text in (as_command(kept), as_python(kept)):
+        assert "sha256:12" not in text
+        assert "sha256: a lake" in text
+    assert not any(map(lacks_pictures, RECIPES.values()))
+
+
+def test_the_program_makes_the_same_picture_once_the_file_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.linear_gradient("L").resize((256, 128)).convert("RGB")
+    image.save(tmp_path / "start.png")
+    panorama = Sampler()("a lake", image=image, strength=0.5, steps=2, seed=3)
+    assert lacks_pictures(panorama.recipe)
+    monkeypatch.chdir(tmp_path)
+    exec(as_python(panorama.recipe).replace("'FILE'", "'start.png'"), {})
+    with Image.open(tmp_path / "a-lake-again.png") as again:
+        assert again.tobytes() == panorama.image.tobytes()

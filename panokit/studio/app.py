@@ -12,9 +12,10 @@ from typing import Any, final
 import gradio as gr
 from PIL import Image
 
-from panokit.errors import PanokitError, SettingError
+from panokit.errors import SettingError
 from panokit.jobs import Worker
-from panokit.recipe_text import as_command, as_python, as_yaml
+from panokit.panorama import Panorama
+from panokit.recipe_text import as_command, as_python, as_yaml, lacks_pictures
 from panokit.settings import Composition
 from panokit.studio.asked import Asked
 from panokit.studio.forms import field
@@ -65,7 +66,7 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """Draw the page."""
-        # Of what the library caches, nothing is older than a day; it looks each hour.
+        # Once an hour, the library removes the files in its cache that are older than a day: both numbers are seconds.
         with gr.Blocks(title="panokit studio", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
             with gr.Row():
                 with gr.Column(min_width=260):
@@ -136,9 +137,11 @@ class Page:
                 elem_id="strength",
             )
             self.at = gr.Textbox(
-                label="at", placeholder="240,48", elem_id="at",
+                label="at",
+                placeholder="240,48",
                 info="Left and top, in pixels, at which it lies on a larger canvas. The rest is painted around it.",
-            )  # fmt: skip
+                elem_id="at",
+            )
 
     def _draw_picture(self) -> None:
         self.status = gr.HTML("", elem_id="status")
@@ -164,19 +167,26 @@ class Page:
             object_fit="contain",
             elem_id="gallery",
         )
-        with gr.Accordion("This picture as a command, as YAML, as Python", open=False, visible=False) as self.copies, gr.Tabs():
+        with gr.Accordion("This picture as a command, as YAML, as Python", open=False, visible=False) as self.copies:
+            self.lacks = gr.Markdown(
+                "`FILE` stands for a picture that the recipe does not hold, such as an upload or a painting: "
+                "write the name of its file there.",
+                visible=False,
+                elem_id="lacks",
+            )
             shown: dict[str, Any] = {"interactive": False, "wrap_lines": True, "show_label": False, "lines": 3, "max_lines": 24}
-            with gr.Tab("Command"):
-                self.command = gr.Code(language="shell", elem_id="command", **shown)
-            with gr.Tab("YAML, for --config"):
-                self.yaml = gr.Code(language="yaml", elem_id="yaml", **shown)
-            with gr.Tab("Python"):
-                self.python = gr.Code(language="python", elem_id="python", **shown)
+            with gr.Tabs():
+                with gr.Tab("Command"):
+                    self.command = gr.Code(language="shell", elem_id="command", **shown)
+                with gr.Tab("YAML, for --config"):
+                    self.yaml = gr.Code(language="yaml", elem_id="yaml", **shown)
+                with gr.Tab("Python"):
+                    self.python = gr.Code(language="python", elem_id="python", **shown)
 
     def _connect(self) -> None:
         """Say what each button does."""
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        copies = [self.copies, self.command, self.yaml, self.python]
+        copies = [self.copies, self.lacks, self.command, self.yaml, self.python]
         picture = [self.preview, self.result, self.slider, self.actions, self.download, *copies]
         running = [self.status, self.generate, self.stop, self.seed, self.gallery, *picture]
         gr.on(
@@ -212,25 +222,28 @@ class Page:
     def _generate(self, request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         session = self.sessions.of(request.session_hash)
         asked = self._asked(values, request)
-        asked.job(self.offered)  # what is wrong is said at once
+        asked.job(self.offered)  # a mistake is shown at once
         ticket = self.runs.submit(str(request.session_hash), lambda: asked.plan(self.worker, self.offered))
         seed = str(asked.options["seed"])
         begun = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True), self.seed: seed}
         yield begun | {self.result: gr.update(visible=False), self.actions: gr.update(visible=False)}
-        for state in self.runs.watch(ticket):
-            if not state.ended:
-                yield {self.status: _line(state), self.preview: gr.update(value=_preview(state.preview), visible=True)}
+        try:
+            for state in self.runs.watch(ticket):
+                if not state.ended:
+                    yield {self.status: _line(state), self.preview: gr.update(value=_preview(state.preview), visible=True)}
+            shown = self._added(asked, state.panorama, session) if state.panorama else {}
+        except Exception as error:  # such as a full disk; whatever it is, the buttons come back
+            state, shown = State(line_of(error), ended=True, failed=True), {}
+        if state.failed:  # the last picture comes back
+            shown = {self.preview: gr.update(visible=session.current is None)}
+            shown |= {part: gr.update(visible=session.current is not None) for part in (self.result, self.actions)}
         ended = {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
-        if state.panorama:
-            try:
-                ended |= self._shown(session.add(asked, state.panorama), session)
-                ended[self.gallery] = gr.update(value=[str(entry.path) for entry in session.entries], visible=True)
-            except PanokitError as error:  # the disk is full
-                state = State(line_of(error), ended=True, failed=True)
-        elif state.failed:  # the last picture comes back
-            ended[self.preview] = gr.update(visible=session.current is None)
-            ended |= {part: gr.update(visible=session.current is not None) for part in (self.result, self.actions)}
-        yield ended | {self.status: _line(state)}
+        yield {**shown, **ended, self.status: _line(state)}
+
+    def _added(self, asked: Asked, panorama: Panorama, session: Session) -> dict[Any, Any]:
+        """Keep a picture; the changes that show it, and all of its session."""
+        shown = self._shown(session.add(asked, panorama), session)
+        return {**shown, self.gallery: gr.update(value=[str(entry.path) for entry in session.entries], visible=True)}
 
     def _shown(self, entry: Entry, session: Session) -> dict[Any, Any]:
         """The changes that show a picture, and beside it the one that was kept."""
@@ -244,6 +257,7 @@ class Page:
             self.actions: gr.update(visible=True),
             self.download: path,
             self.copies: gr.update(visible=True),
+            self.lacks: gr.update(visible=lacks_pictures(entry.recipe)),
             self.command: as_command(entry.recipe),
             self.yaml: as_yaml(entry.recipe),
             self.python: as_python(entry.recipe),
@@ -281,8 +295,8 @@ class Page:
         if not isinstance(event.index, int) or not 0 <= event.index < len(entries):
             raise SettingError("that picture is gone: make it again")
         entry = entries[event.index]
-        session.start = entry.asked.image
-        editor = _editor(entry.asked.image) if entry.asked.image else gr.update(value=None, visible=False)
+        session.start = entry.start()
+        editor = _editor(session.start) if session.start else gr.update(value=None, visible=False)
         words = f"the settings are those of this picture, seed {entry.recipe['seed']}"
         changes = self._restored({**entry.recipe, "prompt": entry.asked.options["prompt"]})
         changes |= self.texts.painted(entry.asked.areas)

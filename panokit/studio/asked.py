@@ -12,6 +12,7 @@ from panokit.errors import SettingError
 from panokit.jobs import Job, Worker, require_installed
 from panokit.sampler import Plan
 from panokit.scene import Region, Regions
+from panokit.settings import SETTINGS, Settings
 
 PIXELS = 1 << 24
 """The most pixels of a picture that is made: 1,024 x 16,384."""
@@ -20,6 +21,8 @@ STEPS = 1000
 LETTERS = 4000
 """The most letters of all texts together."""
 
+_FORM = recipe.Source("the form", trust="")
+"""Where options of a page come from."""
 _WITH_PICTURE = ("strength", "at")
 """The options that a job has only with a picture to start from."""
 
@@ -51,7 +54,9 @@ class Asked:
             SettingError: a value is too large or cannot work, or the job names what is not installed.
         """
         options = {name: value for name, value in self.options.items() if value is not None}
-        check(options, offered)
+        own = {name: options[name] for name in SETTINGS if name in options and name not in (*recipe.PICTURES, *_WITH_PICTURE)}
+        _check_size(Settings.of(own).as_data())
+        check(options, offered, _FORM)
         return Job.of({name: value for name, value in options.items() if name not in _WITH_PICTURE})
 
     def plan(self, worker: Worker, offered: object = None) -> Plan:
@@ -78,31 +83,28 @@ class Asked:
         width, height = plan.size
         if width * height > PIXELS:
             raise SettingError(f"{width} x {height} pixels are more than the studio makes, {PIXELS}: make it smaller")
-        recipe.check_work(plan.passes)
+        recipe.check_work(plan.passes, _FORM)
         return plan.check()
 
 
-def check(options: Mapping[str, Any], offered: object = None) -> None:
+def check(options: Mapping[str, Any], offered: object = None, source: recipe.Source = recipe.RECIPE) -> None:
     """Check that options name installed parts alone, read no files, and are no larger than the studio takes.
 
     Args:
         options: the options of a job, or those of a recipe.
         offered: a model besides the installed ones.
+        source: where they come from, for errors.
 
     Raises:
         SettingError: they do not.
     """
     if options.get("model") != offered:
         require_installed(options.get("model"))
-        recipe.check_plain(options.get("model"))
+        recipe.check_plain(options.get("model"), source)
     rest = {name: value for name, value in options.items() if name != "model"}
-    recipe.check(rest)
+    recipe.check(rest, source)
     recipe.check_names(rest)
-    steps, height, width = (options.get(name) or 0 for name in ("steps", "height", "width"))
-    if steps > STEPS:
-        raise SettingError(f"steps is {steps}: the studio makes up to {STEPS}")
-    if height * width > PIXELS:
-        raise SettingError(f"{width} x {height} pixels are more than the studio makes, {PIXELS}: make it smaller")
+    _check_size(options)
     prompt = options.get("prompt")
     scene = () if prompt is None else (prompt_from(prompt),)
     texts = [text for part in scene for text in ((part,) if isinstance(part, str) else part.texts)]
@@ -112,3 +114,12 @@ def check(options: Mapping[str, Any], offered: object = None) -> None:
     letters = sum(map(len, texts))
     if letters > LETTERS:
         raise SettingError(f"the texts have {letters} letters: the studio takes up to {LETTERS}, all together")
+
+
+def _check_size(options: Mapping[str, Any]) -> None:
+    """Check the steps and the pixels of options whose types are right."""
+    steps, height, width = (options.get(name) or 0 for name in ("steps", "height", "width"))
+    if steps > STEPS:
+        raise SettingError(f"steps is {steps}: the studio makes up to {STEPS}")
+    if height * width > PIXELS:
+        raise SettingError(f"{width} x {height} pixels are more than the studio makes, {PIXELS}: make it smaller")

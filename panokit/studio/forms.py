@@ -122,7 +122,7 @@ class Form:
     Attributes:
         name: the plugin's name.
         summary: the first line of its docstring.
-        fields: its settings; None if they cannot be told, and one box takes all of them as YAML.
+        fields: its settings; None if its signature cannot be read: then one box takes all of them as YAML.
     """
 
     name: str

@@ -223,7 +223,7 @@ class Sizes(Panel):
     def options(self, values: Sequence[Any]) -> dict[str, Any]:
         *numbers, seed, locked = values
         settings = self._form.part(numbers)
-        if locked and not re.fullmatch(r"\d{1,20}", (seed or "").strip()):
+        if locked and not (re.fullmatch(r"\d{1,20}", (seed or "").strip()) and int(seed) < 1 << 64):
             raise SettingError(f"seed is {seed!r:.80}: it must be a whole number from 0 to {(1 << 64) - 1}")
         chosen = {name: value for name, value in settings.items() if name != "plugin"}
         return {**chosen, "seed": int(seed) if locked else secrets.randbelow(1 << 32)}
@@ -277,7 +277,7 @@ class Parts(Panel):
                 value=[] if self.several else self._first,
                 multiselect=self.several,
                 label=option.capitalize(),
-                info=self._told(self._first),
+                info=self._info(self._first),
                 elem_id=option,
             )
             self.components: list[Any] = [self.chosen]
@@ -295,14 +295,14 @@ class Parts(Panel):
             self._chosen, self.chosen, [self.chosen, *self._groups], show_progress="hidden", api_visibility="private"
         )
 
-    def _told(self, name: str | None) -> str | None:
+    def _info(self, name: str | None) -> str | None:
         if self.several:
             return "They keep the windows in agreement. Choose one, several or none."
         return self._forms[name].summary if name in self._forms else "What the model was made for."
 
     def _chosen(self, chosen: Any) -> list[Any]:
         names = chosen if self.several else [chosen]
-        info = gr.update(info=self._told(None if self.several else chosen))
+        info = gr.update(info=self._info(None if self.several else chosen))
         return [info, *(gr.update(visible=name in names and self._has_fields(name)) for name in self._forms)]
 
     def _has_fields(self, name: str) -> bool:

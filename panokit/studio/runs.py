@@ -14,6 +14,7 @@ from panokit.errors import FallbackWarning, PromptWarning, SettingError, Shardin
 from panokit.panorama import Panorama
 from panokit.run import Run
 from panokit.sampler import Plan
+from panokit.wording import counted
 
 LONGEST = 16
 """The most pictures that wait."""
@@ -85,13 +86,15 @@ class Runs:
             plan: plans the picture, in the thread that makes it.
 
         Raises:
-            SettingError: the owner has another picture in the queue, or the queue is full.
+            SettingError: the owner has another picture in the queue, the queue is full, or the studio is ending.
         """
         with self._changed:
             if any(ticket.owner == owner for ticket in self._tickets()):
                 raise SettingError("your last picture is still being made: wait for it, or stop it")
-            if self._closed or len(self._waiting) >= LONGEST:
-                raise SettingError(f"{len(self._waiting)} pictures wait already: try again when some of them are made")
+            if self._closed:
+                raise SettingError("the studio is ending, and makes no more pictures: start it again")
+            if len(self._waiting) >= LONGEST:
+                raise SettingError(f"{counted(LONGEST, 'picture')} wait already: try again when some of them are made")
             ticket = Ticket(owner, plan)
             self._waiting.append(ticket)
             self._changed.notify_all()
@@ -148,7 +151,8 @@ class Runs:
         """The state of a picture; if it waits, with its place."""
         if ticket in self._waiting:
             before = self._tickets().index(ticket)
-            return State(f"waiting: {before} picture{'s are' if before > 1 else ' is'} before yours" if before else "waiting")
+            words = f"waiting: {counted(before, 'picture')} {'is' if before == 1 else 'are'} before yours"
+            return State(words if before else "waiting")
         return ticket.state
 
     def _work(self) -> None:
@@ -163,11 +167,11 @@ class Runs:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 end = self._make(ticket)
-            told = tuple(
+            messages = tuple(
                 str(w.message) for w in caught if issubclass(w.category, PromptWarning | FallbackWarning | ShardingWarning)
             )
             with self._changed:
-                ticket.state = end._replace(warnings=tuple(dict.fromkeys(told)))
+                ticket.state = end._replace(warnings=tuple(dict.fromkeys(messages)))
                 self._current = self._run = None
                 self._changed.notify_all()
 

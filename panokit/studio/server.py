@@ -144,9 +144,7 @@ def _run(
         pwa=False,
         mcp_server=False,
         footer_links=[],
-        theme=gr.themes.Default(
-            primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        theme=gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=MONO),
         css=CSS,
     )
     config = uvicorn.Config(

@@ -30,7 +30,9 @@ def picture_of(path: str | os.PathLike[str]) -> Image.Image:
     _check_bytes(path)
     name = Path(path).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with recipe.unbounded():  # Pillow's own bound says nothing that its users could act on
+            opened = Image.open(path, formats=FORMATS)
+        with opened as image:
             if image.width * image.height > PIXELS:
                 raise SettingError(
                     f"{name:.80} has {image.width} x {image.height} pixels: the studio takes up to {PIXELS}, make it smaller"
@@ -63,21 +65,16 @@ def recipe_of(path: str | os.PathLike[str], offered: object = None) -> tuple[dic
     except SettingError as error:
         raise SettingError(str(error).replace(str(path), f"{name:.80}")) from error
     wanted = options_in(kept, f"the recipe in {name:.80}")
-    missing = [key for key in recipe.PICTURES if _is_digest(wanted.get(key))]
+    missing = [key for key in recipe.PICTURES if recipe.is_digest(wanted.get(key))]
     wanted = {key: value for key, value in wanted.items() if key not in missing}
     prompt = wanted["prompt"]
     regions = prompt.get("regions") if isinstance(prompt, dict) else None
     if isinstance(regions, list):
-        left = [region for region in regions if not (isinstance(region, dict) and _is_digest(region.get("mask")))]
+        left = [region for region in regions if not (isinstance(region, dict) and recipe.is_digest(region.get("mask")))]
         missing += ["painted regions"] if len(left) < len(regions) else []
         wanted["prompt"] = {**prompt, "regions": left} if left else prompt.get("elsewhere", "")
     check(wanted, offered)
     return wanted, missing
-
-
-def _is_digest(name: object) -> bool:
-    """Whether a recipe names a picture that was in no file, by the SHA-256 of its pixels."""
-    return isinstance(name, str) and name.startswith("sha256:")
 
 
 def _check_bytes(path: str | os.PathLike[str]) -> None:

@@ -132,7 +132,9 @@ function table(pictures) {
     const button = make("button", { className: "copy", textContent: "Copy command" });
     button.onclick = () => copy(picture.command, button, text);
     const careful = "This command loads files, models or classes by name. If the picture is not yours, read it before you run it.";
-    return make("td", {}, button, ...(picture.foreign ? [make("p", { className: "careful", textContent: careful })] : []), text);
+    const lacks = "FILE stands for a picture that the recipe does not hold: write the name of its file there.";
+    const notes = [...(picture.foreign ? [careful] : []), ...(picture.lacks ? [lacks] : [])];
+    return make("td", {}, button, ...notes.map((note) => make("p", { className: "careful", textContent: note })), text);
   });
   if (pictures.some((picture) => picture.command)) body.splice(2, 0, make("tr", {}, make("th", { textContent: "Make it again" }), ...commands));
   if (pictures.some((picture) => picture.note)) {
@@ -214,7 +216,7 @@ function gallery(pictures) {
     return card;
   });
   main.replaceWith(make("main", { className: "cards" }, ...cards));
-  document.getElementById("tools").append(make("span", { textContent: `${pictures.length} pictures` }));
+  document.getElementById("tools").append(make("span", { textContent: pictures.length === 1 ? "1 picture" : `${pictures.length} pictures` }));
 }
 
 for (const problem of data.problems) document.getElementById("problems").append(make("p", { textContent: problem }));

@@ -15,7 +15,7 @@ from string import Template
 from typing import Any, Literal
 
 from panokit import recipe as recipes
-from panokit.recipe_text import as_command
+from panokit.recipe_text import as_command, lacks_pictures
 from panokit.view.picture import Picture
 
 Form = Literal["pictures", "gallery", "cell"]
@@ -92,6 +92,7 @@ def _policy(scripts: Sequence[str]) -> str:
 def _described(picture: Picture) -> dict[str, Any]:
     """What the script of the page needs to know of a picture."""
     vertical, horizontal = picture.wraps
+    command = _command(picture.recipe) if picture.recipe else ""
     described = {
         "name": picture.name,
         "size": list(picture.size),
@@ -102,7 +103,8 @@ def _described(picture: Picture) -> dict[str, Any]:
         "thumbnail": picture.thumbnail and picture.thumbnail.url,
         "note": picture.note,
         "rows": [*_rows(picture)],
-        "command": _command(picture.recipe) if picture.recipe else "",
+        "command": command,
+        "lacks": bool(command) and lacks_pictures(picture.recipe or {}),
         "foreign": picture.recipe is not None and not _names_installed(picture.recipe),
     }
     return {name: value for name, value in described.items() if value not in (None, "", False)}

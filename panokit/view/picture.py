@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -19,6 +20,8 @@ SPHERE = 8192
 """The most pixels of a side that graphics processors take as one texture."""
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "MPO": "image/jpeg"}
 """The formats that browsers show, in Pillow's names, and what browsers call them."""
+_ORIENTATION, _QUARTER_TURNS = 0x0112, range(5, 9)
+"""The entry of Exif that says how a camera was held, and its values for which width and height change places."""
 _XMP = 1 << 20
 """The most bytes of XMP that are read."""
 
@@ -90,6 +93,20 @@ def kind_of(image: "Image") -> str | None:
     return _KINDS.get(image.format or "")
 
 
+def size_of(image: "Image") -> tuple[int, int]:
+    """Width and height of a picture as a screen shows it: upright. No pixel is decoded.
+
+    Args:
+        image: the picture, opened.
+    """
+    width, height = image.size
+    # For a PNG without Exif before its pixels, Pillow would decode all of them to look for it.
+    if image.format != "PNG" or "exif" in image.info:
+        with suppress(Exception):  # anybody may have written the file
+            return (height, width) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (width, height)
+    return width, height
+
+
 def upright(image: "Image") -> "Image":
     """A picture as a screen shows it: upright, in 8 bits, RGB or with transparency. Grey with 16 bits keeps its shades."""
     from PIL import ImageOps
@@ -136,8 +153,8 @@ def sphere_of(image: "Image") -> dict[str, float] | None:
         `haov` and `vaov`, the angles of its width and height, and `vOffset`, that of its centre above the horizon, in degrees;
         None if the picture is not equirectangular.
     """
-    found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    text = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp)
     if len(text) > _XMP or _property(text, "ProjectionType") != "equirectangular":
         return None
     wide, high, left_out_above, whole_wide, whole_high = (

@@ -20,7 +20,7 @@ from panokit.opening import decoded, opened
 from panokit.plain import check_depth
 from panokit.view import tiles
 from panokit.view.page import Form, page
-from panokit.view.picture import AREA, SIDE, SPHERE, Data, Picture, encoded, kind_of, sphere_of, upright, within
+from panokit.view.picture import AREA, SIDE, SPHERE, Data, Picture, encoded, kind_of, size_of, sphere_of, upright, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +29,8 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 """The endings of the files in a folder that are shown."""
 MOST = 8
 """The most pictures that are shown side by side. More make a gallery."""
+_AT_ONCE = 2
+"""The most pictures that are decoded at once: each may take 3 GB of memory, or 4."""
 _SMALL = 320
 """Pixels along a small picture's longer side."""
 
@@ -89,12 +91,12 @@ def _listed(files: Sequence[str]) -> tuple[list[Path], Form]:
 def _in_folder(folder: Path) -> list[Path]:
     """The pictures in a folder, by name; numbers in names count as numbers."""
     try:
-        found = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
+        pictures = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
     except OSError as cause:
         raise SettingError(f"the folder {folder} cannot be read: {cause.strerror}") from cause
-    if not found:
+    if not pictures:
         raise SettingError(f"the folder {folder} holds no pictures: name one that holds {', '.join(ENDINGS[:4])} files")
-    return sorted(found, key=_in_order)
+    return sorted(pictures, key=_in_order)
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
@@ -119,10 +121,10 @@ def _sorted(made: Iterable[Picture | str]) -> tuple[list[Picture], list[str]]:
 
 
 def _at_once(tasks: Sequence[Callable[[], Picture]]) -> Iterator[Picture | str]:
-    """The results of many tasks. Pillow reads several pictures at once."""
+    """The results of many tasks, a few of which are done at once."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
         yield from tqdm(pool.map(_attempt, tasks), total=len(tasks), desc="pictures", leave=False, disable=None)
 
 
@@ -154,7 +156,7 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
         aside: makes the folder for tiles.
     """
     with opened(path) as image:
-        known: dict[str, Any] = {"name": name, "size": image.size, "recipe": _recipe(path), "sphere": sphere_of(image)}
+        known: dict[str, Any] = {"name": name, "size": size_of(image), "recipe": _recipe(path), "sphere": sphere_of(image)}
         if known["sphere"] is None and _is_too_large(image.size) and tiles.can_be_made():
             return Picture(**known, tiles=tiles.tiled(path, aside(), number, place))
         data, note = _in_page(image, path, sphere=known["sphere"] is not None)
@@ -180,7 +182,8 @@ def _in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
     side = SPHERE if sphere else SIDE
     if _is_too_large(image.size, side):
         shown = within(upright(decoded(image, path)), side, AREA)
-        note = f"its {image.size[0]} x {image.size[1]} pixels are shown as {shown.size[0]} x {shown.size[1]}"
+        width, height = size_of(image)
+        note = f"its {width} x {height} pixels are shown as {shown.size[0]} x {shown.size[1]}"
         return encoded(shown, "JPEG", quality=92), note
     kind = kind_of(image)
     if kind is None:
@@ -192,7 +195,7 @@ def _in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
 def _small(path: Path, name: str, place: Path) -> Picture:
     """A picture of a gallery: small in the page, and whole where its file is."""
     with opened(path) as image:
-        size, kind, is_sphere = image.size, kind_of(image), sphere_of(image) is not None
+        size, kind, is_sphere = size_of(image), kind_of(image), sphere_of(image) is not None
         image.draft("RGB", (2 * _SMALL, 2 * _SMALL))
         small = upright(decoded(image, path))
     small.thumbnail((_SMALL, _SMALL))

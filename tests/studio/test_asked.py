@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +66,34 @@ def test_what_is_not_allowed_is_refused_in_one_line(change: dict[str, Any], line
         Asked({**JOB, **change}).job()
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unannotated")
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": 99999999999999999999}, "seed came as 99999999999999999999: it must be a whole number of up to 64 bits"),
+        ({"seed": -1}, f"seed is -1: it must be from 0 to {(1 << 64) - 1}"),
+        ({"steps": 20_000}, f"steps is 20000: the studio makes up to {STEPS}"),
+        ({"height": 8, "width": 200_000}, "the form asks for width 200000, and 131072 is the most"),
+        (
+            {"height": 1024, "width": 1 << 20},
+            f"1048576 x 1024 pixels are more than the studio makes, {PIXELS}: make it smaller",
+        ),
+        ({"stride": 40_000}, "the form asks for stride 40000, and 32768 is the most"),
+        ({"guidances": [{"plugin": "msd", "levels": 20_000}]}, "the form sets a plugin to 20000, and 10000 is the most"),
+        ({"guidances": [{"plugin": "msd"}] * 17}, "the form has more than 16 plugins"),
+        ({"prompt": {"regions": JOB["prompt"]["regions"] * 65}}, "the form has more than 64 regions"),
+        ({"guidance_scale": "x"}, "guidance_scale came as 'x': it must be a number"),
+        ({"steps": "many"}, "steps came as 'many': it must be a whole number"),
+        ({"fuser": {"plugin": "multidiffusion", "weights": "a b/c"}}, "the form asks for 'a b/c', which is code"),
+    ],
+)
+def test_a_mistake_in_the_form_is_one_of_the_form(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(SettingError) as error:
+        Asked({**JOB, **change}).job()
+    assert str(error.value).startswith(line)
+    assert not re.search("recipe|trust|rerun", str(error.value))
 
 
 @pytest.mark.usefixtures("unannotated")

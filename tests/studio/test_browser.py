@@ -233,6 +233,15 @@ def test_a_picture_is_varied_where_it_is_painted_over(page: Page, tmp_path: Path
     kept = recipe.read(download(page, tmp_path))
     assert kept["image"].startswith("sha256:")
     assert kept["mask"].startswith("sha256:")
+    page.get_by_text("This picture as a command").click()
+    page.locator("#lacks").wait_for()
+    assert "--image FILE" in page.locator("#command").inner_text().replace("\n", " ")
+    page.locator("#gallery .thumbnail-item").first.click()
+    page.locator("#lacks").wait_for(state="hidden")
+    page.locator("#editor").wait_for(state="hidden")
+    page.locator("#gallery .thumbnail-item").last.click()
+    page.locator("#lacks").wait_for()
+    page.locator("#editor").wait_for()
 
 
 def test_a_closed_tab_leaves_neither_a_run_nor_pictures(opened: Callable[[], Page], temporary: Path) -> None:

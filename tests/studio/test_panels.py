@@ -122,6 +122,8 @@ def test_sizes_come_back_with_the_seed_which_is_kept() -> None:
     assert panel.options(panel.shown(options)) == options
     *values, _, _ = panel.shown(options)
     assert panel.options([*values, "3", False])["seed"] != panel.options([*values, "3", False])["seed"]
+    with pytest.raises(SettingError, match="seed is '99999999999999999999': it must be a whole number from 0 to"):
+        panel.options([*values, "99999999999999999999", True])
     with pytest.raises(SettingError, match="seed is 'three': it must be a whole number"):
         panel.options([*values, "three", True])
 

@@ -144,5 +144,5 @@ def test_the_end_stops_what_runs_and_what_waits(plan: Callable[..., Callable[[],
     runs.close()
     assert end(runs, first).panorama is None
     assert end(runs, second).words == "taken out of the queue"
-    with pytest.raises(SettingError):
+    with pytest.raises(SettingError, match="the studio is ending"):
         runs.submit("ann", plan())

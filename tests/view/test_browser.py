@@ -172,6 +172,15 @@ def test_a_picture_of_a_gallery_opens(show: Open, tmp_path: Path) -> None:
     page.locator("dialog").wait_for(state="detached")
 
 
+def test_a_folder_of_one_picture_says_so_and_names_what_its_recipe_lacks(show: Open, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", image="sha256:12")
+    page = show(tmp_path)
+    assert page.locator("#tools").inner_text() == "1 picture"
+    page.locator(".card").click()
+    wait_until_drawn(page, "dialog .view")
+    assert page.get_by_text("FILE stands for a picture that the recipe does not hold").is_visible()
+
+
 def test_tiles_are_drawn(show: Open, tmp_path: Path) -> None:
     pytest.importorskip("pyvips", reason="tiles are cut by pyvips, which is not installed")
     striped((20_000, 400), "red").save(tmp_path / "large.png", compress_level=1)

@@ -339,6 +339,27 @@ def test_a_small_picture_stands_upright(tmp_path: Path, out: Path) -> None:
         assert small.size == (20, 80)
 
 
+@pytest.mark.parametrize(("orientation", "size"), [(1, [400, 100]), (3, [400, 100]), (6, [100, 400]), (8, [100, 400])])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_picture_has_the_size_that_it_is_shown_with(
+    name: str, orientation: int, size: list[int], tmp_path: Path, out: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (400, 100)).save(tmp_path / name, exif=exif)
+    for files in (tmp_path / name, tmp_path):
+        (of_picture,) = view(files, out=out)["pictures"]
+        assert of_picture["size"] == size
+        assert dict(of_picture["rows"])["Size"] == f"{size[0]} x {size[1]} pixels"
+
+
+def test_a_recipe_of_pictures_that_were_in_no_file_is_marked(tmp_path: Path, out: Path) -> None:
+    (of_picture,) = view(picture(tmp_path / "a.png", image="sha256:12"), out=out)["pictures"]
+    assert of_picture["lacks"]
+    assert "--image FILE" in of_picture["command"]
+    assert "lacks" not in view(picture(tmp_path / "b.png", image="b.png"), out=out)["pictures"][0]
+
+
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     image = Image.linear_gradient("L").resize((20_000, 200)).convert("RGB")
