@@ -12,8 +12,8 @@ from panokit.wording import counted, duration
 
 LONG = 1000
 """Passes of the network from which a command counts as long."""
-_SOON = 10.0
-"""Seconds that need no estimate."""
+_SOON, _LATE = 10.0, 300.0
+"""Seconds that need no estimate, even of a long command; and seconds that need one of any command."""
 
 
 def words(path: Path, plan: Plan) -> str:
@@ -37,8 +37,8 @@ def data(path: Path, plan: Plan) -> dict[str, Any]:
 class Forecast:
     """A callback that says what pictures are going to be, and how long they take.
 
-    For people it prints a line before the first step, if the command is long; and one with the time for all pictures after the
-    first step that computes windows, if that is more than a moment. In a terminal the bar has the time.
+    For people it speaks of long commands alone: a line before the first step, and one with the time for all pictures after the
+    first step that computes windows. In a terminal the bar has the time.
 
     Args:
         plans: the pictures that this process makes, by their files, in their order.
@@ -54,6 +54,7 @@ class Forecast:
     ) -> None:
         self._plans, self._show, self._emit = plans, show, emit
         self._left = sum(plan.passes for plan in plans.values())
+        self._long = self._left >= LONG
         self._all = counted(len(plans), "picture")
         self._path = next(iter(plans), Path())
         self._start = self._last = self._busy = 0.0
@@ -64,7 +65,7 @@ class Forecast:
         self._path, first = path, path == next(iter(self._plans))
         if self._emit:
             self._emit(data(path, self._plans[path]))
-        if self._show and first and self._left >= LONG:
+        if self._show and first and self._long:
             several = f"{self._all}, about {counted(self._left, 'pass')} of the network"
             self._show(words(path, self._plans[path]) if len(self._plans) == 1 else several)
 
@@ -86,7 +87,7 @@ class Forecast:
         if self._show and left is not None:
             own = self._plans[self._path].passes
             left += (left + now - self._start) * (self._left - own) / max(1, own)
-            if left > _SOON and not sys.stderr.isatty():
+            if left > (_SOON if self._long else _LATE) and not sys.stderr.isatty():
                 self._show(f"{self._path if len(self._plans) == 1 else self._all}: about {duration(left)} left")
             self._show = None
 

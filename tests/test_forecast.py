@@ -53,11 +53,12 @@ def plain(tiny: Model) -> Plan:
 
 
 def test_a_long_run_says_what_it_is_and_how_long_it_takes(plain: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watched(plain, monkeypatch, 1.0) == []
-    assert watched(plain, monkeypatch, 30.0) == ["0.png: about 60 s left"]
+    assert watched(plain, monkeypatch, 30.0) == []
+    assert watched(plain, monkeypatch, 300.0) == ["0.png: about 10 min left"]
     assert watched(plain, monkeypatch, 60.0, count=3) == ["3 pictures: about 8 min left"]  # 2 steps of one and 6 of others
     monkeypatch.setattr("panokit.forecast.LONG", 10)
     assert watched(plain, monkeypatch, 0.0) == [forecast.words(Path("0.png"), plain)]
+    assert watched(plain, monkeypatch, 30.0) == [forecast.words(Path("0.png"), plain), "0.png: about 60 s left"]
     assert watched(plain, monkeypatch, 0.0, count=3) == [f"3 pictures, about {3 * plain.passes} passes of the network"]
 
 
