@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +32,8 @@ def page(tiny: Model, tmp_path: Path) -> Iterator[Page]:
     async def draw() -> None:  # outside of a loop of events, the library makes some that it never closes
         page.blocks()
 
-    asyncio.run(draw())
+    with ThreadPoolExecutor(1) as apart:  # the driver of a browser keeps a loop in the thread of the tests
+        apart.submit(lambda: asyncio.run(draw())).result()
     yield page
     runs.close()
 
