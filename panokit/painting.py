@@ -336,7 +336,7 @@ def _thumbnail(image: Image) -> Image:
 def _hint(line: str) -> None:
     """Print a line that is nice to know. Standard output is for results."""
     with Extra("no more lines are printed"):
-        print(line, file=sys.stderr, flush=True)
+        print(f"panokit: {line}", file=sys.stderr, flush=True)
 
 
 def _print(runtime: Runtime, what: str) -> None:

@@ -129,16 +129,16 @@ def picture_with(raw: bytes, path: Path) -> None:
 
 
 def words_of(kind: str, raw: bytes, folder: Path) -> list[str]:
-    """The command line that reads a mangled file."""
+    """The command line that reads a mangled file. It says nothing of long runs, so that what it prints is about the file."""
     out = f"{folder / 'out'}/"
     Path(out).mkdir()
     if "recipe" in kind:
         picture_with(raw, folder / "stranger.png")
         trust = ["--trust"] if kind == "trusted recipe" else []
-        return ["rerun", str(folder / "stranger.png"), "--out", f"{out}again.png", *trust]
+        return ["rerun", str(folder / "stranger.png"), "--out", f"{out}again.png", "--quiet", *trust]
     name = "jobs" if kind == "jobs" else "config"
     (folder / name).write_bytes(raw)
-    return ["generate", f"--{name}", str(folder / name), "--out", out]
+    return ["generate", f"--{name}", str(folder / name), "--out", out, "--quiet"]
 
 
 def attempt(case: int, folder: Path, known: set[str]) -> Outcome:
