@@ -91,6 +91,7 @@ def seed(page: Page) -> str:
 
 
 def download(page: Page, folder: Path) -> Path:
+    page.wait_for_timeout(1000)  # a button that is just being drawn anew, with the next picture, does not hear a click
     with page.expect_download() as file:
         page.click("#download")
     path = folder / file.value.suggested_filename
