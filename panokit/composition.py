@@ -19,7 +19,7 @@ from panokit.errors import PluginLoadError, SettingError
 from panokit.family import Family
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
-from panokit.hints import fit, hints_of, words
+from panokit.hints import fit, hints_of, meanings_of, words
 from panokit.layout import Layout
 from panokit.moved import means_the_same, no_setting
 from panokit.plain import map_leaves
@@ -157,13 +157,12 @@ def parameters(base: type[Layout | Fuser | Guidance | Scheduler | Family], name:
     """
     maker = _maker(base, name)
     cls, preset = registry.made_class(maker), registry.bound(maker)
-    documented = parse(cls.__doc__ or "")
-    meaning = {param.arg_name: " ".join((param.description or "").split()) for param in documented.params}
+    meanings = meanings_of(cls)
     own = inspect.signature(maker).parameters  # a class method has defaults of its own
     settings = {key: own.get(key, parameter) for key, parameter in _parameters(cls).items() if key not in preset}
     summary = registry.summary(maker) if preset else parse(maker.__doc__ or "").short_description or ""
     return summary, [
-        Parameter(key, _type(parameter), _default(cls, parameter), meaning.get(key, "")) for key, parameter in settings.items()
+        Parameter(key, _type(parameter), _default(cls, parameter), meanings.get(key, "")) for key, parameter in settings.items()
     ]
 
 

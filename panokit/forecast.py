@@ -59,6 +59,7 @@ class Forecast:
         self._path = next(iter(plans), Path())
         self._start = self._last = self._busy = 0.0
         self._before = self._computed = 0
+        self._windows: list[int] = []
 
     def begin(self, path: Path) -> None:
         """Name the picture that is made next."""
@@ -73,6 +74,7 @@ class Forecast:
         """Start the clock."""
         self._start = self._last = time.monotonic()
         self._before = run.computed
+        self._windows = [len(run.windows.at(level)) for level in run.solver.levels[:-1]]
 
     def on_step_end(self, run: Run) -> None:
         """Say how far the run is, and how long the rest takes, by the time of the windows that were computed."""
@@ -95,5 +97,4 @@ class Forecast:
         """The time of the windows of a run that are left; None before any was computed."""
         if not self._computed:
             return None
-        levels = run.solver.levels[run.level.index : -1]
-        return self._busy / self._computed * sum(len(run.windows.at(level)) for level in levels)
+        return self._busy / self._computed * sum(self._windows[run.level.index :])

@@ -131,6 +131,13 @@ def hints_of(target: Any) -> dict[str, Any]:
     return hints
 
 
+def meanings_of(source: Any) -> dict[str, str]:
+    """What the docstring of a class or a function says of its arguments, each in one line, by name."""
+    from docstring_parser import parse  # imported here, because most of a run asks for no meanings
+
+    return {param.arg_name: " ".join((param.description or "").split()) for param in parse(source.__doc__ or "").params}
+
+
 def _one_by_one(source: Any) -> dict[str, Any]:
     """The annotations of a class or a function that can be resolved."""
     hints: dict[str, Any] = {}

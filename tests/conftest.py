@@ -86,7 +86,7 @@ def folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 def browser() -> Iterator[Browser]:
     """A Chromium without a window, which draws in software and has no network of its own accord."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
+    if not chromium:  # it is a package of the system, which pip cannot bring; .ci/run installs it
         pytest.skip("pages are looked at with Chromium, which is not installed")
     playwright = pytest.importorskip("playwright.sync_api", reason="Chromium is driven by playwright, which is not installed")
     graphics = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]

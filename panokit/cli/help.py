@@ -8,11 +8,9 @@ from dataclasses import MISSING, fields
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from docstring_parser import parse
-
 from panokit.cli.values import FILES
 from panokit.cli.words import PARTS
-from panokit.hints import alternatives, hints_of
+from panokit.hints import alternatives, hints_of, meanings_of
 
 WIDTH = 100
 """The most columns of a line."""
@@ -130,7 +128,7 @@ def options_of(source: type | Callable[..., Any], skipped: Sequence[str] = ()) -
         skipped: fields and arguments that are no options.
     """
     hints = hints_of(source)
-    meanings = {param.arg_name: " ".join((param.description or "").split()) for param in parse(source.__doc__ or "").params}
+    meanings = meanings_of(source)
     if isinstance(source, type):
         defaults = {field.name: field.default for field in fields(source)}
     else:

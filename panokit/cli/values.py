@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from types import NoneType
-from typing import Any, Union
+from typing import Any
 
 from panokit.errors import SettingError
 from panokit.hints import alternatives, fit, words
@@ -38,7 +40,7 @@ def read(name: str, text: str, hint: Any) -> Any:
     others = tuple(kind for kind in kinds if kind is not str)
     try:
         if others:
-            return fit(plain(text), Union[others])  # noqa: UP007 - there may be any number of them
+            return fit(plain(text), reduce(or_, others))
     except TypeError:
         if str not in kinds:
             raise SettingError(f"{name} came as {text!r:.80}: it must be {words(hint)}") from None

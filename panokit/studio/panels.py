@@ -8,13 +8,12 @@ from html import escape
 from typing import Any, Literal, final
 
 import gradio as gr
-from docstring_parser import parse
 from PIL.Image import Image
 
 from panokit import registry
 from panokit.composition import BASES, build, describe
 from panokit.errors import SettingError
-from panokit.hints import hints_of
+from panokit.hints import hints_of, meanings_of
 from panokit.registry import Kind
 from panokit.settings import Settings
 from panokit.studio.forms import Form, field, forms_of
@@ -203,9 +202,7 @@ class Sizes(Panel):
     NAMES = ("width", "height", "steps", "guidance_scale", "stride", "wrap")
 
     def __init__(self) -> None:
-        meanings = {
-            param.arg_name: " ".join((param.description or "").split()) for param in parse(Settings.__doc__ or "").params
-        }
+        meanings = meanings_of(Settings)
         hints, defaults = hints_of(Settings), Settings()
         fields = (field(name, hints[name], repr(getattr(defaults, name)), meanings.get(name, "")) for name in self.NAMES)
         self._form = Form("settings", "", tuple(fields))

@@ -124,10 +124,14 @@ class Runs:
         Args:
             ticket: what `submit` returned.
         """
-        last = None
+        last: State | None = None
+
+        def is_new() -> bool:
+            return self._state(ticket) != last
+
         while last is None or not last.ended:
             with self._changed:
-                self._changed.wait_for(lambda: self._state(ticket) != last)  # noqa: B023 - it is called here and now
+                self._changed.wait_for(is_new)
                 last = self._state(ticket)
             yield last
 

@@ -17,7 +17,7 @@ def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str
 
 
 # Other shells complete in ways that no script can ask for; Windows has none of them.
-@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+@pytest.mark.skipif(not shutil.which("bash"), reason="the script is for bash, which this system does not have")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
