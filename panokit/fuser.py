@@ -1,6 +1,7 @@
 """Fusers: they join overlapping windows into one canvas."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, final
 
@@ -24,6 +25,20 @@ class Fuser(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         require_arguments(cls, "fuse", "rows", "windows", "level")
+
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> None:
+        """Check, before a run, that the fuser works with its windows. The default takes all.
+
+        Called once for each run, on every rank. A smaller canvas that a guidance paints is a run too.
+
+        Args:
+            windows: where the windows of the run's canvas lie. A layout may move them at each level: see `Windows.at`.
+            levels: the noise levels of the run, with the terminal one.
+
+        Raises:
+            SettingError: the fuser cannot join such windows.
+        """
+        return
 
     @abstractmethod
     def fuse(self, rows: Float[Tensor, "n *c_window"], windows: Windows, level: Level) -> Float[Tensor, "*c_size"]:

@@ -5,7 +5,7 @@ what they share, the same on every rank. A guidance object never changes; the ob
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, final, runtime_checkable
 
@@ -16,6 +16,9 @@ from torch import Tensor
 from panokit.denoiser import Codec
 from panokit.scheduler import Level
 from panokit.windows import Windows
+
+Jacobian = Literal["full", "identity", "none"]
+"""What the gradient of an energy moves: see `Guidance.jacobian`."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,12 @@ class Step(Protocol):
     def others(self) -> "Sequence[Guidance]":
         """The run's guidances but this one, in order. This one may pass some of them on to `paint`."""
 
-    def paint(self, windows: Windows, guidances: "Sequence[Guidance]") -> Float[Tensor, "*c_size"]:
+    def paint(
+        self,
+        windows: Windows,
+        guidances: "Sequence[Guidance]",
+        watch: Callable[[Estimate], None] | None = None,
+    ) -> Float[Tensor, "*c_size"]:
         """Make another canvas of the same scene from noise, in a run of its own with the same prompt and all steps.
 
         The noise is keyed by the run's seed, the level, this guidance and the size of the new canvas.
@@ -146,6 +154,7 @@ class Step(Protocol):
         Args:
             windows: the windows of the new canvas, whose size this is.
             guidances: the guidances of the new run, and no others.
+            watch: gets the estimate of the new canvas, `c *size`, after each of its steps; None for a finished canvas alone.
 
         Returns:
             The finished canvas, clean, `c *size` of `windows`, the same on every rank.
@@ -180,10 +189,11 @@ class Guidance(ABC):
     `energy`. It does not guide inner stages of a solver (`Level.main`).
     """
 
-    jacobian: Literal["full", "identity"] = "full"
+    jacobian: Jacobian = "full"
     r"""What the gradient moves. `full`: the noisy window, by a backward pass through the denoiser. `identity`: the clean
     estimate of the guided window, $\hat x_0 \leftarrow \hat x_0 - s \nabla_{\hat x_0} E$, without a backward pass through the
-    denoiser; the estimate of the noise stays the same."""
+    denoiser; the estimate of the noise stays the same. `none`: the noisy window, by an energy of `seen.x` alone, before
+    anything is denoised; `seen.x0` is NaN."""
 
     noise_key: ClassVar[str] = ""
     """The key of the noise that the guidance draws from `Step.noise`. Empty: its module and class. Set one to keep pictures the
@@ -257,7 +267,7 @@ class Guidance(ABC):
 
         Args:
             seen: the noisy windows, `n c *window`, and their clean estimates. The gradient is taken with respect to `seen.x`
-                and `seen.x0`, or `seen.x0` alone if `jacobian` is `identity`.
+                and `seen.x0`, `seen.x0` alone if `jacobian` is `identity`, or `seen.x` alone if it is `none`.
             index: the numbers of these windows.
             context: what `prepare` returned.
 

@@ -1,5 +1,6 @@
 """One pass of the model over a canvas: crop its windows, guide them, denoise them, and fuse them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
@@ -198,13 +199,18 @@ class Pass:
     def _guided(
         self, canvas: Tensor, windows: Windows, prepared: Guided, level: Level
     ) -> Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]:
-        """The function for `Runtime.map`: full guidances move windows, the model denoises them, identity ones correct them."""
-        full = any(guidance.jacobian == "full" for guidance, _ in prepared)
-        identity = any(guidance.jacobian == "identity" for guidance, _ in prepared)
+        """The function for `Runtime.map`: guidances move windows, the model denoises them, and identity ones correct them."""
+        none, full, identity = (
+            any(guidance.jacobian == kind for guidance, _ in prepared) for kind in ("none", "full", "identity")
+        )
 
         def guided(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             x = windows.crop(canvas, index)
             stats = x.new_zeros((len(index), len(prepared), 3))
+            if none:
+                unseen = Estimate(x, torch.full_like(x, math.nan), level, self.below(level))
+                to_x, _ = _gradients("none", prepared, unseen, index, stats)
+                x = x - to_x
             if full:
                 with torch.enable_grad():
                     seen = self.look(x.requires_grad_(), windows, index, level)
@@ -263,7 +269,8 @@ def _gradients(jacobian: str, prepared: Guided, seen: Estimate, index: Sequence[
         for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
             if gradient is not None:
                 total += strength * gradient
-                finite &= _finite(gradient) | ~_finite(seen.x0)  # a prediction that is not finite is reported as such
+                blind = jacobian != "none" and ~_finite(seen.x0)  # a prediction that is not finite is reported as such
+                finite &= _finite(gradient) | blind
                 square += gradient.flatten(1).square().sum(1)
         stats[:, k] = torch.stack([finite, energy.detach(), square.sqrt()], dim=1)
     return to_x, to_x0

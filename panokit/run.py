@@ -1,10 +1,10 @@
 """The loop: one panorama from noise to latents."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
-from panokit.guidance import Estimate, Guidance, Known
+from panokit.guidance import Estimate, Guidance, Jacobian, Known
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
 from panokit.passes import Guided, Partial, Parts, Pass, Passed, expect
@@ -46,7 +46,8 @@ class Run:
 
     Raises:
         ContractError: a guidance has a `jacobian` that the contract does not know.
-        SettingError: a guidance cannot work on such a canvas, the windows leave cells uncovered, or torch is in inference mode.
+        SettingError: a guidance or the fuser cannot work on such a canvas, the windows leave cells uncovered, or torch is in
+            inference mode.
     """
 
     def __init__(
@@ -59,16 +60,17 @@ class Run:
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         for guidance in guidances:
-            if guidance.jacobian not in ("full", "identity"):
+            if guidance.jacobian not in get_args(Jacobian):
                 raise ContractError(
-                    f"{type(guidance).__name__}.jacobian is {guidance.jacobian!r}; it must be 'full', through the denoiser, or "
-                    "'identity', which corrects the clean estimate"
+                    f"{type(guidance).__name__}.jacobian is {guidance.jacobian!r}; it must be 'full', through the denoiser, "
+                    "'identity', which corrects the clean estimate, or 'none', which moves the noisy window alone"
                 )
         if torch.is_inference_mode_enabled():
             raise SettingError("panokit takes gradients, which inference mode forbids: use torch.no_grad, or nothing at all")
         require_cover(windows)
         self.parts, self.windows, self.seed, self.recipe = parts, windows, seed, recipe or {}
         self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
+        parts.fuser.begin(windows, self.solver.levels)
         self.model_pass = Pass(parts, self.solver)
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = _generator(seed)
@@ -209,13 +211,20 @@ class Run:
                 f"{steadier(self.runtime.precision)}, or weaker guidance"
             )
 
-    def paint(self, windows: Windows, guidances: Sequence[Guidance], seed: int) -> Float[Tensor, "*c_size"]:
+    def paint(
+        self,
+        windows: Windows,
+        guidances: Sequence[Guidance],
+        seed: int,
+        watch: Callable[[Estimate], None] | None = None,
+    ) -> Float[Tensor, "*c_size"]:
         """Make another canvas of the same scene from noise, in a run of its own; see `Step.paint`.
 
         Args:
             windows: the windows of the new canvas.
             guidances: the guidances of the new run.
             seed: seed of the new run.
+            watch: gets the estimate of the new canvas after each step.
 
         Returns:
             The finished canvas, `c *size` of `windows`.
@@ -228,6 +237,8 @@ class Run:
             run.step()
             if self.stopping:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
+            if watch and run.seen:
+                watch(run.seen)
         return run.canvas
 
     if not TYPE_CHECKING:  # type checkers know the attributes
@@ -358,13 +369,18 @@ class CanvasStep:
         return self.run.model_pass.read(passed.x, passed.pred, self.level)
 
     @torch.no_grad()
-    def paint(self, windows: Windows, guidances: Sequence[Guidance] | None = None) -> Float[Tensor, "*c_size"]:
+    def paint(
+        self,
+        windows: Windows,
+        guidances: Sequence[Guidance] | None = None,
+        watch: Callable[[Estimate], None] | None = None,
+    ) -> Float[Tensor, "*c_size"]:
         if guidances is None:
             raise ContractError(
                 "step.paint came without guidances, and the run's own no longer guide by themselves: write "
                 "step.paint(windows, step.others) for the run's other ones, or step.paint(windows, ()) for none"
             )
-        return self.run.paint(windows, guidances, _seed(self.run.seed, self.level.index, self.stream, windows.size))
+        return self.run.paint(windows, guidances, _seed(self.run.seed, self.level.index, self.stream, windows.size), watch)
 
     def noise(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         if self._generator is None:

@@ -322,6 +322,7 @@ class Sampler:
         with self._pixels_explained():
             for windows in {plan.windows.at(level) for level in levels}:
                 require_cover(windows)
+            self.fuser.begin(plan.windows, levels)
             for guidance in self.guidances:
                 guidance.begin(plan.windows, levels)
 

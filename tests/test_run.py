@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -25,17 +25,17 @@ from panokit import (
     Sampler,
     Scene,
     Scheduler,
+    SettingError,
     Step,
     Windows,
 )
 from panokit.denoiser import Denoiser
 from panokit.errors import NotFiniteError
 from panokit.grid import Grid
+from panokit.guidance import Jacobian
 from panokit.scheduler import Prediction
 from panokit.testing.toys import Mean, Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit_multidiffusion import MultiDiffusion
-
-Jacobian = Literal["full", "identity"]
 
 
 def finished(run: Run) -> Tensor:
@@ -51,12 +51,25 @@ def relative(canvas: Tensor, expected: Tensor) -> float:
 # --- the guidance pass --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Blind(Guidance):
+    """Looks at an estimate that is not there."""
+
+    jacobian = "none"
+
+    def strength(self, level: Level) -> float:
+        return 1.0
+
+    def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Tensor:
+        return (seen.x * seen.x0).flatten(1).sum(1)
+
+
 def use(run: Run, **parts: Any) -> None:
     """Go on with other parts."""
     run.model_pass = replace(run.model_pass, parts=replace(run.parts, **parts))
 
 
-def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
+def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull], none: Sequence[Pull] = ()) -> Tensor:
     """Guided MultiDiffusion as papers write it: window by window, moved, denoised, stepped by DDIM, averaged."""
     denoiser, grid, canvas = (
         ToyDenoiser(run.windows.window, prediction=run.parts.denoiser.training.prediction),
@@ -78,7 +91,8 @@ def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
     for level, below in pairwise(levels):
         value, count = torch.zeros_like(canvas), torch.zeros_like(canvas)
         for i in range(len(grid)):
-            x = grid.crop(canvas, [i]).requires_grad_()
+            x = grid.crop(canvas, [i])
+            x = (x - sum(pull.weight * 2 * (x - i / 10 - pull.to) for pull in none)).requires_grad_()
             if full:
                 x0, _ = x0_and_eps(x, level)
                 total = torch.stack([energy(pull, x, x0, i) for pull in full]).sum()
@@ -96,20 +110,22 @@ def literal(run: Run, full: Sequence[Pull], identity: Sequence[Pull]) -> Tensor:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(
-    ("full", "identity"),
+    ("full", "identity", "none"),
     [
-        ([Pull()], []),
-        ([], [Pull("identity")]),
-        ([Pull(), Pull(to=-2.0, weight=0.02)], [Pull("identity"), Pull("identity", to=3.0)]),
+        ([Pull()], [], []),
+        ([], [Pull("identity")], []),
+        ([], [], [Pull("none")]),
+        ([Pull(), Pull(to=-2.0, weight=0.02)], [Pull("identity"), Pull("identity", to=3.0)], []),
+        ([Pull()], [Pull("identity")], [Pull("none"), Pull("none", to=-2.0)]),
     ],
 )
 @pytest.mark.parametrize(("size", "wrap"), [((5, 9), False), ((6, 8), True)])
 def test_guided_windows_are_those_of_a_literal_loop(
-    size: tuple[int, ...], wrap: bool, full: list[Pull], identity: list[Pull], prediction: Prediction
+    size: tuple[int, ...], wrap: bool, full: list[Pull], identity: list[Pull], none: list[Pull], prediction: Prediction
 ) -> None:
     denoiser = ToyDenoiser(prediction=prediction)
-    run = toy_run(size, denoiser=denoiser, guidances=[*full, *identity], wrap=wrap)
-    expected = literal(run, full, identity)
+    run = toy_run(size, denoiser=denoiser, guidances=[*full, *identity, *none], wrap=wrap)
+    expected = literal(run, full, identity, none)
     unguided = finished(toy_run(size, denoiser=denoiser, wrap=wrap))
     assert relative(unguided, expected) > 0.05  # the guidance did something
     assert relative(finished(run), expected) <= 1e-9
@@ -136,16 +152,25 @@ def test_identity_moves_x0_and_leaves_the_noise() -> None:
     torch.testing.assert_close(guided.seen.eps, plain.seen.eps)
 
 
-@pytest.mark.parametrize("jacobian", ["full", "identity"])
+def test_a_guidance_of_the_noisy_window_costs_no_pass_and_sees_no_estimate() -> None:
+    denoiser = ToyDenoiser()
+    run = toy_run(denoiser=denoiser, guidances=[Pull("none")], steps=3)
+    finished(run)
+    assert sum(denoiser.forwards) == 3 * len(run.windows)
+    with pytest.raises(NotFiniteError, match="the gradient of Blind"):
+        toy_run(guidances=[Blind()]).step()
+
+
+@pytest.mark.parametrize("jacobian", get_args(Jacobian))
 def test_the_order_of_guidances_does_not_matter(jacobian: Jacobian) -> None:
-    pulls = [Pull(jacobian, to=1.0), Pull(jacobian, to=-2.0), Pull("full", to=0.3), Pull("identity", weight=0.01)]
+    pulls = [Pull(jacobian, to=1.0), Pull(jacobian, to=-2.0), Pull("full", to=0.3), Pull("identity", weight=0.01), Pull("none")]
     orders = [pulls, pulls[::-1], [*pulls[2:], *pulls[:2]]]
     first, *others = (finished(toy_run(guidances=order)) for order in orders)
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("jacobian", ["full", "identity"])
+@pytest.mark.parametrize("jacobian", get_args(Jacobian))
 def test_strength_zero_is_bit_for_bit_no_guidance(jacobian: Jacobian) -> None:
     plain = finished(toy_run())
     assert torch.equal(finished(toy_run(guidances=[Pull(jacobian, weight=0.0)])), plain)
@@ -765,6 +790,37 @@ def test_an_energy_of_another_shape_is_named(reduce: Callable[[Tensor], Any], me
     run = toy_run((4, 8), guidances=[Broken(reduce, jacobian)])
     with pytest.raises(ContractError, match=re.escape(message)):
         run.step()
+
+
+def test_a_fuser_is_asked_before_a_run_and_before_a_smaller_canvas() -> None:
+    class Choosy(Fuser):
+        def begin(self, windows: Windows, levels: Sequence[Level]) -> None:
+            assert levels[-1].progress == 1
+            if len(windows) < 3:
+                raise SettingError(f"{len(windows)} windows came")
+
+        def fuse(self, rows: Tensor, windows: Windows, level: Level) -> Tensor:
+            return Mean().fuse(rows, windows, level)
+
+    run = toy_run((8, 8), fuser=Choosy())
+    with pytest.raises(SettingError, match="1 windows came"):
+        run.paint(run.windows.on((4, 4)), (), 0)
+    with pytest.raises(SettingError, match="2 windows came"):
+        toy_run((4, 6), fuser=Choosy())
+
+
+def test_a_canvas_that_is_painted_is_watched_step_by_step() -> None:
+    run, path = toy_run((8, 8), scheduler=ToyScheduler(corrector=True)), list[Estimate]()
+    windows = run.windows.on((4, 6))
+    painted = run.paint(windows, [Pull("identity")], 5, path.append)
+    alone = toy_run((4, 6), scheduler=ToyScheduler(corrector=True), guidances=[Pull("identity")], seed=5)
+    for estimate in path:
+        alone.step()
+        assert alone.seen is not None
+        assert torch.equal(estimate.x0, alone.seen.x0)
+    assert torch.equal(painted, alone.canvas)
+    assert len(path) == 3
+    assert torch.equal(painted, run.paint(windows, [Pull("identity")], 5))
 
 
 def test_a_fuser_that_returns_no_canvas_is_named() -> None:

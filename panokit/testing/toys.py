@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from panokit.denoiser import Codec, Denoiser
 from panokit.fuser import Fuser, WeightedFuser
 from panokit.grid import Lattice
-from panokit.guidance import Estimate, Guidance
+from panokit.guidance import Estimate, Guidance, Jacobian
 from panokit.layout import Layout, Overlap
 from panokit.passes import Parts
 from panokit.run import Run
@@ -226,6 +226,8 @@ class Drifting(Lattice):
 class Pull(Guidance):
     r"""Pulls each window to its own number, $E_i = \sum (x_0 - i / 10 - c)^2 + \tfrac12 \sum x\, x_0$.
 
+    If it moves the noisy window alone, $E_i = \sum (x - i / 10 - c)^2$.
+
     Attributes:
         jacobian: whether the gradient goes through the denoiser; see `Guidance.jacobian`.
         weight: the strength at every level at which it is awake.
@@ -233,7 +235,7 @@ class Pull(Guidance):
         until: the first step at which it is asleep.
     """
 
-    jacobian: Literal["full", "identity"] = "full"
+    jacobian: Jacobian = "full"
     weight: int | float = 0.05
     to: int | float = 1
     until: int | float = math.inf
@@ -243,6 +245,8 @@ class Pull(Guidance):
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Any) -> Float[Tensor, " n"]:
         target = torch.tensor(index, dtype=seen.x.dtype).view(-1, *(1,) * (seen.x.ndim - 1)) / 10 + self.to
+        if self.jacobian == "none":
+            return ((seen.x - target) ** 2).flatten(1).sum(1)
         return ((seen.x0 - target) ** 2 + seen.x * seen.x0 / 2).flatten(1).sum(1)
 
 

@@ -30,9 +30,9 @@ def painted_below(monkeypatch: pytest.MonkeyPatch) -> list[list[Guidance]]:
     guides: list[list[Guidance]] = []
     paint = Run.paint
 
-    def spy(self: Run, grid: Any, guidances: Any, seed: int) -> Tensor:
+    def spy(self: Run, grid: Any, guidances: Any, seed: int, watch: Any = None) -> Tensor:
         guides.append(list(guidances))
-        return paint(self, grid, guidances, seed)
+        return paint(self, grid, guidances, seed, watch)
 
     monkeypatch.setattr(Run, "paint", spy)
     return guides
@@ -78,7 +78,9 @@ def test_the_smaller_canvas_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch,
     """It is what the sampler makes of a canvas of that size, of the same prompt, and another seed."""
     seeds: list[int] = []
     paint = Run.paint
-    monkeypatch.setattr(Run, "paint", lambda run, grid, guides, seed: (seeds.append(seed), paint(run, grid, guides, seed))[1])
+    monkeypatch.setattr(
+        Run, "paint", lambda run, grid, guides, seed, _: (seeds.append(seed), paint(run, grid, guides, seed))[1]
+    )
     scheduler = ToyScheduler(eta=0.5, corrector=corrector)
     run = toy_run((8, 16), guidances=[HeadStart(0.5)], scheduler=scheduler, wrap=wrap, steps=4)
     run.step()
@@ -170,7 +172,7 @@ def test_beside_msd_without_a_head_start_it_is_msd_with_one_but_for_its_own_nois
 def test_so_are_the_canvases_between(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     """With one noise for all of them, every smaller canvas is the same, whichever of the two composes it."""
     paint = Run.paint
-    monkeypatch.setattr(Run, "paint", lambda run, grid, guides, seed: paint(run, grid, guides, 7))
+    monkeypatch.setattr(Run, "paint", lambda run, grid, guides, seed, _: paint(run, grid, guides, 7))
     one = toy_run(size, guidances=[MSDGuidance(head_start=0.3)], steps=10)
     two = toy_run(size, guidances=[HeadStart(0.3), MSDGuidance(head_start=0.0)], steps=10)
     assert torch.equal(finished(two), finished(one))
