@@ -96,8 +96,8 @@ def prompt_from(data: object) -> Prompt:
 
     Args:
         data: a text, or `{regions: [...], elsewhere: TEXT}`. A region is `{box: [LEFT, TOP, RIGHT, BOTTOM], text: TEXT}`. It
-            may have `mask: FILE` in the place of the box, a `negative_prompt` and a `weight`. `boxes: [[BOX, TEXT], ...]` is
-            short for regions with boxes alone.
+            may have `mask: FILE` in the place of the box, a `negative_prompt`, a `weight` and a `guidance_scale`. `boxes:
+            [[BOX, TEXT], ...]` is short for regions with boxes alone. `mix: windows` gives each window one text.
 
     Returns:
         The text, or the regions.
@@ -107,7 +107,8 @@ def prompt_from(data: object) -> Prompt:
     """
     if isinstance(data, str):
         return data
-    entries: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= {"boxes", "regions", "elsewhere"} else {}
+    names = {"boxes", "regions", "elsewhere", "mix"}
+    entries: Mapping[str, Any] = data if isinstance(data, Mapping) and data.keys() <= names else {}
     elsewhere, given = entries.get("elsewhere", ""), [*_listed(entries.get("boxes")), *_listed(entries.get("regions"))]
     regions = [_region(region) for region in given]
     if not regions or None in regions or not isinstance(elsewhere, str):
@@ -115,7 +116,7 @@ def prompt_from(data: object) -> Prompt:
             f"a prompt came as {data!r:.200}: give a text, or {{regions: [{{box: [LEFT, TOP, RIGHT, BOTTOM], text: TEXT}}, "
             "{mask: FILE, text: TEXT}, ...], elsewhere: TEXT}"
         )
-    return Regions(tuple(region for region in regions if region), elsewhere)
+    return Regions(tuple(region for region in regions if region), elsewhere, entries.get("mix", "cells"))
 
 
 def _listed(data: Any) -> Sequence[Any]:
@@ -127,7 +128,7 @@ def _region(data: Any) -> Region | None:
     if isinstance(data, list | tuple) and len(data) == 2:
         data = dict(zip(("box", "text"), data, strict=True))
     texts = dict.fromkeys(("mask", "text", "negative_prompt", "ip_adapter_image"), str)
-    kinds: dict[str, Any] = {"box": tuple, "weight": float | None, **texts}
+    kinds: dict[str, Any] = {"box": tuple, "weight": float | None, "guidance_scale": float | None, **texts}
     if not isinstance(data, Mapping) or not data.keys() <= kinds.keys() or ("box" in data) == ("mask" in data):
         return None
     try:

@@ -1,9 +1,10 @@
 """A scene: what is painted. Texts for the whole canvas or for its regions, and pictures that are laid on it."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Float
@@ -34,9 +35,10 @@ class Region:
             in these proportions.
         ip_adapter_image: for a model with an IP-Adapter, a picture that shows how the region is to look: a file, a picture of
             Pillow, or a tensor; None for that of the scene.
+        guidance_scale: how strongly the text guides, as `Scene.guidance_scale`; None for that of the scene.
 
     Raises:
-        SettingError: a box is empty or leaves the canvas, or the weight is not above 0.
+        SettingError: a box is empty or leaves the canvas, the weight is not above 0, or the guidance scale is not finite.
     """
 
     area: Any
@@ -44,8 +46,13 @@ class Region:
     negative_prompt: str | None = None
     weight: Number | None = None
     ip_adapter_image: Any = None
+    guidance_scale: Number | None = None
 
     def __post_init__(self) -> None:
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise SettingError(
+                f"the guidance_scale of the region {self.text!r:.80} is {self.guidance_scale}: it must be a number"
+            )
         if self.weight is not None and not self.weight > 0:
             raise SettingError(f"the weight of the region {self.text!r:.80} is {self.weight}: it must be above 0")
         if isinstance(self.area, list):
@@ -62,7 +69,7 @@ class Region:
     def _key(self) -> tuple[Any, ...]:
         area = self.area if isinstance(self.area, tuple | str) else id(self.area)  # tensors have no single truth value
         image = self.ip_adapter_image if isinstance(self.ip_adapter_image, str | None) else id(self.ip_adapter_image)
-        return area, self.text, self.negative_prompt, self.weight, image
+        return area, self.text, self.negative_prompt, self.weight, image, self.guidance_scale
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Region) and self._key() == other._key()
@@ -93,22 +100,26 @@ class Region:
 @final
 @dataclass(frozen=True)
 class Regions:
-    """A prompt with a text for each region. In a window, the predictions for the texts are mixed by their share of each cell.
-
-    A window costs a pass for each text that has a share in it. Regions without a weight lie on top of earlier ones.
+    """A prompt with a text for each region. Regions without a weight lie on top of earlier ones.
 
     Attributes:
         regions: the regions: `Region`, or pairs of a box and a text.
         elsewhere: the text of cells in no region.
+        mix: `cells`: in a window, the predictions for the texts are mixed by their share of each cell, and the window costs a
+            pass for each text that has a share in it. `windows`: a window has one text, the one with the largest share; texts
+            meet where windows overlap.
 
     Raises:
-        SettingError: there is no region.
+        SettingError: there is no region, or `mix` is another text.
     """
 
     regions: tuple[Region | Sequence[Any], ...]
     elsewhere: str = ""
+    mix: Literal["cells", "windows"] = "cells"
 
     def __post_init__(self) -> None:
+        if self.mix not in ("cells", "windows"):
+            raise SettingError(f"mix of the regions is {self.mix!r}: it must be cells or windows")
         if not self.regions:
             raise SettingError("Regions came without a region: give at least one ((left, top, right, bottom), text)")
         made = tuple(region if isinstance(region, Region) else Region(*region) for region in self.regions)
@@ -175,7 +186,7 @@ class Regions:
                 pixels, hashes[f"prompt.regions.{k}.ip_adapter_image"] = read(region.ip_adapter_image, name)
                 region = replace(region, ip_adapter_image=pixels)
             regions.append(region)
-        return Regions(tuple(regions), self.elsewhere), hashes
+        return replace(self, regions=tuple(regions)), hashes
 
     def as_data(self, hashes: Mapping[str, str]) -> dict[str, Any]:
         """The regions as plain data, for recipes. A mask is its file, or the SHA-256 of its pixels.
@@ -183,19 +194,21 @@ class Regions:
         Args:
             hashes: what `read` returned.
         """
+        rest = {"elsewhere": self.elsewhere, **({"mix": self.mix} if self.mix != "cells" else {})}
         if not any(region.is_mask or region != Region(region.area, region.text) for region in self.parts):
-            return {"boxes": [[list(region.area), region.text] for region in self.parts], "elsewhere": self.elsewhere}
+            return {"boxes": [[list(region.area), region.text] for region in self.parts], **rest}
         regions = []
         for k, region in enumerate(self.parts):
             digest = hashes.get(f"prompt.regions.{k}.mask", "")
             area: dict[str, Any] = {"mask": label(region.area, digest)} if region.is_mask else {"box": list(region.area)}
-            more: dict[str, Any] = {"text": region.text, "negative_prompt": region.negative_prompt, "weight": region.weight}
+            names = ("text", "negative_prompt", "weight", "guidance_scale")
+            more: dict[str, Any] = {name: getattr(region, name) for name in names}
             if region.ip_adapter_image is not None:
                 more["ip_adapter_image"] = label(
                     region.ip_adapter_image, hashes.get(f"prompt.regions.{k}.ip_adapter_image", "")
                 )
             regions.append({**area, **{name: value for name, value in more.items() if value is not None}})
-        return {"regions": regions, "elsewhere": self.elsewhere}
+        return {"regions": regions, **rest}
 
 
 Prompt = str | Regions
@@ -209,11 +222,13 @@ class Mixture(NamedTuple):
         rows: for each entry, the position of its window.
         texts: for each entry, the position of its text in `Scene.texts`.
         shares: for each entry, the share of the text in each cell, `m 1 *window`; None if every window has one text.
+        scales: for each entry, the strength of classifier-free guidance; 1 or less turns it off.
     """
 
     rows: list[int]
     texts: list[int]
     shares: Float[Tensor, "m 1 *window"] | None
+    scales: list[float]
 
     def mix(self, preds: Float[Tensor, "m *c_window"]) -> Float[Tensor, "n *c_window"]:
         """Mix the predictions of the entries into one for each window.
@@ -237,7 +252,7 @@ class Scene:
     Attributes:
         prompt: a text for the whole canvas, or `Regions`.
         negative_prompt: what to avoid; an empty text for nothing.
-        guidance_scale: strength of classifier-free guidance; 1 or less turns it off.
+        guidance_scale: strength of classifier-free guidance; 1 or less turns it off. Regions may have their own.
         fields: pictures that lie on the canvas, by name, such as a control picture: `c H W`, each stretched over the canvas.
         ip_adapter_image: how everything is to look, `3 H W` of any size in [0, 1]; None for no such picture.
 
@@ -278,12 +293,18 @@ class Scene:
         own = (region.negative_prompt for region in self.prompt.parts)
         return (self.negative_prompt, *(self.negative_prompt if text is None else text for text in own))
 
+    @property
+    def guidance_scales(self) -> tuple[float, ...]:
+        """How strongly each of `texts` guides."""
+        regions = () if isinstance(self.prompt, str) else self.prompt.parts
+        own = (region.guidance_scale for region in regions)
+        return tuple(float(self.guidance_scale if scale is None else scale) for scale in (None, *own))
+
     def maps(self, size: tuple[int, ...]) -> Float[Tensor, "k *size"] | None:
         """The share of each text in each cell of a canvas; None if there is one text. A denoiser keeps them for each size."""
         return None if isinstance(self.prompt, str) else self.prompt.maps(size)
 
-    @staticmethod
-    def mixture(maps: Float[Tensor, "k *size"] | None, windows: Windows, index: Sequence[int]) -> Mixture:
+    def mixture(self, maps: Float[Tensor, "k *size"] | None, windows: Windows, index: Sequence[int]) -> Mixture:
         """Which texts some windows need, with their shares.
 
         Args:
@@ -291,16 +312,22 @@ class Scene:
             windows: where the windows lie.
             index: their numbers.
         """
+        scales = self.guidance_scales
         if maps is None:
-            return Mixture([*range(len(index))], [0] * len(index), None)
+            return Mixture([*range(len(index))], [0] * len(index), None, [*scales] * len(index))
         shares = windows.crop(maps, index)
+        if isinstance(self.prompt, Regions) and self.prompt.mix == "windows":
+            cells = shares.flatten(2).sum(2).flip(1)  # of equal shares the later one counts, which lies on top
+            texts = (len(maps) - 1 - cells.argmax(1)).tolist()
+            return Mixture([*range(len(index))], texts, None, [scales[k] for k in texts])
         present = (shares >= LEAST).flatten(2).any(2).tolist()
         pairs = [(row, k) for row, texts in enumerate(present) for k, there in enumerate(texts) if there]
         rows, texts = [row for row, _ in pairs], [k for _, k in pairs]
+        strengths = [scales[k] for k in texts]
         if len(rows) == len(index):
-            return Mixture(rows, texts, None)
+            return Mixture(rows, texts, None, strengths)
         chosen = shares[rows, texts]
-        return Mixture(rows, texts, (chosen / _summed(chosen, rows)[rows])[:, None])
+        return Mixture(rows, texts, (chosen / _summed(chosen, rows)[rows])[:, None], strengths)
 
     def crop(self, name: str, windows: Windows, index: Sequence[int], factor: int = 1) -> Tensor:
         """The part of a field that some windows cover, by the same crop as the canvas.

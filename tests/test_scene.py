@@ -147,9 +147,10 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(
     data = {
         "regions": [
             {"mask": str(tmp_path / "disc.png"), "text": "a lake", "weight": 2.0},
-            {"box": [0, 0, 1, 1], "text": "a city", "negative_prompt": "fog", "weight": 1},
+            {"box": [0, 0, 1, 1], "text": "a city", "negative_prompt": "fog", "weight": 1, "guidance_scale": 3.0},
         ],
         "elsewhere": "rain",
+        "mix": "windows",
     }
     regions = prompt_from(data)
     assert isinstance(regions, Regions)
@@ -168,6 +169,7 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(
     assert main([*rerun, f"--set=prompt.regions.0.mask={tmp_path / 'disc.png'}"]) == 0
 
 
+@pytest.mark.usefixtures("unannotated")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -180,6 +182,7 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(
             "a region with a weight overlaps one without, .*: give both a weight, or neither",
         ),
         (lambda: Regions((Region(torch.zeros(4, 4), "a"),)).maps((2, 2)), "the mask of the region 'a' is black everywhere"),
+        (lambda: prompt_from({"boxes": [[WHOLE, "a"]], "mix": 3}), "mix of the regions is 3: it must be cells or windows"),
         (lambda: Regions((Region("nowhere.png", "a"),)).maps((2, 2)), "the mask of the region 'a' nowhere.png cannot be read"),
     ],
 )

@@ -1,7 +1,7 @@
 """What a page asks for: a job as plain data with its pictures. Whoever sends it is not trusted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from PIL.Image import Image
@@ -76,7 +76,8 @@ class Asked:
             regions = () if isinstance(prompt, str) else prompt.parts
             areas = tuple(Region(area, text) for area, text in self.areas.values())
             if areas:
-                prompt = Regions((*regions, *areas), prompt if isinstance(prompt, str) else prompt.elsewhere)
+                of_boxes = Regions(areas, prompt) if isinstance(prompt, str) else prompt
+                prompt = replace(of_boxes, regions=(*regions, *areas))
             if self.image is not None:
                 settings |= {name: self.options.get(name) for name in _WITH_PICTURE}
             plan = plan.sampler.plan(prompt, **settings | {"image": self.image, "mask": self.mask})

@@ -67,7 +67,7 @@ class Panel(ABC):
 class Texts(Panel):
     """Prompt and negative prompt, and regions with texts of their own: boxes, or painted ones."""
 
-    HEADERS = ("left", "top", "right", "bottom", "text", "negative_prompt", "weight")
+    HEADERS = ("left", "top", "right", "bottom", "text", "negative_prompt", "weight", "guidance_scale")
 
     def __init__(self) -> None:
         self.prompt = gr.Textbox(label="Prompt", lines=2, placeholder="a lake between mountains at dawn", elem_id="prompt")
@@ -78,7 +78,7 @@ class Texts(Panel):
                 self._draw_boxes()
             with gr.Tab("Painted"):
                 self._draw_sheet()
-        self.components = [self.prompt, self.negative, self.boxes, self.sheet, *self.colours.values()]
+        self.components = [self.prompt, self.negative, self.boxes, self.mix, self.sheet, *self.colours.values()]
 
     def _draw_boxes(self) -> None:
         gr.Markdown(
@@ -87,17 +87,19 @@ class Texts(Panel):
         )
         self.boxes = gr.Dataframe(
             [[None] * len(self.HEADERS)],
-            headers=["left", "top", "right", "bottom", "text", "negative", "weight"],
-            datatype=["number"] * 4 + ["str"] * 2 + ["number"],
+            headers=["left", "top", "right", "bottom", "text", "negative", "weight", "guidance"],
+            datatype=["number"] * 4 + ["str"] * 2 + ["number"] * 2,
             type="array",
             row_count=1,
             column_count=len(self.HEADERS),
             interactive=True,
             show_label=False,
             buttons=[],
-            column_widths=["11%", "10%", "13%", "15%", "20%", "17%", "14%"],
+            column_widths=["10%", "9%", "11%", "13%", "18%", "15%", "12%", "12%"],
             elem_id="boxes",
         )
+        choices = [("mix them cell by cell", "cells"), ("take the one with the largest share", "windows")]
+        self.mix = gr.Dropdown(choices, value="cells", label="Windows with several texts", elem_id="mix")
         sketch = gr.HTML(_sketch([]))
         self.boxes.change(_sketch, self.boxes, sketch, show_progress="hidden", api_visibility="private")
 
@@ -131,7 +133,7 @@ class Texts(Panel):
         Raises:
             SettingError: a colour that is painted with has no text.
         """
-        painted, *texts = values[3:]
+        painted, *texts = values[4:]
         areas = areas_of(painted)
         written = dict(zip(self.colours, texts, strict=True))
         for name in areas:
@@ -149,37 +151,38 @@ class Texts(Panel):
         return {self.sheet: sheet, **{box: areas[name][1] if name in areas else "" for name, box in self.colours.items()}}
 
     def options(self, values: Sequence[Any]) -> dict[str, Any]:
-        prompt, negative, rows, sheet, *_ = values
+        prompt, negative, rows, mix, sheet, *_ = values
         regions = [self._region(row) for row in rows if any(cell not in (None, "") for cell in row)]
         if not regions and not areas_of(sheet) and not (prompt or "").strip():
             raise SettingError("there is no prompt: write what to paint")
         text = (prompt or "").strip()
-        return {"prompt": {"regions": regions, "elsewhere": text} if regions else text, "negative_prompt": negative or ""}
+        own = {"regions": regions, "elsewhere": text, **({"mix": mix} if mix != "cells" else {})}
+        return {"prompt": own if regions else text, "negative_prompt": negative or ""}
 
     def _region(self, row: Sequence[Any]) -> dict[str, Any]:
         cells = dict(zip(self.HEADERS, row, strict=True))
         try:
             box = [float(cells[side]) for side in self.HEADERS[:4]]
-            weight = None if cells["weight"] in (None, "") else float(cells["weight"])
+            numbers = {name: None if cells[name] in (None, "") else float(cells[name]) for name in self.HEADERS[6:]}
         except (TypeError, ValueError) as cause:
             raise SettingError(f"a box came as {row!r:.80}: left, top, right and bottom are numbers from 0 to 1") from cause
         region = {
             "box": box,
             "text": cells["text"] or "",
             "negative_prompt": cells["negative_prompt"] or None,
-            "weight": weight,
+            **numbers,
         }
         return {name: value for name, value in region.items() if value is not None}
 
     def shown(self, options: Mapping[str, Any]) -> list[Any]:
         prompt, negative = options.get("prompt", ""), options.get("negative_prompt") or ""
         if isinstance(prompt, str):
-            return [prompt, negative, [[None] * len(self.HEADERS)], *self.painted({}).values()]
+            return [prompt, negative, [[None] * len(self.HEADERS)], "cells", *self.painted({}).values()]
         boxes = [{"box": box, "text": text} for box, text in prompt.get("boxes") or []]
         regions = [*boxes, *(prompt.get("regions") or [])]
         names = self.HEADERS[4:]
         rows = [[*region["box"], *(region.get(name) for name in names)] for region in regions]
-        return [prompt.get("elsewhere", ""), negative, rows, *self.painted({}).values()]
+        return [prompt.get("elsewhere", ""), negative, rows, prompt.get("mix", "cells"), *self.painted({}).values()]
 
 
 def _sketch(rows: Sequence[Sequence[Any]]) -> str:

@@ -43,9 +43,10 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             "prompt": {
                 "regions": [
                     {"box": [0, 0, 0.5, 1], "text": "a lake", "negative_prompt": "rain", "weight": 0.5},
-                    {"box": [0.4, 0, 1, 1], "text": "a city", "weight": 2},
+                    {"box": [0.4, 0, 1, 1], "text": "a city", "weight": 2, "guidance_scale": 3.0},
                 ],
                 "elsewhere": "",
+                "mix": "windows",
             },
             "negative_prompt": "",
         },
@@ -80,11 +81,11 @@ def test_painted_regions_come_back_by_their_colours() -> None:
     areas = {"red": (left, "a lake"), "blue": (right, "a city")}
     panel = Texts()
     shown = panel.painted(areas)
-    values = [*panel.shown({"prompt": "hills"})[:3], *(shown[part] for part in panel.components[3:])]
+    values = [*panel.shown({"prompt": "hills"})[:4], *(shown[part] for part in panel.components[4:])]
     again = panel.areas(values)
     assert {name: text for name, (_, text) in again.items()} == {"red": "a lake", "blue": "a city"}
     assert all(again[name][0].tobytes() == area.tobytes() for name, (area, _) in areas.items())
-    values[4] = " "
+    values[5] = " "
     with pytest.raises(SettingError, match="the painted region in red has no text"):
         panel.areas(values)
 
@@ -93,8 +94,8 @@ def test_painted_regions_come_back_by_their_colours() -> None:
 @pytest.mark.parametrize(
     ("row", "line"),
     [
-        ([0, 0, "half", 1, "a lake", "", ""], "left, top, right and bottom are numbers from 0 to 1"),
-        ([0, 0, None, 1, "a lake", "", ""], "left, top, right and bottom are numbers from 0 to 1"),
+        ([0, 0, "half", 1, "a lake", "", "", ""], "left, top, right and bottom are numbers from 0 to 1"),
+        ([0, 0, None, 1, "a lake", "", "", ""], "left, top, right and bottom are numbers from 0 to 1"),
     ],
 )
 def test_a_wrong_box_is_named(row: list[Any], line: str) -> None:
@@ -102,7 +103,7 @@ def test_a_wrong_box_is_named(row: list[Any], line: str) -> None:
 
     panel = Texts()
     with pytest.raises(SettingError, match=line):
-        panel.options(["", "", [row], None, "", "", "", ""])
+        panel.options(["", "", [row], "cells", None, "", "", "", ""])
 
 
 @pytest.mark.usefixtures("blocks")

@@ -159,7 +159,7 @@ class OneText(Network):
     def mixture(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Mixture:
         maps = scene.maps(windows.size)
         texts = [0] * len(index) if maps is None else windows.crop(maps, index).mean((2, 3)).argmax(1).tolist()
-        return Mixture([*range(len(index))], texts, None)
+        return Mixture([*range(len(index))], texts, None, [1.0] * len(index))
 
 
 class WholeControl(Controlled):

@@ -77,6 +77,10 @@ class Arguments:
         whole, crop, size = (tuple(cells * factor for cells in place) for place in (canvas, origin, window))
         return {"original_size": whole, "crops_coords_top_left": crop, "target_size": size}
 
+    def guiding(self, scale: float) -> dict[str, float]:
+        """The argument for a strength of guidance."""
+        return {self.guidance: scale} if self.guidance in self._takes else {}
+
     def of(self, scene: Scene) -> dict[str, Any]:
         """The arguments for a scene.
 
@@ -86,8 +90,7 @@ class Arguments:
         Raises:
             SettingError: the scene has texts, and the user has brought embeddings in their place.
         """
-        guidance = {self.guidance: scene.guidance_scale} if self.guidance in self._takes else {}
-        options = {**self.options, **guidance, "prompt": list(scene.texts)}
+        options = {**self.options, **self.guiding(max(scene.guidance_scales)), "prompt": list(scene.texts)}
         if self._brought:
             if any(scene.texts) or any(scene.negatives):
                 raise SettingError("the model was given prompt_embeds, which stand in for texts: make the prompt empty")
@@ -113,9 +116,10 @@ class Arguments:
             raises = "the model's true_cfg_scale" if embedded else "guidance_scale"
             message = f"the negative prompt has no effect, because nothing guides away from it: raise {raises}, or leave it out"
             warnings.warn(message, PromptWarning, stacklevel=6)
-        if scene.guidance_scale <= 1 or scene.guidance_scale == self.guidance_scale:
+        chosen = [scale for scale in scene.guidance_scales if scale > 1 and scale != self.guidance_scale]
+        if not chosen:
             return
-        message = f"guidance_scale {scene.guidance_scale:g} has no effect: "
+        message = f"guidance_scale {chosen[0]:g} has no effect: "
         if self.guidance == "true_cfg_scale" and not negatives and "negative_prompt" not in self._brought:
             message += "this model guides only if there is a negative prompt; give negative_prompt"
         elif not reading.guides and not self._embeds_guidance:

@@ -55,13 +55,13 @@ class Condition:
     Attributes:
         text: the embedded texts of the windows, one for each entry of the mixture.
         negative: what to avoid, for each entry; None without classifier-free guidance.
-        scale: strength of classifier-free guidance.
+        scale: strength of classifier-free guidance, one for all entries or `m 1 1 1`.
         mixture: which entries belong to a window, and their shares.
     """
 
     text: Float[Tensor, "m length width"]
     negative: Float[Tensor, "m length width"] | None
-    scale: float
+    scale: float | Float[Tensor, "m 1 1 1"]
     mixture: Mixture
 
 
@@ -110,7 +110,7 @@ class UNetDenoiser(Denoiser):
     def encode(self, scene: Scene) -> Embeddings:
         reading, rows = Reading(), None
         texts = self._embed(scene.texts, reading)
-        if scene.guidance_scale > 1:
+        if max(scene.guidance_scales) > 1:
             negatives = list(dict.fromkeys(scene.negatives))
             rows = self._embed(negatives, reading)
             which = [negatives.index(text) for text in scene.negatives]
@@ -128,7 +128,7 @@ class UNetDenoiser(Denoiser):
 
     def _warn_of_unknown_words(self, scene: Scene) -> None:
         """Warn about each text that the model reads and knows no word of."""
-        read = kinds_of(scene) if scene.guidance_scale > 1 else {"prompt": scene.texts}
+        read = kinds_of(scene) if max(scene.guidance_scales) > 1 else {"prompt": scene.texts}
         for kind, text in [(kind, text) for kind, texts in read.items() for text in dict.fromkeys(texts)]:
             if self.known_words and text and self.known_words.isdisjoint(re.findall(r"[^\W\d_]+", text.lower())):
                 some = ", ".join(sorted(self.known_words, key=lambda word: (len(word), word))[-24:])
@@ -138,7 +138,13 @@ class UNetDenoiser(Denoiser):
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         mixture = embeddings.mixtures.of(windows, index)
         negative = None if embeddings.negatives is None else _entries(embeddings.negatives, mixture)
-        return Condition(_entries(embeddings.texts, mixture), negative, embeddings.mixtures.scene.guidance_scale, mixture)
+        return Condition(_entries(embeddings.texts, mixture), negative, self._scale(mixture), mixture)
+
+    def _scale(self, mixture: Mixture) -> float | Tensor:
+        scales = [max(scale, 1.0) for scale in mixture.scales]
+        if len({*scales}) == 1:
+            return scales[0]
+        return torch.tensor(scales, device=next(self.unet.parameters()).device).view(-1, 1, 1, 1)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
@@ -147,7 +153,8 @@ class UNetDenoiser(Denoiser):
             return mixture.mix(self._predict(x, level, condition.text))
         both = self._predict(torch.cat([x, x]), level, torch.cat([condition.negative, condition.text]))
         negative, positive = both.chunk(2)
-        return mixture.mix(torch.lerp(negative, positive, condition.scale))
+        scale = condition.scale if isinstance(condition.scale, float) else condition.scale.to(positive)
+        return mixture.mix(torch.lerp(negative, positive, scale))
 
     def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
         t = torch.full((len(x),), level.t, device=x.device)

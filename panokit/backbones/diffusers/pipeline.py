@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal, final
 
 import torch
@@ -52,6 +53,7 @@ class Embeddings:
         options: the other arguments of its call.
         control_image: the control picture; None if there is none.
         mixtures: the scene, and which texts each window needs.
+        scales: the strengths of guidance of its texts.
         references: what the pipeline encoded of pictures that are the same for all windows, for each size of a batch.
     """
 
@@ -59,6 +61,7 @@ class Embeddings:
     options: Mapping[str, Any]
     control_image: control.ControlImage | None
     mixtures: Mixtures
+    scales: frozenset[float]
     references: dict[int, list[Tensor]] = field(default_factory=dict)
 
 
@@ -199,13 +202,18 @@ class PipelineDenoiser(Denoiser):
         encoded = Encoded(cast_all(encoded.texts, wide), cast_all(encoded.image_embeds, wide))
         first = {name: picture[:1] for name, picture in pictures.items()}
         self._sample = encoded.picked(len(scene.texts), [0]), {**self._arguments.blank(options, 1), **first}
-        return Embeddings(encoded, options, control_image, Mixtures(scene))
+        return Embeddings(encoded, options, control_image, Mixtures(scene), frozenset(scene.guidance_scales))
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         mixture = embeddings.mixtures.of(windows, index)
         entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
-        step = len(entries) if self.positions == "local" and self._name not in ALONE else 1
-        calls = [self._call(embeddings, windows, entries, slice(k, k + step)) for k in range(0, len(entries), step)]
+        alone = self.positions != "local" or self._name in ALONE
+        calls, start = [], 0
+        for scale, group in groupby(mixture.scales):  # a call has one strength of guidance
+            end = start + len(list(group))
+            step = 1 if alone else end - start
+            calls += [self._call(embeddings, windows, entries, slice(k, k + step), scale) for k in range(start, end, step)]
+            start = end
         return Condition(mixture, calls)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
@@ -219,11 +227,15 @@ class PipelineDenoiser(Denoiser):
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
-    def _call(self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice) -> Call:
-        """The call of the pipeline for some entries of a mixture: pairs of a window and a text."""
+    def _call(
+        self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice, scale: float
+    ) -> Call:
+        """The call of the pipeline for some entries of a mixture: pairs of a window and a text, guided equally strongly."""
         numbers, texts = [number for number, _ in entries[rows]], [text for _, text in entries[rows]]
         pictures = self._pictures(embeddings.control_image, windows, numbers)
         options, origin = {**self._arguments.blank(embeddings.options, len(texts)), **pictures}, None
+        if len(embeddings.scales) > 1:
+            options |= self._arguments.guiding(scale)
         if self.positions == "offset":
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
