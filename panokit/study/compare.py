@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from panokit.study.evidence import Evidence, Shown
 from panokit.study.measures import FEWEST, fid, kid
 from panokit.study.plan import Study
-from panokit.study.statistics import interval, paired
+from panokit.study.statistics import Difference, interval, paired
 
 Numbers = dict[str, Any]
 Subsets = Mapping[str, NDArray[np.float64]]
@@ -48,18 +48,17 @@ def compare(
     spread = study.panoramas >= 2 * FEWEST  # KID needs halves that are large enough
     for method, measured in rows.items():
         distances = {
-            f"KID, {name}": {"mean": float(kid_of[method].mean()), "deviation": float(kid_of[method].std()) if spread else None}
+            f"KID, {name}": _spread(kid_of[method], interval(kid_of[method])) if spread else _single(kid_of[method].mean())
             for name, kid_of in kernel.items()
         }
-        distances |= {
-            f"FID, {name}": {"mean": frechet[method], "deviation": None} for name, (_, frechet) in distances_by.items()
-        }
+        distances |= {f"FID, {name}": _single(frechet[method]) for name, (_, frechet) in distances_by.items()}
         scores = {name: [row[name] for row in measured] for name in measured[0]}
         numbers["methods"][method] = {
             "n": len(measured),
             "distances": distances,
             "scores": {
-                name: {"mean": float(np.mean(score)), "deviation": float(np.std(score))} for name, score in scores.items()
+                name: _spread(score, paired(score, np.zeros(len(score)))) if len(score) > 1 else _single(score[0])
+                for name, score in scores.items()
             },
         }
     for base, method in study.compared() if len(study.pairs()) > 1 else ():
@@ -71,6 +70,16 @@ def compare(
         }
         numbers["differences"][base][method] = {name: difference._asdict() for name, difference in differences.items()}
     return numbers
+
+
+def _single(value: float) -> Numbers:
+    """A number without a deviation."""
+    return {"mean": float(value), "deviation": None, "low": None, "high": None}
+
+
+def _spread(values: Sequence[float] | NDArray[np.float64], interval: Difference) -> Numbers:
+    """The mean of numbers, with their deviation and the 95 % interval of the mean."""
+    return {"mean": float(np.mean(values)), "deviation": float(np.std(values)), "low": interval.low, "high": interval.high}
 
 
 def _distances(

@@ -74,7 +74,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     )
     if worker.runtime.global_rank != 0:
         return None
-    numbers = {**compare(study, evidence, shown, references), "costs": measured_costs}
+    numbers = {**compare(study, evidence, shown, references), "costs": measured_costs, "better": networks.better}
     write(out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
     write(out / "report.md", markdown(numbers))
     write(out / "report.html", page(numbers, paths, study.pairs()))

@@ -55,6 +55,7 @@ def _cost(job: Job, worker: Worker) -> Cost:
     counted = Sampler(
         replace(sampler.model, denoiser=denoiser),
         scheduler=sampler.scheduler,
+        layout=sampler.layout,
         fuser=sampler.fuser,
         guidances=sampler.guidances,
         runtime=sampler.runtime,
@@ -78,10 +79,14 @@ class _Counted(Denoiser):
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
         self.channels, self.window, self.training = denoiser.channels, denoiser.window, denoiser.training
+        self.multiple, self.fields, self.has_ip_adapter = denoiser.multiple, denoiser.fields, denoiser.has_ip_adapter
         self.forward = self.backward = 0
 
     def modules(self) -> Iterable[nn.Module]:
         return self._denoiser.modules()
+
+    def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
+        return self._denoiser.noise(size, generator)
 
     def encode(self, scene: Scene) -> Any:
         return self._denoiser.encode(scene)

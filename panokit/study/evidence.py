@@ -72,6 +72,15 @@ class Networks:
             picture = np.zeros((study.height, study.width, 3), np.uint8)
             _try(type(network).__name__, partial(_numbers, network, picture, study.prompts[0]))
 
+    @property
+    def better(self) -> dict[str, str]:
+        """Which values of a measure are better: `low`, `high`, or those near `one`. Measures that do not say are left out."""
+        better = {f"{distance}, {name}": "low" for distance in ("KID", "FID") for name in self.features}
+        better |= {name: score.better for name, score in self.scores.items() if hasattr(score, "better")}
+        for whole in self.wholes:
+            better |= getattr(whole, "better", {})
+        return better | {"seam": "one"}
+
     def to(self, device: torch.device) -> None:
         """Move all modules to a device. A measure that is no module stays as it is."""
         for network in (*self.features.values(), *self.scores.values(), *self.wholes):

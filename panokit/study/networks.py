@@ -84,6 +84,8 @@ class CLIPScore(nn.Module):
         ModelError: the model cannot be loaded.
     """
 
+    better = "high"
+
     def __init__(self, model: str = "openai/clip-vit-base-patch16") -> None:
         super().__init__()
         self.net, self.processor = _clip(model)
@@ -110,6 +112,8 @@ class Aesthetic(nn.Module):
     """
 
     URL = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
+
+    better = "high"
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", head: str | None = None) -> None:
         super().__init__()
@@ -141,6 +145,8 @@ class IntraLPIPS(nn.Module):
         SettingError: `net` is another name, or a panorama has fewer than two squares.
     """
 
+    better = "low"
+
     def __init__(self, net: str = "vgg") -> None:
         super().__init__()
         from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
@@ -169,6 +175,8 @@ class IntraStyle(nn.Module):
 
     LAYERS = (0, 5, 10, 19, 28)
     """Positions of the layers conv1_1 to conv5_1, as in Gatys et al. 2016."""
+
+    better = "low"
 
     def __init__(self) -> None:
         super().__init__()

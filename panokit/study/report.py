@@ -27,9 +27,10 @@ def markdown(numbers: Data) -> str:
         f"# {study['model']}, {study['height']} x {study['width']} pixels",
         f"{counted(n, 'panorama')} for each method ({counted(prompts, 'prompt')}, {counted(seeds, 'seed')}), "
         f"{counted(study['steps'], 'step')}{against}. ± is the standard "
-        f"deviation: over subsets for KID, over panoramas for scores. {versions}.",
+        "deviation: over subsets for KID, over panoramas for scores. The best value of a measure is bold: the lowest, the "
+        f"highest, or for grain and seam the one nearest to 1. {versions}.",
         "## Means",
-        _means(methods),
+        _means(methods, numbers["better"]),
     ]
     for baseline, differences in numbers["differences"].items():
         if differences:
@@ -74,8 +75,28 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *rest])
 
 
-def _means(methods: Mapping[str, Data]) -> str:
-    return table([["", *methods], *([name, *map(_mean, values)] for name, values in measured(methods).items())])
+def best(values: Sequence[float], better: str | None) -> float | None:
+    """The best of the means of a measure.
+
+    Args:
+        values: the mean of each method.
+        better: which are better: `low`, `high`, or those near `one`; None if the measure does not say.
+    """
+    keys = {"low": lambda value: value, "high": lambda value: -value, "one": lambda value: abs(value - 1)}
+    return min(values, key=keys[better]) if better in keys and len(values) > 1 else None
+
+
+def _means(methods: Mapping[str, Data], better: Mapping[str, str]) -> str:
+    rows = [["", *methods]]
+    for name, values in measured(methods).items():
+        winner = best([value["mean"] for value in values], better.get(name))
+        rows.append([name, *(f"**{_mean(value)}**" if value["mean"] == winner else _mean(value) for value in values)])
+    return _lying(rows)
+
+
+def _lying(rows: Sequence[Sequence[str]]) -> str:
+    """A table with more rows than columns: methods are its rows if there are more of them than measures."""
+    return table(rows if len(rows) >= len(rows[0]) else [*zip(*rows, strict=True)])
 
 
 def _mean(value: Data) -> str:
@@ -89,7 +110,7 @@ def _number(value: float) -> str:
 def _differences(differences: Mapping[str, Mapping[str, Data]]) -> str:
     names = list(next(iter(differences.values())))
     rows = [[name, *(_difference(Difference(**method[name])) for method in differences.values())] for name in names]
-    return table([["", *differences], *rows])
+    return _lying([["", *differences], *rows])
 
 
 def _difference(difference: Difference) -> str:

@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import timm
@@ -112,6 +113,8 @@ class TowerFeatures(nn.Module):
 class Similarity(nn.Module):
     """How well pictures fit a prompt: 100 times the cosine of their embeddings, by the CLIP model in `JUDGE`."""
 
+    better = "high"
+
     def __init__(self) -> None:
         super().__init__()
         self.tower = TowerFeatures()
@@ -130,6 +133,8 @@ class IntraPerceptual(nn.Module):
     It resembles Intra-LPIPS, which uses VGG. The features are those at 1/4 to 1/32 of the size, with unit length over channels.
     """
 
+    better = "low"
+
     def __init__(self) -> None:
         super().__init__()
         self.net = EfficientNetFeatures()
@@ -144,6 +149,8 @@ class IntraPerceptual(nn.Module):
 class IntraStyle(nn.Module):
     """How different the styles of a panorama's squares are: the mean style loss over all pairs, with EfficientNet-Lite0."""
 
+    better = "low"
+
     def __init__(self) -> None:
         super().__init__()
         self.net = EfficientNetFeatures()
@@ -156,6 +163,8 @@ class IntraStyle(nn.Module):
 
 class LayoutMeasure:
     """The horizons of a panorama beyond one in a column, and the suns and moons that lie one above the other; see `Layout`."""
+
+    better: ClassVar = {"stacked horizons": "low", "stacked lights": "low"}
 
     def __init__(self) -> None:
         self.detector = Detector()
@@ -175,6 +184,8 @@ class GrainMeasure:
     Args:
         scenes: number of true scenes of each family.
     """
+
+    better: ClassVar = {"grain": "one", "grain, plain areas": "one"}
 
     def __init__(self, scenes: int = 8) -> None:
         self.scenes = scenes

@@ -77,7 +77,8 @@ def test_a_study_makes_its_pictures_and_tells_its_numbers(config: Path, capsys: 
     assert "| KID, colours | " in report
     page = (results / "report.html").read_text()
     assert "<table><tr><th><th>MultiDiffusion<th>MSD<tr><td>KID, colours<td>" in page
-    assert page.count("<svg ") == page.count("</svg>") == 3  # KID, FID, seam
+    assert page.count("<svg ") == page.count("</svg>") == 4  # KID, FID, seam, and KID over windows
+    assert page.count("head.onclick") == 1
     assert page.count("data:image/jpeg;base64,") == 4  # of each prompt one by each method
     assert not re.search(r"(src|href)=.https?:", page)  # nothing is fetched
 
