@@ -111,6 +111,26 @@ class Step(Protocol):
     def codec(self) -> Codec | None:
         """Converts latents to images; None where the canvas is the picture."""
 
+    def decode(self, canvas: Float[Tensor, "*c_size"]) -> Float[Tensor, "*c_pixels"]:
+        """The picture of a clean canvas of any size. The ranks share a large one, and the ends of a ring meet.
+
+        Args:
+            canvas: `c *size`.
+
+        Returns:
+            The picture, `3 H W`, in about [0, 1]; where the canvas is the picture, the canvas.
+        """
+
+    def encode(self, picture: Float[Tensor, "*c_pixels"]) -> Float[Tensor, "*c_size"]:
+        """The canvas of a picture, without noise.
+
+        Args:
+            picture: `3 H W`, in [0, 1]; height and width are multiples of the codec's factor.
+
+        Returns:
+            The canvas, `c *size`; where the canvas is the picture, the picture.
+        """
+
     def look(self, index: Sequence[int]) -> Estimate:
         """Denoise some windows of this canvas, unguided and without a graph for gradients.
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from panokit.decoding import decode, encode
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.guidance import Estimate, Guidance, Jacobian, Known
@@ -360,6 +361,16 @@ class CanvasStep:
         return [guidance for place, (guidance, _) in enumerate(self.run.guided) if place != self.place]
 
     @torch.no_grad()
+    def decode(self, canvas: Float[Tensor, "*c_size"]) -> Float[Tensor, "*c_pixels"]:
+        if not self.codec:
+            return canvas
+        return decode(self.codec, _at_least_single(canvas), self.windows.wrap, self.run.runtime).to(canvas)
+
+    @torch.no_grad()
+    def encode(self, picture: Float[Tensor, "*c_pixels"]) -> Float[Tensor, "*c_size"]:
+        return encode(self.codec, _at_least_single(picture), self.windows.wrap).to(picture) if self.codec else picture
+
+    @torch.no_grad()
     def look(self, index: Sequence[int]) -> Estimate:
         return self.run.model_pass.look(self.windows.crop(self.canvas, index), self.windows, index, self.level)
 
@@ -386,6 +397,11 @@ class CanvasStep:
         if self._generator is None:
             self._generator = _generator(_seed(self.run.seed, self.level.index, self.stream, self.hook, self.windows.size))
         return torch.randn(tuple(shape), generator=self._generator).to(self.canvas)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 if it is in that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _streams(guided: Guided) -> list[str]:

@@ -29,7 +29,7 @@ class ByHand:
     def __init__(self, model: Model, steps: int = STEPS) -> None:
         assert isinstance(model.denoiser, UNetDenoiser)
         assert isinstance(model.codec, VAECodec)
-        self.unet, self.vae = model.denoiser.unet, model.codec.vae
+        self.unet, self.vae, self.codec = model.denoiser.unet, model.codec.vae, model.codec
         self.dtype, self.window, self.steps = self.unet.dtype, model.denoiser.window[0], steps
         encode, tokenizer = model.denoiser.text_encoder, model.denoiser.tokenizer
         length = tokenizer.model_max_length
@@ -170,7 +170,8 @@ def literal_head_start(hand: ByHand, size: tuple[int, int], levels: int, share: 
             hand, half_size, levels - 1, share, int.from_bytes(hashlib.sha256(keys.encode()).digest()[3:7])
         )
         alpha, sigma = hand.level(int(hand.timesteps[spared]))
-        canvas = alpha * F.interpolate(painted, scale_factor=2, mode="bilinear") + sigma * canvas
+        larger = F.interpolate(hand.codec.decode(painted), scale_factor=2, mode="bicubic").clamp(0, 1)
+        canvas = alpha * hand.codec.encode(larger) + sigma * canvas
     for t in hand.timesteps[spared:]:
         canvas = literal_msd(hand, canvas, t, level=0, weight=0.0)
     return canvas

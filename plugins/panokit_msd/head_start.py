@@ -9,7 +9,7 @@ from torch import Tensor
 
 from panokit import Estimate, Guidance, Known, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory
-from panokit_msd.scale import enlarged
+from panokit_msd.scale import enlarged_picture
 from panokit_msd.settings import require_shares
 
 
@@ -21,10 +21,11 @@ class HeadStart(CrossScale):
     A window of the smaller canvas sees more of the scene, so this canvas decides the layout. It takes all steps in a run of its
     own, with noise of its own, and becomes $z_0$. For the first share `until` of the steps, the run's canvas is
 
-    $$ x_t = \alpha_t\, U z_0 + \sigma_t\, \epsilon, $$
+    $$ x_t = \alpha_t\, \mathcal E(U \mathcal D(z_0)) + \sigma_t\, \epsilon, $$
 
-    where $U$ is linear interpolation and $\epsilon$ is the run's own noise. These steps need no passes. The later steps denoise
-    the windows as usual. Meng et al. 2022 start from strokes of paint in the same way.
+    where $\mathcal D$ decodes, $U$ is cubic interpolation of the picture, $\mathcal E$ encodes, and $\epsilon$ is the run's own
+    noise. These steps need no passes. The later steps denoise the windows as usual. Meng et al. 2022 start from strokes of
+    paint in the same way.
 
     It works alone and together with other guidances, which also guide the smaller canvas. Other guidances of this package do so
     only if that canvas has a smaller one itself. With more than two levels, the smaller canvas has a head start of its own.
@@ -68,7 +69,7 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
         guidance: the guidance to which the smaller canvas belongs.
         until: the share of the steps, in [0, 1].
         step: the current step of the run.
-        memory: the memory of the guidance. It keeps the smaller canvas while it is needed.
+        memory: the memory of the guidance. It keeps the enlarged canvas while it is needed.
     """
     level = step.level
     last = level.step + 1 == level.steps and until < 1  # a step of the canvas's own, however few there are
@@ -77,8 +78,9 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
         return None
     if "painted" not in memory:
         below = guidance.below(step.windows)
-        memory["painted"] = step.paint(below, _guides([guidance, *step.others], step.windows, below))
-    return Known(enlarged(memory["painted"], guidance.factor, step.windows.wrap))
+        painted = step.paint(below, _guides([guidance, *step.others], step.windows, below))
+        memory["painted"] = enlarged_picture(step, painted, guidance.factor)
+    return Known(memory["painted"])
 
 
 def _guides(guidances: Sequence[Guidance], windows: Windows, below: Windows) -> list[Guidance]:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from panokit import Level
+from panokit import Level, Step
 
 
 def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
@@ -28,13 +28,29 @@ def renoised(
 
 
 def enlarged(x: Float[Tensor, "*coarse"], factor: int, wrap: Sequence[bool]) -> Float[Tensor, "*fine"]:
-    """Linear interpolation to `factor` times the cells, along as many of the last axes as `wrap` has entries.
+    """Cubic interpolation to `factor` times the cells, along as many of the last axes as `wrap` has entries.
 
-    It goes round the join of an axis that wraps; elsewhere what lies beyond the outermost cells' centres is as they are.
+    It goes round the join of an axis that wraps; elsewhere the outermost cells go on beyond the border.
     """
+    reach = 2  # cells on either side that a cubic needs
     for axis, ring in enumerate(wrap, start=-len(wrap)):
         rows = x.movedim(axis, -1)
-        lines = rows.reshape(1, -1, rows.shape[-1])
-        lines = interpolate(pad(lines, (1, 1), mode="circular" if ring else "replicate"), scale_factor=factor, mode="linear")
-        x = lines[..., factor:-factor].reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+        lines = pad(rows.reshape(1, -1, rows.shape[-1]), (reach, reach), mode="circular" if ring else "replicate")
+        lines = interpolate(lines[None], scale_factor=(1, factor), mode="bicubic")[0]
+        x = lines[..., reach * factor : -reach * factor].reshape(*rows.shape[:-1], -1).movedim(-1, axis)
     return x
+
+
+def enlarged_picture(step: Step, x0: Float[Tensor, "*coarse"], factor: int) -> Float[Tensor, "*fine"]:
+    """The canvas of a picture that is `factor` times as large as that of a finished canvas.
+
+    Latents of a larger picture are not larger latents. Interpolated latents decode to a blur with a texture of its own, so the
+    picture is enlarged, and encoded again.
+
+    Args:
+        step: decodes and encodes.
+        x0: the finished canvas, `c *coarse`.
+        factor: how many times larger the picture becomes along each axis.
+    """
+    picture = enlarged(step.decode(x0), factor, step.windows.wrap)
+    return step.encode(picture.clamp(0, 1) if step.codec else picture)

@@ -1,5 +1,6 @@
 """A head start: what it begins with, what guides the smaller canvas, and how it goes together with MSD."""
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ from panokit_msd import HeadStart, MSDGuidance, MSDPaper
 from panokit_msd.guidance import Between
 from panokit_msd.scale import enlarged
 from panokit_syncdiffusion import SyncDiffusion
+
+
+def _seed_of_head_start() -> int:
+    """The seed of the smaller canvas, of 4 x 8 cells: of the run's seed, the level, the guidance, and the size."""
+    return int.from_bytes(hashlib.sha256(b"0/0/HeadStart/0/(4, 8)").digest()[3:7])
 
 
 def finished(run: Run) -> Tensor:
@@ -67,9 +73,26 @@ def test_it_is_the_finished_smaller_canvas_enlarged_under_the_runs_own_noise(gui
     assert forwards(run) == 4 * len(run.windows.scaled(2))
     run.step()
     assert forwards(run) == 4 * len(run.windows.scaled(2))  # it is painted once
-    smaller = run.guided[0][1]["painted"]
+    stream = "MSDGuidance" if isinstance(guidance, MSDGuidance) else "HeadStart"
+    keys = f"0/0/{stream}/0/(4, 8)"  # the seed, the level, the guidance, and the size of its canvas
+    others = [] if isinstance(guidance, HeadStart) else guidance.lowered(run.windows, run.windows.scaled(2))
+    seed = int.from_bytes(hashlib.sha256(keys.encode()).digest()[3:7])
+    smaller = finished(toy_run((4, 8), guidances=[*others], wrap=wrap, steps=4, seed=seed))
     expected = run.level.alpha * enlarged(smaller, 2, (wrap, wrap)) + run.level.sigma * noise
     torch.testing.assert_close(run.canvas, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_picture_is_enlarged_and_not_its_latents() -> None:
+    run = toy_run((8, 16), denoiser=ToyDenoiser(channels=4), codec=ToyCodec(), guidances=[HeadStart(0.5)], steps=4)
+    run.step()
+    kept = run.guided[0][1]["painted"]
+    picture = ToyCodec().decode(kept[None])[0]
+    assert kept.shape == (4, 8, 16)
+    small = torch.nn.functional.avg_pool2d(picture, 2)
+    painted = run.paint(run.windows.scaled(2), (), _seed_of_head_start())
+    expected = ToyCodec().decode(painted[None])[0]
+    assert float((small - expected).abs().mean()) < 0.35 * float((expected - expected.mean()).abs().mean())
+    torch.testing.assert_close(kept, ToyCodec().encode(enlarged(expected, 2, (False, False))[None].clamp(0, 1))[0])
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -87,7 +110,7 @@ def test_the_smaller_canvas_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch,
     (seed,) = seeds
     assert seed != run.seed
     alone = toy_run((4, 8), scheduler=scheduler, wrap=wrap, steps=4, seed=seed)
-    assert torch.equal(run.guided[0][1]["painted"], finished(alone))
+    assert torch.equal(run.guided[0][1]["painted"], enlarged(finished(alone), 2, (wrap, wrap)))
 
 
 @pytest.mark.parametrize(("steps", "until", "spared"), [(1, 0.3, 0), (2, 0.9, 1), (2, 1.0, 2), (10, 0.3, 3), (25, 0.3, 8)])
