@@ -1,0 +1,196 @@
+"""ScaleCrafter (He et al. 2023): a model paints larger pictures than those of its training, with re-dilated convolutions.
+
+A convolution of the UNet sees a few cells of its input. In a larger picture these show less of the scene, so things repeat. In
+the first steps, which decide the layout of the picture, the cells that a convolution sees lie further apart.
+
+Source: He, Yang, Chen, Cun, Xia, Zhang, Wang, He, Chen, Shan, "ScaleCrafter: Tuning-free Higher-Resolution Visual Generation
+with Diffusion Models", arXiv:2310.07702.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from panokit import Denoiser, Family, Level, Model, Regions, Scene, SettingError, Windows, WrappedDenoiser, load_model
+from panokit.settings import Execution
+
+Scale = tuple[int, int]
+"""A factor for the height, and one for the width."""
+
+
+@final
+@dataclass(frozen=True)
+class ScaleCrafter(Family):
+    r"""A model with a UNet whose windows are larger than the pictures of its training, with re-dilated convolutions.
+
+    A convolution with the kernel $k$ becomes one whose taps are $d$ cells apart, in the first steps (section 3.2):
+
+    $$ (h \otimes \Phi_d(k))(o) = \sum_{s + d\,t = o} h(s)\, k(t) $$
+
+    Levels of the UNet are counted from $l = 0$, the one with the most cells. Inner levels are dilated more than outer ones, up
+    to the `scale` $S$. With $q$ the number of levels that stay as they are (`outer`):
+
+    $$ d_l = \min(S, \max(1, l + 2 - q)) $$
+
+    Attributes:
+        model: the model with the UNet: its name, or a mapping of `plugin`, the name, and settings.
+        scale: $S$: how many times larger a window is than the model's own, 1 or more; for both axes, or for height and width.
+        until: the share of the steps in which the convolutions are dilated, from 0 to 1. The authors take 0.6 for Stable
+            Diffusion 1.5 and XL, and 0.4 for 2.1.
+        outer: $q$: the number of outer levels that stay as they are, 0 or more. They remove noise, which dilation disturbs.
+        noise_damped: whether the UNet as it is removes the noise, and the dilated one guides (section 3.4). It is for scales of
+            4 and more, and takes about twice as long.
+
+    Raises:
+        SettingError: the scale or `outer` is too small, or `until` is outside of [0, 1].
+    """
+
+    model: str | Mapping[str, Any] = "landscapes"
+    scale: int | Scale = 2
+    until: float = 0.6
+    outer: int = 1
+    noise_damped: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.scales) < 1:
+            raise SettingError(
+                f"scale is {self.scale}: it must be 1 or more, such as 2 for windows of twice the height and width"
+            )
+        if not 0 <= self.until <= 1:
+            raise SettingError(f"until is {self.until}: it must be a share of the steps, from 0 to 1")
+        if self.outer < 0:
+            raise SettingError(f"outer is {self.outer}: it must be a number of levels, 0 or more")
+
+    @property
+    def scales(self) -> Scale:
+        """The scale of each axis."""
+        return (self.scale, self.scale) if isinstance(self.scale, int) else self.scale
+
+    @classmethod
+    def reads(cls, index: Mapping[str, Any]) -> bool:
+        return False
+
+    def load(self, source: str, name: str) -> Model:
+        inner = load_model(self.model)
+        return Model(Redilated(inner.denoiser, self, inner.name), inner.codec, name)
+
+
+class Spread(NamedTuple):
+    """A convolution, and how far apart its taps are while it is dilated."""
+
+    convolution: nn.Conv2d
+    dilation: Scale
+
+
+class Both(NamedTuple):
+    """The conditions of noise-damped guidance: that of the scene, and that of what to avoid alone."""
+
+    scene: Any
+    avoided: Any
+
+
+@final
+class Redilated(WrappedDenoiser):
+    """A denoiser whose UNet is re-dilated during its calls in the first steps. Elsewhere the UNet is as it was.
+
+    Args:
+        inner: the denoiser with the UNet.
+        settings: scale, levels and steps.
+        name: what the user calls the model, for errors.
+
+    Raises:
+        SettingError: it has no UNet, or a UNet of fewer levels.
+    """
+
+    def __init__(self, inner: Denoiser, settings: ScaleCrafter, name: str = "in hand") -> None:
+        super().__init__(inner)
+        self.window = tuple(cells * scale for cells, scale in zip(inner.window, settings.scales, strict=True))
+        # Checkpointing would compute in the backward pass what is not dilated any more. What is compiled knows the dilation.
+        self.choices = inner.choices - {"checkpointing"}
+        self.settings = settings
+        self._spreads = _spreads(inner, settings, name)
+
+    def configure(self, execution: Execution) -> None:
+        self.inner.configure(replace(execution, checkpointing=False))
+
+    def encode(self, scene: Scene) -> Any:
+        embeddings = self.inner.encode(scene)
+        if not self.settings.noise_damped or scene.guidance_scale <= 1:
+            return embeddings
+        return Both(embeddings, self.inner.encode(_avoided(scene)))
+
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
+        if not isinstance(embeddings, Both):
+            return self.inner.condition(embeddings, windows, index)
+        return Both(*(self.inner.condition(one, windows, index) for one in embeddings))
+
+    def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Any) -> Float[Tensor, "n c h w"]:
+        scene, avoided = condition if isinstance(condition, Both) else (condition, None)
+        if level.step >= self.settings.until * level.steps:
+            return self.inner(x, level, scene)
+        with _dilated(self._spreads):
+            pred = self.inner(x, level, scene)
+            if avoided is None:
+                return pred
+            weak = self.inner(x, level, avoided)
+        return pred - weak + self.inner(x, level, avoided)
+
+
+def _avoided(scene: Scene) -> Scene:
+    """The scene of what to avoid, without guidance."""
+    first, *others = scene.negatives
+    prompt = scene.prompt
+    if isinstance(prompt, Regions):
+        regions = (replace(region, text=text) for region, text in zip(prompt.parts, others, strict=True))
+        return replace(scene, prompt=Regions(tuple(regions), first), guidance_scale=1.0)
+    return replace(scene, prompt=first, guidance_scale=1.0)
+
+
+@contextmanager
+def _dilated(spreads: Sequence[Spread]) -> Iterator[None]:
+    """Inside, convolutions are dilated. Their network may be another sampler's too, so they are restored whatever happens."""
+    try:
+        for convolution, dilation in spreads:
+            convolution.dilation = convolution.padding = dilation
+        yield
+    finally:
+        for convolution, _ in spreads:
+            convolution.dilation = convolution.padding = (1, 1)
+
+
+def _spreads(denoiser: Denoiser, settings: ScaleCrafter, name: str) -> list[Spread]:
+    """The convolutions of 3 x 3 taps in the levels of a UNet that are to be dilated, those that halve its cells too."""
+    unets: list[Any] = [
+        network for network in denoiser.modules() if getattr(network, "down_blocks", None) and hasattr(network, "up_blocks")
+    ]
+    if not unets:
+        kinds = ", ".join(type(network).__name__ for network in denoiser.modules()) or "no network that panokit may change"
+        raise SettingError(
+            f"ScaleCrafter re-dilates the convolutions of a UNet, and the model {name} has none: it has {kinds}; choose one with "
+            "a UNet, such as Stable Diffusion or SDXL"
+        )
+    spreads = []
+    for unet in unets:
+        last = len(unet.down_blocks) - 1
+        if settings.outer > last:
+            raise SettingError(
+                f"outer is {settings.outer}, and the UNet of {name} has {last + 1} levels: leave {last} or fewer as they are"
+            )
+        blocks = [*enumerate(unet.down_blocks), (last, unet.mid_block)]
+        blocks += [(last - place, block) for place, block in enumerate(unet.up_blocks)]
+        for level, block in blocks:
+            most, (high, wide) = max(1, level + 2 - settings.outer), settings.scales
+            dilation = min(high, most), min(wide, most)
+            spreads += [Spread(part, dilation) for part in _convolutions(block) if dilation != (1, 1)]
+    return spreads
+
+
+def _convolutions(block: Any) -> Iterator[nn.Conv2d]:
+    """The convolutions of a block that keep, or halve, the size of their input."""
+    for part in block.modules() if block is not None else ():
+        if isinstance(part, nn.Conv2d) and (part.kernel_size, part.padding, part.dilation) == ((3, 3), (1, 1), (1, 1)):
+            yield part
