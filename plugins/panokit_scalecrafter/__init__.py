@@ -170,8 +170,8 @@ def _spreads(denoiser: Denoiser, settings: ScaleCrafter, name: str) -> list[Spre
     if not unets:
         kinds = ", ".join(type(network).__name__ for network in denoiser.modules()) or "no network that panokit may change"
         raise SettingError(
-            f"ScaleCrafter re-dilates the convolutions of a UNet, and the model {name} has none: it has {kinds}; choose one with "
-            "a UNet, such as Stable Diffusion or SDXL"
+            f"ScaleCrafter re-dilates the convolutions of a UNet, and the model {name} has none: it has {kinds}; take a model "
+            "of the kind of Stable Diffusion or SDXL"
         )
     spreads = []
     for unet in unets:
