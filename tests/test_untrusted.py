@@ -260,7 +260,9 @@ def texts(site: Path) -> list[str]:
 def read_once() -> Callable[[str], Model]:
     """`load_model`, which reads a model once and shares it."""
     read = cache(load_model)
-    return lambda name, **settings: load_model(name, **settings) if settings else read(name)
+    return lambda source, **settings: (
+        read(source) if isinstance(source, str) and not settings else load_model(source, **settings)
+    )
 
 
 @pytest.fixture
