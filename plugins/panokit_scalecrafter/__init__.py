@@ -109,7 +109,8 @@ class Redilated(WrappedDenoiser):
     def __init__(self, inner: Denoiser, settings: ScaleCrafter, name: str = "in hand") -> None:
         super().__init__(inner)
         self.window = tuple(cells * scale for cells, scale in zip(inner.window, settings.scales, strict=True))
-        # Checkpointing would compute in the backward pass what is not dilated any more. What is compiled knows the dilation.
+        # Checkpointing would compute again in the backward pass, when nothing is dilated any more. Compilation may stay: it is
+        # that of transformer blocks, which have no such convolutions.
         self.choices = inner.choices - {"checkpointing"}
         self.settings = settings
         self._spreads = _spreads(inner, settings, name)

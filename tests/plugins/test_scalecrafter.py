@@ -1,6 +1,7 @@
 """ScaleCrafter against a literal re-dilated loop, and the laws that make it that method."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
@@ -97,7 +98,12 @@ def test_scalecrafter(check: Check) -> None:
     check()
 
 
-@conforms(lambda: Redilated(load_model(tiny_pipeline("sdxl")).denoiser, ScaleCrafter(scale=(1, 2), noise_damped=True)))
+@cache
+def sdxl() -> Denoiser:
+    return load_model(tiny_pipeline("sdxl")).denoiser
+
+
+@conforms(lambda: Redilated(sdxl(), ScaleCrafter(scale=(1, 2), noise_damped=True)))
 def test_scalecrafter_of_a_pipeline_and_one_axis(check: Check) -> None:
     check()
 
@@ -244,7 +250,7 @@ def test_it_does_not_checkpoint_because_that_would_compute_again_without_dilatio
 
 def test_a_pipeline_is_told_the_larger_size() -> None:
     """SDXL is conditioned on it."""
-    denoiser = Redilated(load_model(tiny_pipeline("sdxl")).denoiser, ScaleCrafter())
+    denoiser = Redilated(sdxl(), ScaleCrafter())
     windows = Grid((32, 48), (32, 32), (16, 16), (False, False))
     (call,) = denoiser.condition(denoiser.encode(Scene("a lake", guidance_scale=5.0)), windows, [0, 1]).calls
     assert (call.options["height"], call.options["width"]) == (64, 64)
