@@ -7,19 +7,18 @@ Source: He, Yang, Chen, Cun, Xia, Zhang, Wang, He, Chen, Shan, "ScaleCrafter: Tu
 with Diffusion Models", arXiv:2310.07702.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from panokit import Denoiser, Family, Level, Model, Regions, Scene, SettingError, Windows, WrappedDenoiser, load_model
 from panokit.settings import Execution
+from panokit_scalecrafter.dilation import Scale, dilated, spreads
 
-Scale = tuple[int, int]
-"""A factor for the height, and one for the width."""
+__all__ = ["Redilated", "ScaleCrafter"]
 
 
 @final
@@ -79,13 +78,6 @@ class ScaleCrafter(Family):
         return Model(Redilated(inner.denoiser, self, inner.name), inner.codec, name)
 
 
-class Spread(NamedTuple):
-    """A convolution, and how far apart its taps are while it is dilated."""
-
-    convolution: nn.Conv2d
-    dilation: Scale
-
-
 class Both(NamedTuple):
     """The conditions of noise-damped guidance: that of the scene, and that of what to avoid alone."""
 
@@ -113,7 +105,7 @@ class Redilated(WrappedDenoiser):
         # that of transformer blocks, which have no such convolutions.
         self.choices = inner.choices - {"checkpointing"}
         self.settings = settings
-        self._spreads = _spreads(inner, settings, name)
+        self._spreads = spreads(inner.modules(), settings.scales, settings.outer, name)
 
     def configure(self, execution: Execution) -> None:
         self.inner.configure(replace(execution, checkpointing=False))
@@ -133,7 +125,7 @@ class Redilated(WrappedDenoiser):
         scene, avoided = condition if isinstance(condition, Both) else (condition, None)
         if level.step >= self.settings.until * level.steps:
             return self.inner(x, level, scene)
-        with _dilated(self._spreads):
+        with dilated(self._spreads):
             pred = self.inner(x, level, scene)
             if avoided is None:
                 return pred
@@ -149,49 +141,3 @@ def _avoided(scene: Scene) -> Scene:
         regions = (replace(region, text=text) for region, text in zip(prompt.parts, others, strict=True))
         return replace(scene, prompt=Regions(tuple(regions), first), guidance_scale=1.0)
     return replace(scene, prompt=first, guidance_scale=1.0)
-
-
-@contextmanager
-def _dilated(spreads: Sequence[Spread]) -> Iterator[None]:
-    """Inside, convolutions are dilated. Their network may be another sampler's too, so they are restored whatever happens."""
-    try:
-        for convolution, dilation in spreads:
-            convolution.dilation = convolution.padding = dilation
-        yield
-    finally:
-        for convolution, _ in spreads:
-            convolution.dilation = convolution.padding = (1, 1)
-
-
-def _spreads(denoiser: Denoiser, settings: ScaleCrafter, name: str) -> list[Spread]:
-    """The convolutions of 3 x 3 taps in the levels of a UNet that are to be dilated, those that halve its cells too."""
-    unets: list[Any] = [
-        network for network in denoiser.modules() if getattr(network, "down_blocks", None) and hasattr(network, "up_blocks")
-    ]
-    if not unets:
-        kinds = ", ".join(type(network).__name__ for network in denoiser.modules()) or "no network that panokit may change"
-        raise SettingError(
-            f"ScaleCrafter re-dilates the convolutions of a UNet, and the model {name} has none: it has {kinds}; take a model "
-            "of the kind of Stable Diffusion or SDXL"
-        )
-    spreads = []
-    for unet in unets:
-        last = len(unet.down_blocks) - 1
-        if settings.outer > last:
-            raise SettingError(
-                f"outer is {settings.outer}, and the UNet of {name} has {last + 1} levels: leave {last} or fewer as they are"
-            )
-        blocks = [*enumerate(unet.down_blocks), (last, unet.mid_block)]
-        blocks += [(last - place, block) for place, block in enumerate(unet.up_blocks)]
-        for level, block in blocks:
-            most, (high, wide) = max(1, level + 2 - settings.outer), settings.scales
-            dilation = min(high, most), min(wide, most)
-            spreads += [Spread(part, dilation) for part in _convolutions(block) if dilation != (1, 1)]
-    return spreads
-
-
-def _convolutions(block: Any) -> Iterator[nn.Conv2d]:
-    """The convolutions of a block that keep, or halve, the size of their input."""
-    for part in block.modules() if block is not None else ():
-        if isinstance(part, nn.Conv2d) and (part.kernel_size, part.padding, part.dilation) == ((3, 3), (1, 1), (1, 1)):
-            yield part

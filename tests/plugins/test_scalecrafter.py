@@ -1,6 +1,7 @@
 """ScaleCrafter against a literal re-dilated loop, and the laws that make it that method."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, final
@@ -221,6 +222,14 @@ def test_noise_damped_guidance_is_that_of_the_paper() -> None:
     torch.testing.assert_close(pred(denoiser, text, 5.0), expected, rtol=0, atol=1e-5)
     assert torch.equal(pred(denoiser, text, 1.0), pred(weak, text, 1.0))
     assert (pred(denoiser, text, 5.0) - pred(weak, text, 5.0)).abs().max() > 1e-3
+
+
+def test_a_copy_dilates_its_own_network(tiny: Model) -> None:
+    """A sampler copies a model that is placed elsewhere."""
+    copy = deepcopy(Redilated(tiny.denoiser, ScaleCrafter()))
+    own = {part for network in copy.modules() for part in network.modules()}
+    assert copy._spreads
+    assert {spread.convolution for spread in copy._spreads} <= own
 
 
 @pytest.mark.parametrize("guidances", [[MSDGuidance()], [SyncDiffusion(weight=0.1)]], ids=str)
