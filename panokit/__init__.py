@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from panokit.denoiser import Codec as Codec
     from panokit.denoiser import Denoiser as Denoiser
     from panokit.denoiser import Model as Model
+    from panokit.denoiser import WrappedDenoiser as WrappedDenoiser
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
     from panokit.errors import SettingError as SettingError
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "checkpoint": ("Checkpoint",),
-    "denoiser": ("Codec", "Denoiser", "Model"),
+    "denoiser": ("Codec", "Denoiser", "Model", "WrappedDenoiser"),
     "errors": ("ContractError", "PanokitError", "SettingError"),
     "fuser": ("Fuser", "WeightedFuser"),
     "grid": ("Grid", "Lattice"),

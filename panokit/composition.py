@@ -56,13 +56,14 @@ class Parameter(NamedTuple):
     meaning: str
 
 
-def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
+def build(base: type[Plugin], part: object, *, trusted: bool = True, called: str = "") -> Plugin:
     """Make the plugin that a part describes.
 
     Args:
         base: the contract that the plugin must fulfil: `Layout`, `Fuser`, `Guidance`, `Scheduler` or `Family`.
         part: a name, or a mapping of `plugin`, the name, and settings.
         trusted: False for data from a file that somebody else may have written. Then only installed plugins are imported.
+        called: the plugin's name in messages; empty for the one in the part.
 
     Returns:
         The plugin.
@@ -77,8 +78,9 @@ def build(base: type[Plugin], part: object, *, trusted: bool = True) -> Plugin:
     if not trusted:
         check_plain({"plugin": name, **settings})
     maker = _maker(base, name)
-    settings = {key: _nested(value, trusted) for key, value in settings.items()}
-    return _made(name, maker, settings)
+    if base is not Family:  # the settings of a family may hold a model as a part, which the family loads
+        settings = {key: _nested(value, trusted) for key, value in settings.items()}
+    return _made(called or name, maker, settings)
 
 
 def describe(plugin: Layout | Fuser | Guidance | Scheduler) -> dict[str, Any]:

@@ -114,6 +114,36 @@ class Denoiser(ABC):
         """
 
 
+class WrappedDenoiser(Denoiser):
+    """A denoiser around another one. All but `__call__` is passed on; a subclass replaces what it changes.
+
+    A model made of another model has one; see `Family`. Its attributes are those of the other one, unless it sets its own.
+
+    Args:
+        inner: the denoiser inside.
+    """
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
+        for name in Denoiser.__annotations__:
+            setattr(self, name, getattr(inner, name))
+
+    def modules(self) -> Iterable[nn.Module]:
+        return self.inner.modules()
+
+    def configure(self, execution: Execution) -> None:
+        self.inner.configure(execution)
+
+    def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
+        return self.inner.noise(size, generator)
+
+    def encode(self, scene: Scene) -> Any:
+        return self.inner.encode(scene)
+
+    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
+        return self.inner.condition(embeddings, windows, index)
+
+
 class Codec(ABC):
     """Converts images to latents and back."""
 

@@ -15,6 +15,10 @@ class Family(ABC):
     """Reads models of one kind. A family is a frozen dataclass of settings, which recipes keep with the model's name.
 
     It is installed as an entry point of the group `panokit.families`. The first family that reads a model's index loads it.
+
+    A family may also be installed as a model itself, in the group `panokit.models`. If it makes this model of another one, its
+    field `model` names that one, as `load_model` takes it: a text, or a mapping of its name and settings. panokit looks there
+    for the weights to be read, and for names that a recipe of a stranger may not use.
     """
 
     others: ClassVar[str | None] = None

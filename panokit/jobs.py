@@ -296,8 +296,12 @@ def require_installed(model: object) -> None:
             f"the recipe names the model {name!r:.80}, which is not installed by that name: "
             "trust it (--trust) to load a folder or from the hub"
         )
-    for setting in sorted(set(model) & MODEL_FILES) if isinstance(model, Mapping) else ():
+    if not isinstance(model, Mapping):
+        return
+    for setting in sorted(set(model) & MODEL_FILES):
         raise SettingError(f"the recipe sets {setting} of its model, which reads files: trust it (--trust) to read them")
+    if "model" in model:  # it is made of another one
+        require_installed(model["model"])
 
 
 def options_in(recipe: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def load_model(source: Any, /, **settings: Any) -> Model:
     """Load a model by its name, with the family that reads it; or take one in hand, such as a pipeline of diffusers.
 
     Args:
-        source: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`. Or a model in
-            hand, which stays as it is: its weights are shared.
+        source: the name of an installed model, a folder in diffusers' format, or a hub id such as `owner/model`. Or a mapping
+            of that name, under `plugin`, and settings. Or a model in hand, which stays as it is: its weights are shared.
         settings: those of the family, such as `variant="fp16"`; `panokit plugins diffusers` lists them.
 
     Returns:
@@ -41,6 +41,12 @@ def load_model(source: Any, /, **settings: Any) -> Model:
         OutOfMemoryError: it does not fit the memory.
         SettingError: the family has no such setting, or refuses its value.
     """
+    if isinstance(source, Mapping):
+        settings = {**source, **settings}
+        name = settings.pop("plugin", None)
+        if not isinstance(name, str):
+            raise SettingError(f"the model came as {source!r:.80}: give its name, or {{plugin: NAME, SETTING: VALUE}}")
+        source = name
     if isinstance(source, Path):
         source = str(source)
     if not isinstance(source, str):
@@ -53,7 +59,7 @@ def load_model(source: Any, /, **settings: Any) -> Model:
         )
     place, family = _found(source, settings.get("revision"))
     with memory_explained(f"the model {source}"):
-        return replace(_built(family, settings).load(place, source), settings=map_leaves(settings, _noted))
+        return replace(_built(family, settings, source).load(place, source), settings=map_leaves(settings, _noted))
 
 
 def family_of(name: str) -> str:
@@ -72,7 +78,11 @@ def bytes_of(source: Any) -> int:
         return 0
     try:
         installed = any(plugin.name == name for plugin in registry.plugins("models"))
-        place = Path(str(registry.load("models", str(name)) if installed else name))
+        target = registry.load("models", str(name)) if installed else name
+        if (cls := _family_in(target)) is not None:
+            settings = {name: field.default for name, field in signature(cls).parameters.items()}
+            return bytes_of((settings | (dict(source) if isinstance(source, Mapping) else {})).get("model"))
+        place = Path(str(target))
         if not place.exists() and str(name).count("/") == 1:
             place = Path(snapshot_download(str(name), local_files_only=True))
         if place.is_file():
@@ -100,15 +110,28 @@ def _noted(value: Any) -> Any:
     return f"sha256:{hashlib.sha256(value.tobytes()).hexdigest()}" if hasattr(value, "tobytes") else type(value).__name__
 
 
-def _built(family: str, settings: Mapping[str, Any]) -> Family:
-    """A family with settings. Those that it has no field for go into its field for others, if it has one."""
+def _family_in(target: object) -> type[Family] | None:
+    """The family that is installed as a model itself; None for a folder."""
+    cls = registry.made_class(target)
+    return cls if isinstance(cls, type) and issubclass(cls, Family) else None
+
+
+def _built(family: str, settings: Mapping[str, Any], model: str = "") -> Family:
+    """A family with settings. Those that it has no field for go into its field for others, if it has one.
+
+    Args:
+        family: its name.
+        settings: its settings.
+        model: the name of the model, by which messages call a family without a name.
+    """
+    called = model if ":" in family else family
     cls = registry.made_class(registry.maker("families", family, Family))
     rest = settings.get(cls.others or "", {}) if isinstance(cls, type) and issubclass(cls, Family) else None
     if not isinstance(rest, Mapping) or not cls.others:  # what is no mapping, the family refuses in words
-        return build(Family, {"plugin": family, **settings})
+        return build(Family, {"plugin": family, **settings}, called=called)
     known = {name: value for name, value in settings.items() if name in signature(cls).parameters}
     others = {name: value for name, value in settings.items() if name not in known}
-    return build(Family, {"plugin": family, **known, cls.others: {**rest, **others}})
+    return build(Family, {"plugin": family, **known, cls.others: {**rest, **others}}, called=called)
 
 
 def _holding(model: object) -> str:
@@ -142,8 +165,7 @@ def _found(name: str, revision: str | None = None) -> tuple[str, str]:
     for plugin in registry.plugins("models"):
         if plugin.name == name:
             target = registry.load("models", name)
-            cls = registry.made_class(target)
-            if isinstance(cls, type) and issubclass(cls, Family):
+            if _family_in(target) is not None:
                 return name, plugin.entry.value
             return str(target), _reading(str(target), revision)
     if is_path(name) or _HUB_ID.fullmatch(name):

@@ -276,7 +276,7 @@ def check_names(job: Mapping[str, Any]) -> None:
     for part in ("model", "scheduler", "layout", "fuser", "guidances"):
         for path, value, _ in walk(job.get(part), part):
             names_a_plugin = path.endswith(".plugin") or re.fullmatch(r"scheduler|layout|fuser|guidances(\.\d+)?", path)
-            if isinstance(value, str) and ":" in value and names_a_plugin and path != "model.plugin":
+            if isinstance(value, str) and ":" in value and names_a_plugin and not re.fullmatch(r"(model\.)+plugin", path):
                 raise SettingError(
                     f"{path} is {value!r:.80}, which is code and no installed plugin's name: trust the file of jobs (--trust)"
                 )

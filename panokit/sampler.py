@@ -510,15 +510,7 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
 
 def _model(model: Any) -> Model:
     """The model itself, one in hand, or the one that a name, or a mapping of a name and settings, describes."""
-    if isinstance(model, Model):
-        return model
-    if not isinstance(model, Mapping):
-        return models.load_model(model)
-    settings = dict(model)
-    name = settings.pop("plugin", None)
-    if not isinstance(name, str):
-        raise SettingError(f"the model came as {model!r:.80}: give its name, or {{plugin: NAME, SETTING: VALUE}}")
-    return models.load_model(name, **settings)
+    return model if isinstance(model, Model) else models.load_model(model)
 
 
 def _cells(pixels: int, window: int, factor: int, name: str) -> int:

@@ -6,19 +6,23 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
+from diffusers import ModelMixin
 
-from panokit import Model, Runtime, Sampler, SettingError, load_model, recipe
+from panokit import Denoiser, Level, Model, Runtime, Sampler, SettingError, WrappedDenoiser, load_model, recipe
 from panokit.backbones.diffusers.model import is_stable_diffusion
 from panokit.cli import main
 from panokit.errors import ContractError, ModelError, PluginNotFoundError
 from panokit.family import Family
 from panokit.jobs import Worker
-from panokit.models import family_of
-from panokit.testing.families import tiny_pipeline
+from panokit.models import bytes_of, family_of
+from panokit.settings import Execution
+from panokit.testing import Check, conforms
+from panokit.testing.families import tiny_controlnet, tiny_pipeline
+from panokit.testing.tiny import tiny_model
 
 SIZE: dict[str, Any] = {"height": 16, "width": 32, "steps": 2, "progress": False}
 
@@ -48,6 +52,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("outside_family", None)
+    sys.modules.pop("outside_wrapper", None)
 
 
 def test_a_family_that_comes_from_outside_reads_its_folders(toys: Path, cpu: Runtime) -> None:
@@ -67,6 +72,100 @@ def test_a_model_may_be_a_family_without_a_folder(toys: Path, cpu: Runtime) -> N
     kept = {key: value for key, value in made.recipe.items() if key in ("prompt", "model", "seed", "height", "width", "steps")}
     assert torch.equal(Worker({"accelerator": "cpu"}).make(kept).latents, made.latents)
     assert torch.equal(Worker({"accelerator": "cpu"}, trusted=False).make(kept).latents, made.latents)
+
+
+@final
+class Doubled(WrappedDenoiser):
+    """A denoiser around another one, whose predictions are twice those of the other one."""
+
+    def __call__(self, x: torch.Tensor, level: Level, condition: Any) -> torch.Tensor:
+        return 2 * self.inner(x, level, condition)
+
+
+@conforms(lambda: Doubled(tiny_model().denoiser))
+def test_a_wrapped_denoiser(check: Check) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_wrapped_denoiser_passes_everything_on(name: str) -> None:
+    inner = load_model(tiny_controlnet(name), window=16).denoiser
+    around = Doubled(inner)
+    for attribute in (
+        "channels",
+        "window",
+        "training",
+        "multiple",
+        "scheduler",
+        "steps",
+        "guidance_scale",
+        "fields",
+        "choices",
+    ):
+        assert getattr(around, attribute) == getattr(inner, attribute)
+    assert {*Denoiser.__annotations__} <= {*vars(around)}  # whatever else the contract has
+    assert [*around.modules()] == [*inner.modules()]
+    noises = [part.noise((16, 24), torch.Generator().manual_seed(0)) for part in (around, inner)]
+    assert torch.equal(*noises)
+    around.configure(Execution(checkpointing=True))
+    assert any(network.is_gradient_checkpointing for network in inner.modules() if isinstance(network, ModelMixin))
+
+
+@pytest.fixture
+def wrapped(toys: Path) -> Path:
+    """A model that is made of another one, whose denoiser it doubles."""
+    info = toys / "outside-1.0.dist-info" / "entry_points.txt"
+    info.write_text(info.read_text() + "twice = outside_wrapper:Twice\n")
+    (toys / "outside_wrapper.py").write_text(
+        "from collections.abc import Mapping\n"
+        "from dataclasses import dataclass\n"
+        "from typing import Any\n"
+        "from panokit import Family, Model, WrappedDenoiser, load_model\n\n"
+        "class Doubled(WrappedDenoiser):\n"
+        "    def __call__(self, x, level, condition):\n"
+        "        return 2 * self.inner(x, level, condition)\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Twice(Family):\n"
+        "    model: str | Mapping[str, Any] = 'landscapes'\n\n"
+        "    @classmethod\n"
+        "    def reads(cls, index):\n"
+        "        return False\n\n"
+        "    def load(self, source, name):\n"
+        "        inner = load_model(self.model)\n"
+        "        return Model(Doubled(inner.denoiser), inner.codec, name)\n"
+    )
+    return toys
+
+
+def test_a_model_may_be_made_of_another_one(wrapped: Path, cpu: Runtime) -> None:
+    part = {"plugin": "twice", "model": {"plugin": "formula", "side": 4}}
+    made = Sampler(part, runtime=cpu)("a lake", **SIZE)
+    assert made.recipe["model"] == part
+    kept = {key: value for key, value in made.recipe.items() if key in ("prompt", "model", "seed", "height", "width", "steps")}
+    assert torch.equal(Worker({"accelerator": "cpu"}, trusted=False).make(kept).latents, made.latents)
+    assert not torch.equal(Sampler(part["model"], runtime=cpu)("a lake", **SIZE).latents, made.latents)
+    assert load_model({"plugin": "twice", "model": "twice"}).part == {"plugin": "twice", "model": "twice"}  # of landscapes
+    assert bytes_of("twice") == bytes_of({"plugin": "twice", "model": {"plugin": "landscapes"}}) == bytes_of("landscapes") > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("elsewhere", "the recipe names the model 'elsewhere', which is not installed by that name: trust it"),
+        ({"plugin": "owner/model"}, "the recipe names the model 'owner/model', which is not installed"),
+        ({"plugin": "landscapes", "vae": "here"}, "the recipe sets vae of its model, which reads files: trust it"),
+    ],
+)
+def test_a_recipe_of_a_stranger_names_installed_models_alone_inside_others(wrapped: Path, model: Any, message: str) -> None:
+    job = {"prompt": "a lake", "model": {"plugin": "twice", "model": {"plugin": "twice", "model": model}}}
+    with pytest.raises(SettingError, match=message):
+        Worker({"accelerator": "cpu"}, trusted=False).make(job)
+
+
+def test_a_name_of_a_model_inside_another_one_may_be_any_path() -> None:
+    recipe.check_names({"model": {"plugin": "twice", "model": {"plugin": "C:/models/sd"}}})
+    with pytest.raises(SettingError, match="which is code"):
+        recipe.check_names({"fuser": {"plugin": "twice:Twice"}})
 
 
 def test_a_broken_family_keeps_nobody_from_his_model(toys: Path, folder: Path) -> None:

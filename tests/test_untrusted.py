@@ -176,6 +176,8 @@ def templates() -> dict[str, dict[str, Any]]:
     names = [".".join("KEY" if step == HERE else str(step) for step in path) for path in paths]
     fields = {name: with_value(path, 1 if path[-1] == HERE else HERE) for name, path in zip(names, paths, strict=True)}
     fields |= {f"model.{setting}": {**RECIPE, "model": {"plugin": "tiny", setting: HERE}} for setting in OF_MODELS}
+    inside = {"model.model": HERE, "model.model.plugin": {"plugin": HERE}, "model.model.vae": {"plugin": "tiny", "vae": HERE}}
+    fields |= {name: {**RECIPE, "model": {"plugin": "scalecrafter", "model": model}} for name, model in inside.items()}
     regions = {
         name: [{"box": [0, 0, 1, 1], "text": "a lake", name: HERE}] for name in ("weight", "ip_adapter_image", "class_path")
     }
@@ -260,7 +262,9 @@ def texts(site: Path) -> list[str]:
 def read_once() -> Callable[[str], Model]:
     """`load_model`, which reads a model once and shares it."""
     read = cache(load_model)
-    return lambda name, **settings: load_model(name, **settings) if settings else read(name)
+    return lambda source, **settings: (
+        read(source) if isinstance(source, str) and not settings else load_model(source, **settings)
+    )
 
 
 @pytest.fixture

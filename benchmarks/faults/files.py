@@ -203,7 +203,7 @@ def unpainted() -> Iterator[None]:
     read = cache(load_model)
 
     def read_once(name: Any, **settings: Any) -> Any:
-        return load_model(name, **settings) if settings else read(name)
+        return read(name) if isinstance(name, str) and not settings else load_model(name, **settings)
 
     with patch.object(Plan, "make", make), patch("panokit.models.load_model", read_once):
         yield

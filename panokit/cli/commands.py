@@ -306,10 +306,12 @@ def explain(kind: Kind, name: str) -> None:
     from panokit.composition import BASES, parameters
     from panokit.models import family_of
 
+    source = name
     if kind == "models":
-        kind, name = "families", family_of(name)
-    summary, settings = parameters(BASES[kind], name)
-    print(f"{name}: {summary}" if summary else name)
+        kind, source = "families", family_of(name)
+    summary, settings = parameters(BASES[kind], source)
+    shown = name if ":" in source else source  # a model that is a family of its own has no other name
+    print(f"{shown}: {summary}" if summary else shown)
     for parameter in settings:
         default = f" = {parameter.default}" if parameter.default else ""
         print(f"\n  {parameter.name}: {parameter.type}{default}")

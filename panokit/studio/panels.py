@@ -15,7 +15,7 @@ from panokit.composition import BASES, build, describe
 from panokit.errors import SettingError
 from panokit.hints import hints_of, meanings_of
 from panokit.registry import Kind
-from panokit.settings import Settings
+from panokit.settings import Composition, Settings
 from panokit.studio.forms import Form, field, forms_of
 from panokit.studio.paintings import COLOURS, SIZE, areas_of, painting
 
@@ -242,7 +242,9 @@ class Models(Panel):
 
     def __init__(self, offered: str | None) -> None:
         self._names = [*([offered] if offered else []), *(plugin.name for plugin in registry.plugins("models"))]
-        self.components = [gr.Dropdown(self._names, value=self._names[0], label="Model", elem_id="model")]
+        usual = Composition().model
+        first = offered or (usual if usual in self._names else self._names[0])
+        self.components = [gr.Dropdown(self._names, value=first, label="Model", elem_id="model")]
 
     def options(self, values: Sequence[Any]) -> dict[str, Any]:
         return {"model": values[0]}

@@ -1,22 +1,20 @@
 """Measures what methods cost: passes through the denoiser, and seconds."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from panokit.denoiser import Denoiser
+from panokit.denoiser import Denoiser, WrappedDenoiser
 from panokit.jobs import Worker
 from panokit.sampler import Sampler
-from panokit.scene import Scene
 from panokit.scheduler import Level
 from panokit.study.plan import Job
-from panokit.windows import Windows
 
 
 class Cost(NamedTuple):
@@ -73,30 +71,16 @@ def _seconds(device: torch.device) -> float:
 
 
 @final
-class _Counted(Denoiser):
+class _Counted(WrappedDenoiser):
     """A denoiser that counts the windows that go through it."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser = denoiser
-        self.channels, self.window, self.training = denoiser.channels, denoiser.window, denoiser.training
-        self.multiple, self.fields, self.has_ip_adapter = denoiser.multiple, denoiser.fields, denoiser.has_ip_adapter
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
         self.forward = self.backward = 0
-
-    def modules(self) -> Iterable[nn.Module]:
-        return self._denoiser.modules()
-
-    def noise(self, size: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*c_size"]:
-        return self._denoiser.noise(size, generator)
-
-    def encode(self, scene: Scene) -> Any:
-        return self._denoiser.encode(scene)
-
-    def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
-        return self._denoiser.condition(embeddings, windows, index)
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
         self.forward += len(x)
-        pred = self._denoiser(x, level, condition)
+        pred = self.inner(x, level, condition)
         if pred.requires_grad:
             pred.register_hook(self._count_backward)
         return pred

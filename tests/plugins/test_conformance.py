@@ -20,8 +20,9 @@ def test_a_plugin_of_ours_keeps_its_contract(plugin: Plugin) -> None:
     assert [outcome for outcome in run_checks(plugin.load()) if outcome.problem] == []
 
 
-def test_the_embedded_model_keeps_the_contract_of_a_denoiser() -> None:
-    denoiser = load_model("landscapes").denoiser
+@pytest.mark.parametrize("name", ["landscapes", "scalecrafter", "diffcollage"])
+def test_an_installed_model_keeps_the_contract_of_a_denoiser(name: str) -> None:
+    denoiser = load_model(name).denoiser
     assert [outcome for outcome in run_checks(lambda: denoiser) if outcome.problem] == []
 
 

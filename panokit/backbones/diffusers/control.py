@@ -24,7 +24,7 @@ class ControlImage:
         scene: the scene that holds the picture.
         device: the device of the crops.
         pictures: the picture in the size of each canvas, from when it is first asked for.
-        encoded: for each size of a canvas, its windows, and what the pipeline encoded for some of them.
+        encoded: for each size of a canvas and of its windows, these windows, and what the pipeline encoded for some of them.
     """
 
     scene: Scene
@@ -50,10 +50,11 @@ class ControlImage:
             windows: where the windows lie.
             numbers: their numbers.
         """
-        kept, latents = self.encoded.get(windows.size, (None, {}))
+        shape = (*windows.size, *windows.window)
+        kept, latents = self.encoded.get(shape, (None, {}))
         if kept != windows:  # a layout has moved them
             latents = {}
-            self.encoded[windows.size] = windows, latents
+            self.encoded[shape] = windows, latents
         return latents.setdefault(tuple(numbers), [])
 
 

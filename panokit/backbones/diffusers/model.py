@@ -136,6 +136,8 @@ class UNetDenoiser(Denoiser):
                 warnings.warn(message, PromptWarning, stacklevel=6)
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
+        if windows.window != self.window:  # those of a denoiser around this one
+            require_window(windows.window, self.unet.config)
         mixture = embeddings.mixtures.of(windows, index)
         negative = None if embeddings.negatives is None else _entries(embeddings.negatives, mixture)
         return Condition(_entries(embeddings.texts, mixture), negative, self._scale(mixture), mixture)

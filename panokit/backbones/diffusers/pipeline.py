@@ -54,7 +54,8 @@ class Embeddings:
         control_image: the control picture; None if there is none.
         mixtures: the scene, and which texts each window needs.
         scales: the strengths of guidance of its texts.
-        references: what the pipeline encoded of pictures that are the same for all windows, for each size of a batch.
+        references: what the pipeline encoded of pictures that are the same for all windows, for each size of a batch and of its
+            windows.
     """
 
     encoded: Encoded
@@ -62,7 +63,7 @@ class Embeddings:
     control_image: control.ControlImage | None
     mixtures: Mixtures
     scales: frozenset[float]
-    references: dict[int, list[Tensor]] = field(default_factory=dict)
+    references: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict)
 
 
 @final
@@ -205,6 +206,8 @@ class PipelineDenoiser(Denoiser):
         return Embeddings(encoded, options, control_image, Mixtures(scene), frozenset(scene.guidance_scales))
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
+        if windows.window != self.window:  # those of a denoiser around this one
+            require_window(windows.window, _network(self._driven.pipe).config, self.multiple)
         mixture = embeddings.mixtures.of(windows, index)
         entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
         alone = self.positions != "local" or self._name in ALONE
@@ -239,12 +242,12 @@ class PipelineDenoiser(Denoiser):
         if self.positions == "offset":
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
-            options |= self._arguments.place(origin, self.window, windows.size, self.factor)
-        image_latents = embeddings.references.setdefault(len(texts), [])
+            options |= self._arguments.place(origin, windows.window, windows.size, self.factor)
+        image_latents = embeddings.references.setdefault((len(texts), *windows.window), [])
         if embeddings.control_image:
             image_latents = embeddings.control_image.latents(windows, numbers)
         encoded = embeddings.encoded.picked(len(embeddings.mixtures.scene.texts), texts)
-        return Call(rows, encoded, {**options, **self._arguments.size(self.window, self.factor)}, image_latents, origin)
+        return Call(rows, encoded, {**options, **self._arguments.size(windows.window, self.factor)}, image_latents, origin)
 
     def _pictures(
         self, control_image: control.ControlImage | None, windows: Windows, numbers: Sequence[int]
