@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -55,14 +55,14 @@ class SaFa(WeightedFuser):
         Raises:
             SettingError: they do not.
         """
-        rows = [_rows(moved) for moved in {windows, *map(windows.at, levels)}]
-        for axis, window in enumerate(windows.window):
-            along = [lines[axis] for lines in rows if lines]
-            if len(along) < len(rows):
-                raise SettingError(
-                    "safa swaps columns between windows that lie in rows and columns, and those of this layout do not: choose "
-                    "another one, such as overlap"
-                )
+        moments = {windows, *map(windows.at, levels)}
+        lines = [line for line in map(_lines, moments) if line]
+        if len(lines) < len(moments):
+            raise SettingError(
+                "safa swaps columns between windows that lie in rows and columns, and those of this layout do not: choose "
+                "another one, such as overlap"
+            )
+        for axis, (window, along) in enumerate(zip(windows.window, zip(*lines, strict=True), strict=True)):
             # Borders push windows together, so the largest distance is the one that was chosen.
             most, apart = max(line.most for line in along), max(line.apart for line in along)
             if most > 2 and 2 * apart < window:
@@ -76,14 +76,16 @@ class SaFa(WeightedFuser):
 
         Windows that do not lie in rows and columns, which `begin` refuses, count alike.
         """
-        weight, lines = torch.ones(1, *windows.window), _rows(windows)
-        for axis, line in enumerate(lines or ()):
+        weight = torch.ones(1, *windows.window)
+        for axis, line in enumerate(_lines(windows) or ()):
             turns = line.turns(self.width, level.step).to(weight)[line.index]
             weight = weight * turns.view(len(windows), *(-1 if a == axis else 1 for a in range(weight.ndim - 1)))
         return weight
 
 
-class Line(NamedTuple):
+@final
+@dataclass(frozen=True, eq=False)
+class Line:
     """The windows along one axis.
 
     Attributes:
@@ -122,13 +124,15 @@ class Line(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _rows(windows: Windows) -> tuple[Line, ...] | None:
+def _lines(windows: Windows) -> tuple[Line, ...] | None:
     """The windows along each axis; None if they are not all pairs of rows and columns, or have gaps."""
-    places = windows.cells()
-    starts = places.flatten(2).amin(2)
-    whole = torch.stack(torch.meshgrid(*map(torch.arange, windows.window), indexing="ij"))
-    if not torch.equal(places - starts.view(*starts.shape, *(1,) * len(windows.window)), whole.expand_as(places)):
-        return None
+    whole, firsts = torch.stack(torch.meshgrid(*map(torch.arange, windows.window), indexing="ij")), []
+    for i in range(len(windows)):
+        (place,) = windows.cells([i])
+        firsts.append(place.flatten(1).amin(1))
+        if not torch.equal(place, whole + firsts[-1].view(-1, *(1,) * len(windows.window))):
+            return None
+    starts = torch.stack(firsts)
     lines = []
     for start, window, size, ring in zip(starts.unbind(1), windows.window, windows.size, windows.wrap, strict=True):
         first, index = start.unique(return_inverse=True)

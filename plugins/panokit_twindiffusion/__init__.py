@@ -66,7 +66,10 @@ class CropFusion(WeightedFuser):
             SettingError: there is a single window, or all lie side by side.
         """
         if len(windows) == 1:
-            raise SettingError(f"twindiffusion fuses neighbours, and {_lonely(windows)}, or choose the fuser multidiffusion")
+            raise SettingError(
+                f"twindiffusion fuses neighbours, and {_lonely(windows)}: make it larger, also if a guidance chose it, or take "
+                "the fuser multidiffusion"
+            )
         cells = math.prod(windows.size)
         if all(len(moved) * math.prod(windows.window) == cells for moved in {windows.at(level) for level in levels}):
             raise SettingError(
@@ -81,7 +84,7 @@ class CropFusion(WeightedFuser):
         return torch.ones(1, *windows.window)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _weights(windows: Windows, lam: float) -> Float[Tensor, "n *window"]:
     """The weight of each cell of each window, by its position among the windows over that cell."""
     places = windows.cells()
@@ -136,7 +139,9 @@ class CrossSampling(Layout):
             )
         windows = Crossing(size, window, stride, wrap, every=self.every, unit=tuple(cells // self.every for cells in stride))
         if len(windows) == 1:
-            raise SettingError(f"twindiffusion moves windows, and {_lonely(windows)}, or choose the layout overlap")
+            raise SettingError(
+                f"twindiffusion moves windows, and {_lonely(windows)}: make it larger, or take the layout overlap"
+            )
         return windows
 
 
@@ -165,7 +170,7 @@ class Crossing(Lattice):
 
 
 def _lonely(windows: Windows) -> str:
-    return f"a canvas of {_by(windows.size)} cells has a single window of {_by(windows.window)}: make the canvas larger"
+    return f"a canvas of {_by(windows.size)} cells has a single window of {_by(windows.window)}"
 
 
 def _by(cells: Iterable[int]) -> str:
