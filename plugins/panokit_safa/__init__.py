@@ -4,7 +4,7 @@ A mean of windows loses what differs between them: noise and fine detail. Here e
 window. Neighbours stay alike because each of them continues from columns of the other at the next step.
 
 Source: Dai, Wang, Li, Wang, Li, Du, Sun, Gao, Wang, Ma, "Latent Swap Joint Diffusion for 2D Long-Form Latent Generation", ICCV
-2025, arXiv:2502.05130: the Self-Loop Latent Swap.
+2025, arXiv:2502.05130: the Self-Loop Latent Swap, eq. 9 and 10. Its mask is the same at all steps; here it alternates.
 """
 
 import math
