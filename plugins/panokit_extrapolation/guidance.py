@@ -35,8 +35,8 @@ class Extrapolation(_Knows):
 
     $$ x_t \leftarrow m_k\, x_t + (1 - m_k)\, (\alpha_t y + \sigma_t \epsilon) $$
 
-    (Avrahami et al. 2023, algorithm 1). The finished new cells are put into $y$, and the next window goes on. Windows come in the
-    order of their numbers: row by row, each from the left. The windows are painted during the steps of the run, some at each
+    (Avrahami et al. 2023, algorithm 1). The finished new cells are put into $y$, and the next window goes on. Windows come in
+    the order of their numbers: row by row, each from the left. They are painted during the steps of the run, some at each
     step, so that a run can be watched, stopped and resumed.
 
     Other guidances of the run guide these windows, too, but those that know a canvas of their own, which would hold the new

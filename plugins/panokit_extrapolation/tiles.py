@@ -40,7 +40,14 @@ class Tiles(Placed):
         return len(self._cells)
 
     def places(self, i: int) -> tuple[Piece, ...]:
-        axes = (_pieces([cell % size for cell in cells]) for cells, size in zip(self._cells[i], self.size, strict=True))
+        return self._places[i]
+
+    @cached_property
+    def _places(self) -> list[tuple[Piece, ...]]:
+        return [self._cut(cells) for cells in self._cells]
+
+    def _cut(self, cells: tuple[list[int], ...]) -> tuple[Piece, ...]:
+        axes = (_pieces([at % size for at in axis]) for axis, size in zip(cells, self.size, strict=True))
         return tuple(((..., *(at for at, _ in parts)), (..., *(of for _, of in parts))) for parts in product(*axes))
 
     def cells(self, index: Sequence[int] | None = None) -> Shaped[Tensor, "n a *window"]:
