@@ -158,6 +158,16 @@ def test_other_guidances_guide_each_window() -> None:
     assert ((pulled - plain).mean((0, 1)) > 1).all()
 
 
+def test_a_guidance_that_knows_a_canvas_or_compares_windows_changes_nothing() -> None:
+    sync = SyncDiffusion(1.0, until=1.0, metric=lambda images, other: (images - other).square().mean((1, 2, 3)))
+    canvases = [
+        finished(toy_run((8, 12), denoiser=ToyDenoiser(channels=4), codec=ToyCodec(), guidances=[Extrapolation(), *more]))
+        for more in ([], [sync], [HeadStart(0.5)])
+    ]
+    assert torch.equal(canvases[0], canvases[1])
+    assert torch.equal(canvases[0], canvases[2])
+
+
 def test_a_stop_in_the_middle_of_the_sweep_ends_it() -> None:
     run = toy_run((4, 16), guidances=[Extrapolation()], steps=5)
     run.step()
