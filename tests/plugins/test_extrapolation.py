@@ -85,8 +85,8 @@ def test_it_is_the_literal_loop(size: tuple[int, int], wrap: bool, seeds: list[i
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_what_is_painted_stays_bit_for_bit(wrap: bool) -> None:
-    run = toy_run((8, 13), guidances=[Extrapolation()], wrap=wrap, steps=6, scheduler=ToyScheduler(eta=0.7, corrector=True))
-    memory, before, covered = run.guided[0][1], torch.zeros(0), torch.zeros(8, 13, dtype=torch.bool)
+    run = toy_run((4, 13), guidances=[Extrapolation()], wrap=wrap, steps=6, scheduler=ToyScheduler(eta=0.7, corrector=True))
+    memory, before, covered = run.guided[0][1], torch.zeros(0), torch.zeros(4, 13, dtype=torch.bool)
     while not run.done:
         run.step()
         if covered.any():
@@ -99,16 +99,15 @@ def test_what_is_painted_stays_bit_for_bit(wrap: bool) -> None:
 
 
 @pytest.mark.parametrize("fuser", [MultiDiffusion(), MultiDiffusion("uniform"), Mean(tilt=0.3)], ids=str)
-@pytest.mark.parametrize("size", SIZES)
-def test_every_fuser_makes_the_same_picture(fuser: Fuser, size: tuple[int, int]) -> None:
-    plain, other = (finished(toy_run(size, guidances=[Extrapolation()], fuser=each)) for each in (Mean(), fuser))
+def test_every_fuser_makes_the_same_picture(fuser: Fuser) -> None:
+    plain, other = (finished(toy_run((9, 6), guidances=[Extrapolation()], fuser=each)) for each in (Mean(), fuser))
     torch.testing.assert_close(plain, other, rtol=0, atol=1e-10)
 
 
-axis = st.integers(1, 5).flatmap(lambda window: st.integers(window, 14).map(lambda size: (size, window)))
+axis = st.integers(1, 4).flatmap(lambda window: st.integers(window, 3 * window + 1).map(lambda size: (size, window)))
 
 
-@given(axes=st.lists(axis, min_size=1, max_size=3), place=st.integers(0, 13))
+@given(axes=st.lists(axis, min_size=1, max_size=2), place=st.integers(0, 13))
 def test_tiles_cover_a_canvas_and_the_first_one_alone_covers_its_cells(axes: list[tuple[int, int]], place: int) -> None:
     size, window = tuple(cells for cells, _ in axes), tuple(cells for _, cells in axes)
     tiles = Tiles(size, window, (True,) * len(axes), tuple(place % cells for cells in size))
@@ -129,7 +128,6 @@ def test_tiles_cover_a_canvas_and_the_first_one_alone_covers_its_cells(axes: lis
 @pytest.mark.parametrize(
     "guidances",
     [
-        [Extrapolation()],
         [Pull(), Extrapolation()],
         [
             Extrapolation(),
@@ -142,11 +140,10 @@ def test_tiles_cover_a_canvas_and_the_first_one_alone_covers_its_cells(axes: lis
 def test_a_run_that_is_resumed_in_the_middle_of_the_sweep_has_the_same_bits(guidances: list[Guidance]) -> None:
     def begin() -> Run:
         denoiser = ToyDenoiser(channels=4)
-        return toy_run((8, 10), denoiser=denoiser, codec=ToyCodec(), layout=Drift(2), guidances=guidances, steps=4)
+        return toy_run((8, 10), denoiser=denoiser, codec=ToyCodec(), layout=Drift(2), guidances=guidances, steps=3)
 
     run, resumed = begin(), begin()
-    for _ in range(2):
-        run.step()
+    run.step()
     resumed.restore(run.state())
     assert torch.isfinite(finished(run)).all()
     assert torch.equal(finished(resumed), run.canvas)
@@ -162,10 +159,9 @@ def test_a_guidance_that_knows_a_canvas_or_compares_windows_changes_nothing() ->
     sync = SyncDiffusion(1.0, until=1.0, metric=lambda images, other: (images - other).square().mean((1, 2, 3)))
     canvases = [
         finished(toy_run((8, 12), denoiser=ToyDenoiser(channels=4), codec=ToyCodec(), guidances=[Extrapolation(), *more]))
-        for more in ([], [sync], [HeadStart(0.5)])
+        for more in ([], [sync, HeadStart(0.5)])
     ]
-    assert torch.equal(canvases[0], canvases[1])
-    assert torch.equal(canvases[0], canvases[2])
+    assert torch.equal(*canvases)
 
 
 def test_a_stop_in_the_middle_of_the_sweep_ends_it() -> None:
