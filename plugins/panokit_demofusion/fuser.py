@@ -30,7 +30,8 @@ class DemoFusionFuser(WeightedFuser):
 
     Attributes:
         alpha3: $\alpha_3$, 0 or more: the larger, the sooner the local windows count alone.
-        weights: `uniform` as in the paper, or `gaussian`, which fades towards the border of a window.
+        weights: `gaussian`, which fades towards the border of a window, or `uniform` as in the paper, which leaves faint seams
+            at the default stride.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -39,7 +40,7 @@ class DemoFusionFuser(WeightedFuser):
     constant: ClassVar[bool] = False
 
     alpha3: float = 1.0
-    weights: Literal["gaussian", "uniform"] = "uniform"
+    weights: Literal["gaussian", "uniform"] = "gaussian"
 
     def __post_init__(self) -> None:
         require_at_least_0(alpha3=self.alpha3)
@@ -52,7 +53,7 @@ class DemoFusionFuser(WeightedFuser):
         if not far.any() or far.all():
             return _profile(self.weights, windows.window)[None]
         c3 = fading(level, self.alpha3)
-        share = torch.where(far, max(c3, FLOOR), max(1 - c3, FLOOR)).double()
+        share = torch.tensor([max(1 - c3, FLOOR), max(c3, FLOOR)], dtype=torch.float64)[far.long()]
         return _by_kind(self.weights, windows) * share.view(-1, *(1,) * len(windows.window))
 
 

@@ -81,6 +81,19 @@ class DemoFusion(Guidance):
         base_of(windows.size, windows.window, self._phases(windows))
         return {}
 
+    def known(self, step: Step, memory: Memory) -> None:
+        """Know nothing, and refuse another guidance that chooses the start of the canvas, before anything is painted.
+
+        Raises:
+            SettingError: there is one.
+        """
+        rivals = [other for other in step.others if type(other).known != Guidance.known]
+        if rivals:
+            raise SettingError(
+                f"DemoFusion starts the canvas from a smaller one, and {type(rivals[0]).__name__} chooses its start too: use "
+                "one of them"
+            )
+
     def prepare(self, step: Step, memory: Memory) -> Target:
         level, wrap, far = step.level, step.windows.wrap, dilated(step.windows)
         phases = self._phases(step.windows)
@@ -109,12 +122,6 @@ class DemoFusion(Guidance):
 
     def _start(self, step: Step, phases: int) -> Memory:
         """The finished canvas of the phase before, enlarged, and the noise of the run."""
-        rivals = [other for other in step.others if isinstance(other, DemoFusion) or type(other).known != Guidance.known]
-        if rivals:
-            raise SettingError(
-                f"DemoFusion starts the canvas from a smaller one, and {type(rivals[0]).__name__} chooses its start too: use "
-                "one of them"
-            )
         size = tuple(cells // phases * (phases - 1) for cells in step.windows.size)
         guides = [replace(self, phases=phases - 1)] if phases > 2 else []
         small = step.paint(step.windows.on(size), [*guides, *step.others])
