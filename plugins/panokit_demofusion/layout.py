@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from panokit import Grid, Layout, Level, Placed, SettingError
+from panokit import Grid, Lattice, Layout, Level, Placed, SettingError
 from panokit.windows import Factor, Piece, Slices
 from panokit_demofusion.phases import base_of, most, require_phases
 
@@ -27,12 +27,12 @@ class DemoFusionLayout(Layout):
     canvas exactly once. On the base canvas itself there are local windows alone.
 
     The stride of all windows is half a window unless the user sets it. At each level the local windows are shifted by a random
-    number of cells from $-j$ to $j$ (`jitter`), the same for all.
+    number of cells from $-j$ to $j$ (`jitter`), the same for all; those at the borders of the canvas stay there.
 
     Attributes:
         phases: $S$, the number of phases of the run's canvas, 1 or more; None for as many as it holds.
-        jitter: $j$, in cells, 0 or more; None for a quarter of a window's overlap, as in the authors' code. At 0 the windows
-            stay where they are.
+        jitter: $j$, in cells, from 0, where the windows stay, to the overlap of two windows, which is the most that counts;
+            None for a quarter of the overlap, as in the authors' code.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -51,7 +51,7 @@ class DemoFusionLayout(Layout):
     ) -> "Phased":
         stride = stride or tuple(max(1, cells // 2) for cells in window)
         overlap = [cells - step for cells, step in zip(window, stride, strict=True)]
-        jitter = tuple(cells // 4 if self.jitter is None else self.jitter for cells in overlap)
+        jitter = tuple(cells // 4 if self.jitter is None else min(self.jitter, cells) for cells in overlap)
         return Phased(size, window, stride, wrap, base_of(size, window, self.phases or most(size, window)), jitter, seed)
 
 
@@ -68,7 +68,7 @@ class Phased(Placed):
         base: cells of the base canvas.
         jitter: the largest shift of the local windows, one number for each axis.
         seed: keys the shifts, together with the level.
-        shift: cells by which the local windows are moved back at this level; None for 0.
+        shift: cells by which the local windows are moved at this level; None for 0.
 
     Raises:
         SettingError: the canvas holds no window.
@@ -93,8 +93,8 @@ class Phased(Placed):
         return phases if self.size == tuple(phases * cells for cells in self.base) else most(self.size, self.window)
 
     @cached_property
-    def _local(self) -> Grid:
-        return Grid(self.size, self.window, self.stride, self.wrap, self.shift)
+    def _local(self) -> "Local":
+        return Local(self.size, self.window, self.stride, self.wrap, self.shift)
 
     @cached_property
     def _small(self) -> Grid:
@@ -149,3 +149,20 @@ class Phased(Placed):
             "the layout demofusion has dilated windows, which cannot be refined, because their cells lie apart: control "
             "pictures, and models whose windows grow in blocks of cells, need another layout"
         )
+
+
+@final
+@dataclass(frozen=True)
+class Local(Lattice):
+    """A lattice whose windows at the borders stay there, while the others move by `shift`. So their number stays the same."""
+
+    @cached_property
+    def origins(self) -> tuple[tuple[int, ...], ...]:
+        still = Grid(self.size, self.window, self.stride, self.wrap).origins
+        return tuple(tuple(self._moved(axis, start) for axis, start in enumerate(origin)) for origin in still)
+
+    def _moved(self, axis: int, start: int) -> int:
+        moved, last = start + (self.shift[axis] if self.shift else 0), self.size[axis] - self.window[axis]
+        if self.wrap[axis]:
+            return moved % self.size[axis]
+        return start if start in (0, last) else min(max(moved, 0), last)

@@ -1,6 +1,7 @@
 """DemoFusion against a literal loop, and the laws that make it that method."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from panokit import Denoiser, Grid, Guidance, Layout, Level, Model, Run, Runtime
 from panokit.testing import Check, conforms
 from panokit.testing.ranks import same_on_ranks
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
+from panokit.windows import require_cover
 from panokit_demofusion import DemoFusion, DemoFusionFuser, DemoFusionLayout, Phased
 from panokit_demofusion.canvas import enlarged, filtered
 from panokit_demofusion.phases import dilated
@@ -95,7 +97,7 @@ def literal(run: Run, phases: int, noises: dict[tuple[int, ...], Tensor], stride
         size = (s * base[0], s * base[1])
         eps, before = noises[size], z
         z = levels[0].sigma * eps
-        for level, below in zip(levels, levels[1:], strict=False):
+        for level, below in pairwise(levels):
             laid = run.windows.on(size).at(level)
             local = [(int(y), int(x)) for y, x in laid.cells()[~dilated(laid)][:, :, 0, 0]]
             c = (1 + torch.cos(torch.tensor(torch.pi * level.step / level.steps, dtype=torch.float64))) / 2
@@ -243,6 +245,18 @@ def test_local_windows_move_as_far_as_the_jitter_and_another_seed_moves_them_oth
 
 
 @settings(max_examples=40)
+@given(sides, st.tuples(st.integers(6, 20), st.integers(6, 20)), st.integers(0, 9), st.booleans())
+def test_windows_that_move_cover_the_canvas_and_are_as_many_as_those_that_do_not(
+    window: tuple[int, int], size: tuple[int, int], jitter: int, ring: bool
+) -> None:
+    moving, still = (
+        DemoFusionLayout(jitter=cells).begin(size, window, None, (False, ring), 0).at(level_at(3, 10)) for cells in (jitter, 0)
+    )
+    require_cover(moving)
+    assert len(moving) == len(still)
+
+
+@settings(max_examples=40)
 @given(st.integers(2, 4), st.integers(2, 5), st.integers(0, 3))
 def test_a_ring_is_enlarged_and_filtered_like_itself_at_all_places(phase: int, base: int, turn: int) -> None:
     small = torch.rand(2, (phase - 1) * base, dtype=torch.float64)
@@ -299,15 +313,28 @@ def test_it_works_with_noise_that_a_solver_adds_and_in_any_number_of_axes() -> N
         assert torch.isfinite(finished(begun(size, steps=2))).all()
 
 
-def test_a_run_from_a_picture_has_its_smaller_canvases_from_it_too(tiny: Model, cpu: Runtime) -> None:
-    sampler = Sampler(tiny, layout="demofusion", fuser="demofusion", guidances=["demofusion"], runtime=cpu)
+@pytest.mark.parametrize("mask", [None, Image.new("L", (48, 32), 255)], ids=["whole", "mask"])
+def test_a_run_from_a_picture_takes_its_own_noise_and_paints_the_smaller_canvas_from_it_too(
+    tiny: Model, cpu: Runtime, mask: Image.Image | None
+) -> None:
+    def begin(**more: Any) -> Run:
+        sampler = Sampler(tiny, layout="demofusion", fuser="demofusion", guidances=["demofusion"], runtime=cpu)
+        return sampler.begin("a lake", height=32, width=48, steps=4, **more)
+
     picture = Image.linear_gradient("L").convert("RGB").resize((48, 32))
-    run = sampler.begin("a lake", height=32, width=48, steps=4, image=picture, strength=0.5)
+    if mask:
+        mask = mask.copy()
+        mask.paste(0, (0, 0, 16, 32))
+    run, plain = begin(image=picture, strength=0.5, **({"mask": mask} if mask else {})), begin()
+    while not (memory := run.guided[0][1]):
+        canvas, level = run.canvas, run.level
+        run.step()
+    torch.testing.assert_close(level.alpha * memory["enlarged"] + level.sigma * memory["noise"], canvas)
+    assert torch.isfinite(finished(run)).all()
+    finished(plain)
     assert run.start is not None
-    canvas = finished(run)
-    assert torch.isfinite(canvas).all()
-    before = run.guided[0][1]["enlarged"]
-    assert float((before - run.start.x0).abs().mean()) < float((before - before.roll(24, 2)).abs().mean()) + 1
+    apart = [float((each.guided[0][1]["enlarged"] - run.start.x0).square().mean()) for each in (run, plain)]
+    assert apart[0] < 0.5 * apart[1]
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
