@@ -1,6 +1,7 @@
 """DemoFusion against a literal loop, and the laws that make it that method."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,23 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from panokit import Denoiser, Grid, Guidance, Layout, Level, Model, Run, Runtime, Sampler, SettingError, Union, Windows
+from panokit import (
+    Denoiser,
+    Grid,
+    Guidance,
+    Layout,
+    Level,
+    Model,
+    Run,
+    Runtime,
+    Sampler,
+    SettingError,
+    Union,
+    Windows,
+    load_model,
+)
 from panokit.testing import Check, conforms
+from panokit.testing.families import tiny_pipeline
 from panokit.testing.ranks import same_on_ranks
 from panokit.testing.toys import Pull, ToyDenoiser, ToyScheduler, toy_run
 from panokit.windows import require_cover
@@ -307,6 +323,12 @@ def test_it_works_with_every_kind_of_solver(tiny: Model, cpu: Runtime, scheduler
     assert torch.isfinite(finished(sampler.begin("a lake", height=32, width=48, steps=3))).all()
 
 
+def test_it_works_in_half_precision(tiny: Model) -> None:
+    runtime = Runtime(accelerator="cpu", precision="bf16-true")
+    sampler = Sampler(deepcopy(tiny), layout="demofusion", fuser="demofusion", guidances=["demofusion"], runtime=runtime)
+    assert torch.isfinite(finished(sampler.begin("a lake", height=32, width=32, steps=2))).all()
+
+
 def test_it_works_with_noise_that_a_solver_adds_and_in_any_number_of_axes() -> None:
     assert torch.isfinite(finished(begun(scheduler=ToyScheduler(eta=1.0, corrector=True)))).all()
     for size in ((12,), (8, 8, 8)):
@@ -364,6 +386,13 @@ def test_what_cannot_work_is_refused_before_the_run(
     sampler = Sampler(tiny, layout=layout, guidances=[guidance], runtime=cpu)
     with pytest.raises(SettingError, match=message):
         sampler.plan("a lake", height=size[0], width=size[1]).check()
+
+
+def test_what_needs_finer_cells_is_refused(cpu: Runtime) -> None:
+    """Of a pipeline that packs its cells, the windows are laid in blocks."""
+    sampler = Sampler(load_model(tiny_pipeline("flux"), window=16), layout="demofusion", runtime=cpu)
+    with pytest.raises(SettingError, match=r"^the layout demofusion has dilated windows, which cannot be refined, .*$"):
+        sampler.plan("a lake", height=64, width=64)
 
 
 @pytest.mark.parametrize("other", [HeadStart(), MSDGuidance(), DemoFusion(alpha1=1.0)], ids=lambda other: type(other).__name__)
