@@ -193,7 +193,7 @@ def test_the_smaller_canvas_has_the_other_guidances_and_fewer_phases(monkeypatch
 sides = st.tuples(st.integers(2, 6), st.integers(2, 6))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(sides, st.integers(2, 4))
 def test_dilated_windows_of_a_base_of_one_window_read_each_cell_once(window: tuple[int, int], phases: int) -> None:
     size = (window[0] * phases, window[1] * phases)
@@ -206,7 +206,7 @@ def test_dilated_windows_of_a_base_of_one_window_read_each_cell_once(window: tup
     assert len(numbers) == phases**2
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(sides, sides, st.integers(2, 4), st.tuples(st.booleans(), st.booleans()))
 def test_dilated_windows_of_an_enlarged_canvas_are_those_of_the_small_one(
     base: tuple[int, int], window: tuple[int, int], phases: int, wrap: tuple[bool, bool]
@@ -221,7 +221,7 @@ def test_dilated_windows_of_an_enlarged_canvas_are_those_of_the_small_one(
     assert not dilated(first).any()
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(0, 9), st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from(["uniform", "gaussian"]))
 def test_the_fuser_goes_from_the_mean_of_dilated_windows_to_that_of_local_ones(step: int, alpha3: float, weights: Any) -> None:
     windows = DemoFusionLayout().begin((8, 12), (4, 4), None, (False, True), 1).at(level_at(step, 10))
@@ -260,7 +260,7 @@ def test_local_windows_move_as_far_as_the_jitter_and_another_seed_moves_them_oth
     assert set(shifts(0, DemoFusionLayout(jitter=0))) == {(0, 0)}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(sides, st.tuples(st.integers(6, 20), st.integers(6, 20)), st.integers(0, 9), st.booleans())
 def test_windows_that_move_cover_the_canvas_and_are_as_many_as_those_that_do_not(
     window: tuple[int, int], size: tuple[int, int], jitter: int, ring: bool
@@ -272,7 +272,7 @@ def test_windows_that_move_cover_the_canvas_and_are_as_many_as_those_that_do_not
     assert len(moving) == len(still)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(2, 4), st.integers(2, 5), st.integers(0, 3))
 def test_a_ring_is_enlarged_and_filtered_like_itself_at_all_places(phase: int, base: int, turn: int) -> None:
     small = torch.rand(2, (phase - 1) * base, dtype=torch.float64)
