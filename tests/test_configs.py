@@ -25,7 +25,7 @@ def test_a_configuration_makes_a_panorama(folder: Path, tmp_path: Path, config: 
     with Image.open(out) as image:
         assert image.size == (64, 32)
     made, asked = recipe.read(out), yaml.safe_load(config.read_text())
-    for key in asked.keys() - {"model", "height", "width", "stride", "steps", "scheduler", "fuser", "guidances"}:
+    for key in asked.keys() - {"model", "height", "width", "stride", "steps", "scheduler", "layout", "fuser", "guidances"}:
         assert made[key] == asked[key]
     assert len(made["guidances"]) == len(asked.get("guidances", []))
     for found, wanted in zip(made["guidances"], asked.get("guidances", []), strict=True):

@@ -166,6 +166,7 @@ NAMES = [
     "euler_a",
     "overlap",
     "spotdiffusion",
+    "demofusion",
     "multidiffusion",
     "x",
     "",

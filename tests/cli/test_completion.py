@@ -23,7 +23,6 @@ def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str
     [
         (["gen"], ["generate"]),
         (["generate", "--guidance_s"], ["--guidance_scale"]),
-        (["generate", "--layout", ""], ["overlap", "spotdiffusion", "twindiffusion"]),
         (["generate", "--wrap", "x"], ["x", "xy"]),
         (["plugins", "--kind", "fam"], ["families"]),
     ],
