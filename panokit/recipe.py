@@ -216,6 +216,7 @@ def check(recipe: Mapping[str, Any], source: Source = RECIPE) -> None:
         "prompt": str | dict,
         "negative_prompt": str,
         "guidance_scale": int | float,
+        "guidance_end": int | float,
         "strength": int | float,
         "at": list,
         "guidances": list,

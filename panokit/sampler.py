@@ -347,7 +347,14 @@ class Sampler:
             hashes |= masks
         ip_adapter_image = pictures.pop("ip_adapter_image", None)
         fields = self._fields(chosen, pictures)
-        scene = Scene(read_prompt, chosen.negative_prompt, chosen.guidance_scale or 0.0, fields, ip_adapter_image)
+        scene = Scene(
+            read_prompt,
+            chosen.negative_prompt,
+            chosen.guidance_scale or 0.0,
+            fields,
+            ip_adapter_image,
+            chosen.guidance_end,
+        )
         self._require_ip_adapter_images(scene)
         if "image" in pictures and not self.model.codec and self.model.denoiser.channels != len(pictures["image"]):
             raise SettingError(

@@ -253,6 +253,7 @@ class Scene:
         prompt: a text for the whole canvas, or `Regions`.
         negative_prompt: what to avoid; an empty text for nothing.
         guidance_scale: strength of classifier-free guidance; 1 or less turns it off. Regions may have their own.
+        guidance_end: the share of the steps after which classifier-free guidance is off, in [0, 1].
         fields: pictures that lie on the canvas, by name, such as a control picture: `c H W`, each stretched over the canvas.
         ip_adapter_image: how everything is to look, `3 H W` of any size in [0, 1]; None for no such picture.
 
@@ -265,6 +266,7 @@ class Scene:
     guidance_scale: float = 1.0
     fields: Mapping[str, Tensor] = field(default_factory=dict)
     ip_adapter_image: Tensor | None = None
+    guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
         for text in (*self.texts, *self.negatives):

@@ -24,6 +24,7 @@ EXAMPLES: Mapping[str, str] = {
     "devices": "2",
     "dry_run": "",
     "fuser": "multidiffusion",
+    "guidance_end": "0.8",
     "guidance_scale": "7.5",
     "guidances": "msd",
     "guided_micro_batch": "2",

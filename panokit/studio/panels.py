@@ -202,7 +202,7 @@ def _sketch(rows: Sequence[Sequence[Any]]) -> str:
 class Sizes(Panel):
     """Size, steps and the other numbers of a picture, and its seed."""
 
-    NAMES = ("width", "height", "steps", "guidance_scale", "stride", "wrap")
+    NAMES = ("width", "height", "steps", "stride", "guidance_scale", "guidance_end", "wrap")
 
     def __init__(self) -> None:
         meanings = meanings_of(Settings)

@@ -81,6 +81,10 @@ class Arguments:
         """The argument for a strength of guidance."""
         return {self.guidance: scale} if self.guidance in self._takes else {}
 
+    def unguided(self, scale: float) -> dict[str, float]:
+        """The argument that turns classifier-free guidance off; none where the strength is an input of the network."""
+        return {} if self._embeds_guidance else self.guiding(scale)
+
     def of(self, scene: Scene) -> dict[str, Any]:
         """The arguments for a scene.
 
@@ -115,6 +119,9 @@ class Arguments:
             embedded = "true_cfg_scale" in self._takes and self.guidance != "true_cfg_scale"
             raises = "the model's true_cfg_scale" if embedded else "guidance_scale"
             message = f"the negative prompt has no effect, because nothing guides away from it: raise {raises}, or leave it out"
+            warnings.warn(message, PromptWarning, stacklevel=6)
+        if scene.guidance_end < 1 and self._embeds_guidance:
+            message = "guidance_end has no effect: the strength of guidance is an input of this model's network; leave it out"
             warnings.warn(message, PromptWarning, stacklevel=6)
         chosen = [scale for scale in scene.guidance_scales if scale > 1 and scale != self.guidance_scale]
         if not chosen:

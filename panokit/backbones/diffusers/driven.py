@@ -75,6 +75,11 @@ class Driven:
         """Whether the pipeline makes a table of positions, into which the place of a window can be added."""
         return any(hasattr(self._class, name) for name in _TABLES)
 
+    @property
+    def unguided(self) -> float:
+        """The strength of classifier-free guidance that turns it off: 1 for most pipelines, and 0 for some."""
+        return float(not getattr(self._copy([], _guidance_scale=1.0), "do_classifier_free_guidance", False))
+
     def encode(self, reading: Reading, ip_images: Sequence[Any], **options: Any) -> Encoded:
         """Let the pipeline encode its texts and the pictures of an IP-Adapter, and stop it before its loop.
 

@@ -57,12 +57,14 @@ class Condition:
         negative: what to avoid, for each entry; None without classifier-free guidance.
         scale: strength of classifier-free guidance, one for all entries or `m 1 1 1`.
         mixture: which entries belong to a window, and their shares.
+        end: the share of the steps after which classifier-free guidance is off.
     """
 
     text: Float[Tensor, "m length width"]
     negative: Float[Tensor, "m length width"] | None
     scale: float | Float[Tensor, "m 1 1 1"]
     mixture: Mixture
+    end: float
 
 
 @final
@@ -140,7 +142,8 @@ class UNetDenoiser(Denoiser):
             require_window(windows.window, self.unet.config)
         mixture = embeddings.mixtures.of(windows, index)
         negative = None if embeddings.negatives is None else _entries(embeddings.negatives, mixture)
-        return Condition(_entries(embeddings.texts, mixture), negative, self._scale(mixture), mixture)
+        texts, end = _entries(embeddings.texts, mixture), embeddings.mixtures.scene.guidance_end
+        return Condition(texts, negative, self._scale(mixture), mixture, end)
 
     def _scale(self, mixture: Mixture) -> float | Tensor:
         scales = [max(scale, 1.0) for scale in mixture.scales]
@@ -151,7 +154,7 @@ class UNetDenoiser(Denoiser):
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
         x = x if mixture.shares is None else x[mixture.rows]
-        if condition.negative is None:
+        if condition.negative is None or level.progress >= condition.end:
             return mixture.mix(self._predict(x, level, condition.text))
         both = self._predict(torch.cat([x, x]), level, torch.cat([condition.negative, condition.text]))
         negative, positive = both.chunk(2)

@@ -94,10 +94,12 @@ class Condition:
     Attributes:
         mixture: which texts belong to a window, and their shares.
         calls: the calls of the pipeline that denoise the entries of the mixture, in order.
+        end: the share of the steps after which classifier-free guidance is off.
     """
 
     mixture: Mixture
     calls: Sequence[Call]
+    end: float
 
 
 @final
@@ -217,16 +219,18 @@ class PipelineDenoiser(Denoiser):
             step = 1 if alone else end - start
             calls += [self._call(embeddings, windows, entries, slice(k, k + step), scale) for k in range(start, end, step)]
             start = end
-        return Condition(mixture, calls)
+        return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
         entries = x if mixture.shares is None else x[mixture.rows]
         preds = []
+        off = self._arguments.unguided(self._driven.unguided) if level.progress >= condition.end else {}
         for call in condition.calls:
             some = entries[call.rows]
             latents = packed(self._driven.pipe, some)
-            pred = self._driven.predict(level, call.encoded, call.image_latents, call.origin, latents=latents, **call.options)
+            options = {**call.options, **off, "latents": latents}
+            pred = self._driven.predict(level, call.encoded, call.image_latents, call.origin, **options)
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
