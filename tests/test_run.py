@@ -34,7 +34,7 @@ from panokit.errors import NotFiniteError
 from panokit.grid import Grid
 from panokit.guidance import Jacobian
 from panokit.scheduler import Prediction
-from panokit.testing.toys import Mean, Pull, ToyDenoiser, ToyScheduler, toy_run
+from panokit.testing.toys import Mean, Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 from panokit_multidiffusion import MultiDiffusion
 
 
@@ -790,6 +790,25 @@ def test_an_energy_of_another_shape_is_named(reduce: Callable[[Tensor], Any], me
     run = toy_run((4, 8), guidances=[Broken(reduce, jacobian)])
     with pytest.raises(ContractError, match=re.escape(message)):
         run.step()
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_step_decodes_and_encodes_canvases_of_any_size(wrap: bool) -> None:
+    small = torch.randn(4, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def there_and_back(step: Step) -> tuple[Tensor, Tensor]:
+        picture = step.decode(small)
+        return picture, step.encode(picture)
+
+    asked = Probe(there_and_back)
+    run = toy_run((8, 8), denoiser=ToyDenoiser(channels=4), codec=ToyCodec(), guidances=[asked], wrap=wrap)
+    run.step()
+    ((picture, back),) = asked.answers
+    torch.testing.assert_close(picture, ToyCodec().decode(small[None])[0])
+    torch.testing.assert_close(back, small)
+    plain = Probe(there_and_back)
+    toy_run((8, 8), guidances=[plain]).step()  # without a codec the canvas is the picture
+    assert all(torch.equal(part, small) for part in plain.answers[0])
 
 
 def test_a_fuser_is_asked_before_a_run_and_before_a_smaller_canvas() -> None:
