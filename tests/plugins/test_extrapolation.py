@@ -135,7 +135,7 @@ def test_tiles_cover_a_canvas_and_the_first_one_alone_covers_its_cells(axes: lis
         ],
         [Extrapolation(), HeadStart(0.5)],
     ],
-    ids=str,
+    ids=lambda guidances: "-".join(type(guidance).__name__ for guidance in guidances),
 )
 def test_a_run_that_is_resumed_in_the_middle_of_the_sweep_has_the_same_bits(guidances: list[Guidance]) -> None:
     def begin() -> Run:

@@ -200,7 +200,7 @@ def test_a_canvas_that_holds_several_smaller_ones_is_a_cascade(seeds: list[int])
         [MSDGuidance(head_start=0.0), HiFlow()],
         [HiFlow(start=0.0), MSDPaper(0.1)],
     ],
-    ids=str,
+    ids=lambda guidances: "-".join(type(guidance).__name__ for guidance in guidances),
 )
 def test_it_works_beside_others_on_any_ranks_and_a_resumed_run_has_the_same_bits(guidances: list[Guidance], wrap: bool) -> None:
     def begin(runtime: Runtime | None = None) -> Run:
