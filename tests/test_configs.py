@@ -14,7 +14,8 @@ from panokit.study.plan import Study
 FOLDER = Path(__file__).parent.parent / "configs"
 STUDY = FOLDER / "paper_landscapes.yaml"
 MORE = FOLDER.parent / "benchmarks" / "paper"
-CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {STUDY})
+STUDIES = {STUDY, FOLDER / "held_out_landscapes.yaml"}
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - STUDIES)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -46,7 +47,7 @@ def test_the_papers_study_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Ca
         assert f"| {measure} | " in report
 
 
-@pytest.mark.parametrize("path", [STUDY, *sorted(MORE.glob("*.yaml"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted({*STUDIES, *MORE.glob("*.yaml")}), ids=lambda path: path.stem)
 def test_every_name_in_a_study_is_there(path: Path) -> None:
     data = yaml.safe_load(path.read_text())
     for model in ("landscapes", *data.get("models", {})):

@@ -48,6 +48,7 @@ RECIPE: dict[str, Any] = {
     "negative_prompt": "fog",
     "steps": 2,
     "guidance_scale": 7.5,
+    "guidance_end": 0.5,
     "stride": 8,
     "wrap": False,
     "seed": 6,

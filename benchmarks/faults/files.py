@@ -47,6 +47,7 @@ RECIPE: dict[str, Any] = {
     "width": 512,
     "steps": 2,
     "guidance_scale": 5.0,
+    "guidance_end": 0.5,
     "stride": 64,
     "wrap": "x",
     "seed": 3,

@@ -41,11 +41,6 @@ from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
 
-@conforms(DemoFusion)
-def test_demofusion(check: Check) -> None:
-    check()
-
-
 @conforms(DemoFusionLayout)
 def test_the_layout(check: Check) -> None:
     check()
@@ -53,11 +48,6 @@ def test_the_layout(check: Check) -> None:
 
 @conforms(lambda: DemoFusionLayout(phases=1, jitter=0))
 def test_the_layout_of_the_first_phase(check: Check) -> None:
-    check()
-
-
-@conforms(DemoFusionFuser)
-def test_the_fuser(check: Check) -> None:
     check()
 
 

@@ -12,18 +12,12 @@ from torch import Tensor
 
 from panokit import Fuser, Grid, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError, Union
 from panokit.scheduler import Prediction, x0_from
-from panokit.testing import Check, conforms
 from panokit.testing.toys import Drift, Mean, Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 from panokit_extrapolation import Extrapolation
 from panokit_extrapolation.tiles import Tiles
 from panokit_msd import HeadStart
 from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
-
-
-@conforms(Extrapolation)
-def test_extrapolation(check: Check) -> None:
-    check()
 
 
 def finished(run: Run) -> Tensor:

@@ -13,18 +13,12 @@ from torch.nn.functional import interpolate, pad
 
 from panokit import Guidance, Model, Run, Runtime, Sampler, SettingError
 from panokit.scheduler import Prediction, x0_from
-from panokit.testing import Check, conforms
 from panokit.testing.ranks import VirtualRanks
 from panokit.testing.toys import Drift, Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 from panokit_hiflow import HiFlow
 from panokit_hiflow.bands import enlarged, low_pass
 from panokit_msd import MSDGuidance, MSDPaper
 from panokit_syncdiffusion import SyncDiffusion
-
-
-@conforms(HiFlow)
-def test_hiflow(check: Check) -> None:
-    check()
 
 
 def finished(run: Run) -> Tensor:

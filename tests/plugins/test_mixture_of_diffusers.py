@@ -27,11 +27,6 @@ TILES = Regions(
 )
 
 
-@conforms(MixtureOfDiffusers)
-def test_gaussian(check: Check) -> None:
-    check()
-
-
 @conforms(lambda: MixtureOfDiffusers("quartic"))
 def test_quartic(check: Check) -> None:
     check()

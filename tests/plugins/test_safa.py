@@ -24,11 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module i
 modest = settings(max_examples=40, deadline=None)
 
 
-@conforms(SaFa)
-def test_safa(check: Check) -> None:
-    check()
-
-
 @conforms(lambda: SaFa(width=2))
 def test_safa_with_wider_stripes(check: Check) -> None:
     check()
