@@ -1,6 +1,7 @@
 #!/bin/sh
 # The MSD paper's experiment, all of it: Fig. 4 (methods), 5 (weight) and 6 (stop timestep), and what it leaves open (head
-# start, recipes, levels, how windows end). Resumes where it was stopped. On landscapes: about two and a half hours on two cores.
+# start, recipes, levels, how windows end), quality against windows, the other methods, and prompts that nothing was chosen with.
+# Resumes where it was stopped. On landscapes: about five hours on two cores.
 #   OUT=results benchmarks/paper/run.sh --devices 2
 set -eu
 out="${OUT:-results}"
@@ -18,3 +19,6 @@ study recipes benchmarks/paper/recipes.yaml "$@"
 study levels benchmarks/paper/levels.yaml "$@"
 study fusers benchmarks/paper/fusers.yaml "$@"
 study strips benchmarks/paper/strips.yaml "$@"
+study frontier benchmarks/paper/frontier.yaml "$@"
+study family benchmarks/paper/family.yaml "$@"
+panokit evaluate --config configs/held_out_landscapes.yaml --out "$out/held_out"
