@@ -1,15 +1,17 @@
 """Classifier-free guidance that ends before the run does."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from panokit import Model, Region, Regions, Run, Runtime, Sampler, SettingError, load_model
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.errors import PromptWarning
-from panokit.testing.families import tiny_pipeline
+from panokit.testing.families import save_tiny_ip_adapter, tiny_controlnet, tiny_pipeline
 
 
 def finished(run: Run) -> Tensor:
@@ -52,6 +54,48 @@ def test_a_pipeline_is_called_without_guidance(cpu: Runtime, name: str) -> None:
     ]
     torch.testing.assert_close(canvases[0], canvases[1], rtol=0, atol=1e-5)
     assert not torch.allclose(canvases[0], canvases[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_picture_for_an_ip_adapter_still_counts(cpu: Runtime, tmp_path: Path, name: str) -> None:
+    pipe = tiny_pipeline(name)
+    save_tiny_ip_adapter(pipe, tmp_path)
+    pipe.load_ip_adapter(tmp_path, subfolder="", weight_name="ip-adapter.safetensors")
+    sampler = Sampler(load_model(pipe, window=16), runtime=cpu)
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ((200, 30, 60), (20, 40, 220)))
+
+    def canvas(picture: Image.Image, prompt: Any = "a lake", width: int = 32, **settings: Any) -> Tensor:
+        size = {"height": 32, "width": width, "stride": 32, "steps": 2}
+        return finished(sampler.begin(prompt, **size, ip_adapter_image=picture, **settings))
+
+    off = canvas(red, guidance_scale=1.0)
+    torch.testing.assert_close(canvas(red, guidance_end=0, guidance_scale=3.0), off, rtol=0, atol=1e-5)
+    assert not torch.allclose(canvas(blue, guidance_end=0, guidance_scale=3.0), off, atol=1e-3)
+    halves = Regions(
+        (Region((0, 0, 0.5, 1), "a lake", guidance_scale=3.0), Region((0.5, 0, 1, 1), "a lake", guidance_scale=1.0))
+    )
+    both, guided = canvas(red, halves, 64), canvas(red, "a lake", 64, guidance_scale=3.0)
+    torch.testing.assert_close(both[..., :16], guided[..., :16], rtol=0, atol=1e-5)
+    torch.testing.assert_close(both[..., 16:], canvas(red, "a lake", 64, guidance_scale=1.0)[..., 16:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_a_control_picture_still_counts(cpu: Runtime, name: str) -> None:
+    sampler = Sampler(load_model(tiny_controlnet(name), window=16), runtime=cpu)
+    picture = torch.rand(3, 32, 64, generator=torch.Generator().manual_seed(0))
+
+    def canvas(**settings: Any) -> Tensor:
+        side = 16 * sampler.model.factor
+        size = {"height": side, "width": 2 * side, "stride": side, "steps": 2}
+        return finished(sampler.begin(settings.pop("prompt", "a lake"), **size, control_image=picture, **settings))
+
+    ended, off = canvas(guidance_end=0, guidance_scale=3.0), canvas(guidance_scale=1.0)
+    torch.testing.assert_close(ended, off, rtol=0, atol=1e-5)
+    assert canvas(guidance_end=0.5, guidance_scale=3.0).isfinite().all()
+    halves = Regions(
+        (Region((0, 0, 0.5, 1), "a lake", guidance_scale=3.0), Region((0.5, 0, 1, 1), "a lake", guidance_scale=1.0))
+    )
+    torch.testing.assert_close(canvas(prompt=halves)[..., 16:], off[..., 16:], rtol=0, atol=1e-5)
 
 
 def test_where_guidance_is_an_input_of_the_network_it_has_no_effect_and_says_so(cpu: Runtime) -> None:

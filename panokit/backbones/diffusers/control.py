@@ -30,7 +30,7 @@ class ControlImage:
     scene: Scene
     device: torch.device
     pictures: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    encoded: dict[tuple[int, ...], tuple[Windows, dict[tuple[int, ...], list[Tensor]]]] = field(default_factory=dict)
+    encoded: dict[tuple[int, ...], tuple[Windows, dict[tuple[Any, ...], list[Tensor]]]] = field(default_factory=dict)
 
     def crops(self, windows: Windows, numbers: Sequence[int]) -> Tensor:
         """The parts of the picture that some windows cover, `n 3 H W`, in [0, 1].
@@ -43,19 +43,20 @@ class ControlImage:
             self.pictures[windows.size] = self.scene.stretched(FIELD, windows.size).to(self.device)
         return windows.crop(self.pictures[windows.size], numbers)
 
-    def latents(self, windows: Windows, numbers: Sequence[int]) -> list[Tensor]:
+    def latents(self, windows: Windows, numbers: Sequence[int], guided: bool) -> list[Tensor]:
         """What the pipeline encoded for these windows in an earlier step: a list to fill if it did not yet.
 
         Args:
             windows: where the windows lie.
             numbers: their numbers.
+            guided: whether the call guides; some pipelines then encode a batch of twice the size.
         """
         shape = (*windows.size, *windows.window)
         kept, latents = self.encoded.get(shape, (None, {}))
         if kept != windows:  # a layout has moved them
             latents = {}
             self.encoded[shape] = windows, latents
-        return latents.setdefault(tuple(numbers), [])
+        return latents.setdefault((guided, *numbers), [])
 
 
 def argument_of(pipe: Any) -> str | None:

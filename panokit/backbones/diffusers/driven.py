@@ -115,7 +115,13 @@ class Driven:
         return scheduler
 
     def predict(
-        self, level: Level, encoded: Encoded, image_latents: list[Tensor], origin: tuple[int, int] | None = None, **options: Any
+        self,
+        level: Level,
+        encoded: Encoded,
+        image_latents: list[Tensor],
+        origin: tuple[int, int] | None = None,
+        guided: bool = True,
+        **options: Any,
     ) -> Tensor:
         """The pipeline's guided prediction for noisy latents, in its own layout.
 
@@ -125,6 +131,7 @@ class Driven:
             image_latents: what the pipeline encoded of pictures in an earlier call with the same ones, in order. An empty list
                 is filled.
             origin: the place that the windows are told, in cells; None for none.
+            guided: whether the options ask for classifier-free guidance.
             options: arguments of the pipeline's call; `latents` are among them.
         """
         if not self.skips:  # it would not reach a later step
@@ -136,7 +143,12 @@ class Driven:
                 f"{device}: move the pipeline there first, or choose Runtime(accelerator={self.home.type!r})"
             )
         pipe = self._copy(
-            image_latents, scheduler=one, answers=encoded.again(), ahead=level.step, origin=origin, device_of_run=device
+            image_latents,
+            scheduler=one,
+            answers=encoded.again(guided),
+            ahead=level.step,
+            origin=origin,
+            device_of_run=device,
         )
         with computing(self._class.__name__), weights_kept() if self.offloads else nullcontext():
             self._until_stopped(pipe, {**options, "num_inference_steps": level.steps})

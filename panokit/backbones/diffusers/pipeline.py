@@ -75,14 +75,17 @@ class Call:
         rows: the windows' rows among the entries of the mixture.
         encoded: what it encoded before, with a row for each window.
         options: the other arguments of the pipeline's call.
-        image_latents: what the pipeline encoded of pictures for these windows before; the first call fills it.
+        kept: what the pipeline encoded of pictures for these windows before, without and with guidance; the first call fills
+            it.
+        guided: whether it guides.
         origin: the place that the windows are told, in cells; None for none.
     """
 
     rows: slice
     encoded: Encoded
     options: Mapping[str, Any]
-    image_latents: list[Tensor]
+    kept: tuple[list[Tensor], list[Tensor]]
+    guided: bool
     origin: tuple[int, int] | None = None
 
 
@@ -227,10 +230,11 @@ class PipelineDenoiser(Denoiser):
         preds = []
         off = self._arguments.unguided(self._driven.unguided) if level.progress >= condition.end else {}
         for call in condition.calls:
+            guided = call.guided and not off
             some = entries[call.rows]
             latents = packed(self._driven.pipe, some)
             options = {**call.options, **off, "latents": latents}
-            pred = self._driven.predict(level, call.encoded, call.image_latents, call.origin, **options)
+            pred = self._driven.predict(level, call.encoded, call.kept[guided], call.origin, guided, **options)
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
@@ -247,11 +251,16 @@ class PipelineDenoiser(Denoiser):
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
             options |= self._arguments.place(origin, windows.window, windows.size, self.factor)
-        image_latents = embeddings.references.setdefault((len(texts), *windows.window), [])
-        if embeddings.control_image:
-            image_latents = embeddings.control_image.latents(windows, numbers)
         encoded = embeddings.encoded.picked(len(embeddings.mixtures.scene.texts), texts)
-        return Call(rows, encoded, {**options, **self._arguments.size(windows.window, self.factor)}, image_latents, origin)
+        options |= self._arguments.size(windows.window, self.factor)
+        kept = self._kept(embeddings, windows, numbers, False), self._kept(embeddings, windows, numbers, True)
+        return Call(rows, encoded, options, kept, len(embeddings.scales) == 1 or scale > self._driven.unguided, origin)
+
+    def _kept(self, embeddings: Embeddings, windows: Windows, numbers: Sequence[int], guided: bool) -> list[Tensor]:
+        """What the pipeline encoded of pictures in an earlier call for such windows: a list to fill if there was none."""
+        if embeddings.control_image:
+            return embeddings.control_image.latents(windows, numbers, guided)
+        return embeddings.references.setdefault((guided, len(numbers), *windows.window), [])
 
     def _pictures(
         self, control_image: control.ControlImage | None, windows: Windows, numbers: Sequence[int]

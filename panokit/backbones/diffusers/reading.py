@@ -137,9 +137,13 @@ class Encoded:
         rows = [[row[text if len(row) == k else 0] for text in texts] for row in self.image_embeds]
         return Encoded([rows_of(answer, k, texts) for answer in self.texts], rows)
 
-    def again(self) -> "Answers":
-        """What the pipeline's methods are to return in a later call, in order."""
-        return Answers(iter(self.texts), map(joined, self.image_embeds))
+    def again(self, guided: bool = True) -> "Answers":
+        """What the pipeline's methods are to return in a later call, in order.
+
+        Args:
+            guided: whether that call guides away from something. If it does not, it takes no pictures to avoid.
+        """
+        return Answers(iter(self.texts), (joined(rows if guided else wanted(rows)) for rows in self.image_embeds))
 
 
 class Answers(NamedTuple):
@@ -152,6 +156,11 @@ class Answers(NamedTuple):
 
     texts: Iterator[Any]
     image_embeds: Iterator[Any]
+
+
+def wanted(rows: Sequence[Any]) -> list[Any]:
+    """What was encoded of several pictures, without what is to be avoided: the last of one row or two."""
+    return [[part[-1:] for part in row] if isinstance(row, list) else row[-1:] for row in rows]
 
 
 def joined(rows: Sequence[Any]) -> Any:
