@@ -29,10 +29,11 @@ class Fuser(ABC):
     def begin(self, windows: Windows, levels: Sequence[Level]) -> None:
         """Check, before a run, that the fuser works with its windows. The default takes all.
 
-        Called once for each run, on every rank. A smaller canvas that a guidance paints is a run too.
+        Called by the sampler, on every rank, for the canvas that the user asked for. Smaller canvases of guidances are fused
+        without a question.
 
         Args:
-            windows: where the windows of the run's canvas lie. A layout may move them at each level: see `Windows.at`.
+            windows: where the windows of the canvas lie. A layout may move them at each level: see `Windows.at`.
             levels: the noise levels of the run, with the terminal one.
 
         Raises:

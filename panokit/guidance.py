@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from panokit.denoiser import Codec
+from panokit.errors import SettingError
 from panokit.scheduler import Level
 from panokit.windows import Windows
 
@@ -174,7 +175,7 @@ class Step(Protocol):
         Args:
             windows: the windows of the new canvas, whose size this is.
             guidances: the guidances of the new run, and no others.
-            watch: gets the estimate of the new canvas, `c *size`, after each of its steps; None for a finished canvas alone.
+            watch: gets the estimate of the new canvas, `c *size`, at each of its steps; None for a finished canvas alone.
 
         Returns:
             The finished canvas, clean, `c *size` of `windows`, the same on every rank.
@@ -218,6 +219,11 @@ class Guidance(ABC):
     noise_key: ClassVar[str] = ""
     """The key of the noise that the guidance draws from `Step.noise`. Empty: its module and class. Set one to keep pictures the
     same when the class moves or is renamed."""
+
+    @property
+    def starts(self) -> bool:
+        """Whether it decides what the canvas begins with. Of the guidances of a sampler one may; the sampler refuses more."""
+        return False
 
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Any:
         """Start a run: check that the guidance works on its canvas, and make its memory.
@@ -294,3 +300,17 @@ class Guidance(ABC):
         Returns:
             One number for each window, `n`: sum over all axes but the first. A window without a gradient may have 0.
         """
+
+
+def require_one_start(guidances: Sequence[Guidance]) -> None:
+    """Check that no two guidances decide what the canvas begins with.
+
+    Raises:
+        SettingError: two do.
+    """
+    starting = [type(guidance).__name__ for guidance in guidances if guidance.starts]
+    if len(starting) > 1:
+        raise SettingError(
+            f"{starting[0]} and {starting[1]} both decide what the canvas begins with: use one of them, or let the other one "
+            "begin with noise, if it has a setting for that (head_start, start or until 0)"
+        )

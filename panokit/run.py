@@ -47,8 +47,7 @@ class Run:
 
     Raises:
         ContractError: a guidance has a `jacobian` that the contract does not know.
-        SettingError: a guidance or the fuser cannot work on such a canvas, the windows leave cells uncovered, or torch is in
-            inference mode.
+        SettingError: a guidance cannot work on such a canvas, the windows leave cells uncovered, or torch is in inference mode.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class Run:
         require_cover(windows)
         self.parts, self.windows, self.seed, self.recipe = parts, windows, seed, recipe or {}
         self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
-        parts.fuser.begin(windows, self.solver.levels)
         self.model_pass = Pass(parts, self.solver)
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = _generator(seed)
@@ -80,6 +78,7 @@ class Run:
         self.start = parts.start.on(windows, parts.codec, self.canvas) if parts.start else None
         self.computed = 0
         self._last: tuple[Passed, Level] | None = None
+        self._main: tuple[Passed, Level] | None = None
 
     def _noise(self, generator: torch.Generator) -> Tensor:
         """The initial noise, from a generator at its start."""
@@ -98,6 +97,7 @@ class Run:
             raise SettingError("the run is done: begin another one")
         with self.runtime.agreeing(), memory_explained("the canvas"), torch.no_grad():
             self._stage()
+            self._main = self._last
             while not (self.done or self.level.main):
                 self._stage()
 
@@ -225,7 +225,7 @@ class Run:
             windows: the windows of the new canvas.
             guidances: the guidances of the new run.
             seed: seed of the new run.
-            watch: gets the estimate of the new canvas after each step.
+            watch: gets the estimate of the new canvas at each step.
 
         Returns:
             The finished canvas, `c *size` of `windows`.
@@ -238,8 +238,9 @@ class Run:
             run.step()
             if self.stopping:
                 raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
-            if watch and run.seen:
-                watch(run.seen)
+            if watch and run._main:  # what inner stages of a solver see belongs to no step
+                passed, level = run._main
+                watch(run.model_pass.read(passed.x, passed.pred, level))
         return run.canvas
 
     if not TYPE_CHECKING:  # type checkers know the attributes

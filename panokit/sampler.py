@@ -19,7 +19,7 @@ from panokit.decoding import decode
 from panokit.denoiser import Model
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
-from panokit.guidance import Guidance
+from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
@@ -162,6 +162,7 @@ class Sampler:
         self.layout: Layout = _plugin(layout, Layout)
         self.fuser: Fuser = _plugin(fuser, Fuser)
         self.guidances: tuple[Guidance, ...] = tuple(_plugin(guidance, Guidance) for guidance in guidances)
+        require_one_start(self.guidances)
         named: Scheduler | None = None if scheduler is None else _plugin(scheduler, Scheduler)
         self.runtime = runtime or Runtime()
         self.callbacks = (*callbacks, Log(loggers)) if loggers else tuple(callbacks)
@@ -315,6 +316,7 @@ class Sampler:
             embeddings = denoiser.encode(plan.scene)
         parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings, start=plan.start)
         with torch.no_grad(), self._pixels_explained():
+            self.fuser.begin(plan.windows, parts.begin().levels)
             return Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
 
     def _check(self, plan: Plan) -> None:

@@ -49,10 +49,9 @@ class Region:
     guidance_scale: Number | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise SettingError(
-                f"the guidance_scale of the region {self.text!r:.80} is {self.guidance_scale}: it must be a number"
-            )
+        scale = self.guidance_scale
+        if scale is not None and not (isinstance(scale, Number) and math.isfinite(scale)):
+            raise SettingError(f"the guidance_scale of the region {self.text!r:.80} is {scale!r}: it must be a number")
         if self.weight is not None and not self.weight > 0:
             raise SettingError(f"the weight of the region {self.text!r:.80} is {self.weight}: it must be above 0")
         if isinstance(self.area, list):

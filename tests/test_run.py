@@ -811,21 +811,27 @@ def test_a_step_decodes_and_encodes_canvases_of_any_size(wrap: bool) -> None:
     assert all(torch.equal(part, small) for part in plain.answers[0])
 
 
-def test_a_fuser_is_asked_before_a_run_and_before_a_smaller_canvas() -> None:
+def test_a_fuser_is_asked_before_a_run_and_not_for_smaller_canvases(tiny: Model, cpu: Runtime) -> None:
+    asked: list[int] = []
+
     class Choosy(Fuser):
         def begin(self, windows: Windows, levels: Sequence[Level]) -> None:
             assert levels[-1].progress == 1
+            asked.append(len(windows))
             if len(windows) < 3:
                 raise SettingError(f"{len(windows)} windows came")
 
         def fuse(self, rows: Tensor, windows: Windows, level: Level) -> Tensor:
             return Mean().fuse(rows, windows, level)
 
-    run = toy_run((8, 8), fuser=Choosy())
+    sampler = Sampler(tiny, fuser=Choosy(), guidances=["head_start"], runtime=cpu)
     with pytest.raises(SettingError, match="1 windows came"):
-        run.paint(run.windows.on((4, 4)), (), 0)
+        sampler.plan("a lake", height=16, width=16).check()
     with pytest.raises(SettingError, match="2 windows came"):
-        toy_run((4, 6), fuser=Choosy())
+        Sampler(tiny, fuser=Choosy(), runtime=cpu).begin("a lake", height=16, width=24, steps=2)
+    asked.clear()
+    finished(sampler.begin("a lake", height=32, width=32, steps=2))
+    assert asked == [9]
 
 
 def test_a_canvas_that_is_painted_is_watched_step_by_step() -> None:
@@ -833,10 +839,12 @@ def test_a_canvas_that_is_painted_is_watched_step_by_step() -> None:
     windows = run.windows.on((4, 6))
     painted = run.paint(windows, [Pull("identity")], 5, path.append)
     alone = toy_run((4, 6), scheduler=ToyScheduler(corrector=True), guidances=[Pull("identity")], seed=5)
-    for estimate in path:
+    for estimate in path:  # those of the main stages, and not of the corrector's
+        passed = alone.pass_over(alone.canvas, alone.windows, alone.guided, alone.level)
+        expected = alone.model_pass.read(passed.x, passed.pred, alone.level)
+        assert torch.equal(estimate.x0, expected.x0)
+        assert estimate.level == alone.level
         alone.step()
-        assert alone.seen is not None
-        assert torch.equal(estimate.x0, alone.seen.x0)
     assert torch.equal(painted, alone.canvas)
     assert len(path) == 3
     assert torch.equal(painted, run.paint(windows, [Pull("identity")], 5))

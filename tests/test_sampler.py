@@ -316,6 +316,17 @@ def test_a_setting_of_another_kind_is_refused(sampler: Sampler, settings: dict[s
         sampler(**{"prompt": "a lake", **SIZE, **settings})
 
 
+@pytest.mark.parametrize(
+    "guidances", [["hiflow", "msd"], ["head_start", "demofusion"], ["extrapolation", "hiflow"], ["msd", "head_start"]], ids=str
+)
+def test_two_guidances_that_begin_the_canvas_are_refused(tiny: Model, cpu: Runtime, guidances: list[str]) -> None:
+    for order in (guidances, guidances[::-1]):
+        with pytest.raises(SettingError, match=r"^\w+ and \w+ both decide what the canvas begins with: use one of them"):
+            Sampler(tiny, guidances=order, runtime=cpu)
+    noise = {"plugin": "msd", "head_start": 0.0}
+    Sampler(tiny, guidances=["head_start", noise, "syncdiffusion"], runtime=cpu)
+
+
 def test_a_jacobian_that_there_is_not_is_refused() -> None:
     pull = Pull()
     object.__setattr__(pull, "jacobian", "Full")

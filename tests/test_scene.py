@@ -176,6 +176,7 @@ def test_regions_go_through_plain_data_recipes_and_the_command_line(
         (lambda: Regions(()), "Regions came without a region"),
         (lambda: Region((0, 0, 2, 1), "out"), "is empty or leaves the canvas"),
         (lambda: Region([0, 0, 1], "three"), "is empty or leaves the canvas"),
+        (lambda: Region(LEFT, "a", guidance_scale="5"), "the guidance_scale of the region 'a' is '5': it must be a number"),
         (lambda: Region(LEFT, "a", weight=0.0), "the weight of the region 'a' is 0.0: it must be above 0"),
         (
             lambda: Regions((Region(LEFT, "a"), Region(WHOLE, "b", weight=1))).maps((2, 4)),

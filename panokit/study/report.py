@@ -28,7 +28,7 @@ def markdown(numbers: Data) -> str:
         f"{counted(n, 'panorama')} for each method ({counted(prompts, 'prompt')}, {counted(seeds, 'seed')}), "
         f"{counted(study['steps'], 'step')}{against}. ± is the standard "
         "deviation: over subsets for KID, over panoramas for scores. The best value of a measure is bold: the lowest, the "
-        f"highest, or for grain and seam the one nearest to 1. {versions}.",
+        f"highest, or the one nearest to 1. {versions}.",
         "## Means",
         _means(methods, numbers["better"]),
     ]

@@ -81,18 +81,9 @@ class DemoFusion(Guidance):
         base_of(windows.size, windows.window, self._phases(windows))
         return {}
 
-    def known(self, step: Step, memory: Memory) -> None:
-        """Know nothing, and refuse another guidance that chooses the start of the canvas, before anything is painted.
-
-        Raises:
-            SettingError: there is one.
-        """
-        rivals = [other for other in step.others if type(other).known != Guidance.known]
-        if rivals:
-            raise SettingError(
-                f"DemoFusion starts the canvas from a smaller one, and {type(rivals[0]).__name__} chooses its start too: use "
-                "one of them"
-            )
+    @property
+    def starts(self) -> bool:
+        return True
 
     def prepare(self, step: Step, memory: Memory) -> Target:
         level, wrap, far = step.level, step.windows.wrap, dilated(step.windows)
@@ -121,10 +112,17 @@ class DemoFusion(Guidance):
         return self.phases or max(2, laid or most(windows.size, windows.window))
 
     def _start(self, step: Step, phases: int) -> Memory:
-        """The finished canvas of the phase before, enlarged, and the noise of the run."""
+        """The finished canvas of the phase before, enlarged, and the noise of the run.
+
+        Raises:
+            SettingError: the canvas is no noise any more, because the run starts from a picture with a strength below 1.
+        """
+        if step.level.index:
+            raise SettingError(
+                "DemoFusion starts from a smaller canvas that it paints, and this run from a picture: leave out demofusion, or "
+                "set strength to 1"
+            )
         size = tuple(cells // phases * (phases - 1) for cells in step.windows.size)
         guides = [replace(self, phases=phases - 1)] if phases > 2 else []
         small = step.paint(step.windows.on(size), [*guides, *step.others])
-        large, level = enlarged(small, phases, step.windows.wrap), step.level
-        signal = level.alpha * large if level.index else 0  # the first canvas is noise alone; later a picture lies under it
-        return {"enlarged": large, "noise": (step.canvas - signal) / level.sigma}
+        return {"enlarged": enlarged(small, phases, step.windows.wrap), "noise": step.canvas / step.level.sigma}

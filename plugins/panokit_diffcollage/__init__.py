@@ -48,6 +48,8 @@ class DiffCollage(Family):
 
     def load(self, source: str, name: str) -> Model:
         inner = load_model(self.model)
+        if isinstance(inner.denoiser, WrappedDenoiser):
+            raise SettingError(f"{inner.name} is made of another model already, and DiffCollage takes a plain one: name that")
         return Model(Collage(inner.denoiser), inner.codec, name)
 
 

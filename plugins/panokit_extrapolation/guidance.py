@@ -43,6 +43,10 @@ class Extrapolation(_Knows):
     cells. Every fuser gives the same picture.
     """
 
+    @property
+    def starts(self) -> bool:
+        return True
+
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
         windows = windows.at(levels[0])  # a layout that moves its windows does so from step to step, and this sweep has none
         return {"origins": [_origin(windows, k) for k in range(len(windows))], "painted": 0}

@@ -80,6 +80,10 @@ class HiFlow(Guidance):
         if self.factor < 2:
             raise SettingError(f"factor is {self.factor}: it must be 2 or more")
 
+    @property
+    def starts(self) -> bool:
+        return self.start > 0
+
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
         try:
             windows.scaled(self.factor)

@@ -45,6 +45,10 @@ class Projection(CrossScale):
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
         return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
+    @property
+    def starts(self) -> bool:
+        return self.weight != 0 and self.head_start > 0
+
     def known(self, step: Step, memory: Memory) -> Known | None:
         return None if self.weight == 0 else enlarged_from_below(self, self.head_start, step, memory)
 

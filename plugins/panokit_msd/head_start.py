@@ -52,6 +52,10 @@ class HeadStart(CrossScale):
     def with_levels(self, levels: int) -> "HeadStart":
         return replace(self, levels=levels)
 
+    @property
+    def starts(self) -> bool:
+        return self.until > 0
+
     def known(self, step: Step, memory: Memory) -> Known | None:
         return enlarged_from_below(self, self.until, step, memory)
 

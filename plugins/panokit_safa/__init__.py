@@ -139,5 +139,5 @@ def _lines(windows: Windows) -> tuple[Line, ...] | None:
         within = torch.arange(size) - first[:, None]
         apart = int(max((torch.cat([first, first[:1] + size]) if ring else first).diff().tolist(), default=0))
         lines.append(Line(within % size if ring else within, window, first, apart, index))
-    pairs = len(starts.unique(dim=0))
-    return tuple(lines) if pairs == len(windows) == math.prod(len(line.first) for line in lines) else None
+    pairs, covered = len(starts.unique(dim=0)), all(bool(line.covers.any(0).all()) for line in lines)
+    return tuple(lines) if covered and pairs == len(windows) == math.prod(len(line.first) for line in lines) else None

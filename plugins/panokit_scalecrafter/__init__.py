@@ -75,14 +75,17 @@ class ScaleCrafter(Family):
 
     def load(self, source: str, name: str) -> Model:
         inner = load_model(self.model)
+        if isinstance(inner.denoiser, WrappedDenoiser):
+            raise SettingError(f"{inner.name} is made of another model already, and ScaleCrafter takes a plain one: name that")
         return Model(Redilated(inner.denoiser, self, inner.name), inner.codec, name)
 
 
 class Both(NamedTuple):
-    """The conditions of noise-damped guidance: that of the scene, and that of what to avoid alone."""
+    """The conditions of noise-damped guidance: that of the scene, that of what to avoid alone, and where guidance ends."""
 
     scene: Any
     avoided: Any
+    end: float
 
 
 @final
@@ -112,22 +115,23 @@ class Redilated(WrappedDenoiser):
 
     def encode(self, scene: Scene) -> Any:
         embeddings = self.inner.encode(scene)
-        if not self.settings.noise_damped or scene.guidance_scale <= 1:
+        if not self.settings.noise_damped or max(scene.guidance_scales) <= 1:
             return embeddings
-        return Both(embeddings, self.inner.encode(_avoided(scene)))
+        return Both(embeddings, self.inner.encode(_avoided(scene)), scene.guidance_end)
 
     def condition(self, embeddings: Any, windows: Windows, index: Sequence[int]) -> Any:
         if not isinstance(embeddings, Both):
             return self.inner.condition(embeddings, windows, index)
-        return Both(*(self.inner.condition(one, windows, index) for one in embeddings))
+        scene, avoided, end = embeddings
+        return Both(self.inner.condition(scene, windows, index), self.inner.condition(avoided, windows, index), end)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Any) -> Float[Tensor, "n c h w"]:
-        scene, avoided = condition if isinstance(condition, Both) else (condition, None)
-        if level.step >= self.settings.until * level.steps:
+        scene, avoided, end = condition if isinstance(condition, Both) else (condition, None, 0.0)
+        if level.progress >= self.settings.until:
             return self.inner(x, level, scene)
         with dilated(self._spreads):
             pred = self.inner(x, level, scene)
-            if avoided is None:
+            if avoided is None or level.progress >= end:  # without guidance there is nothing to damp
                 return pred
             weak = self.inner(x, level, avoided)
         return pred - weak + self.inner(x, level, avoided)
@@ -138,6 +142,7 @@ def _avoided(scene: Scene) -> Scene:
     first, *others = scene.negatives
     prompt = scene.prompt
     if isinstance(prompt, Regions):
-        regions = (replace(region, text=text) for region, text in zip(prompt.parts, others, strict=True))
-        return replace(scene, prompt=Regions(tuple(regions), first), guidance_scale=1.0)
+        plain = [replace(region, guidance_scale=None) for region in prompt.parts]
+        regions = tuple(replace(region, text=text) for region, text in zip(plain, others, strict=True))
+        return replace(scene, prompt=replace(prompt, regions=regions, elsewhere=first), guidance_scale=1.0)
     return replace(scene, prompt=first, guidance_scale=1.0)

@@ -67,8 +67,7 @@ class CropFusion(WeightedFuser):
         """
         if len(windows) == 1:
             raise SettingError(
-                f"twindiffusion fuses neighbours, and {_lonely(windows)}: make it larger, also if a guidance chose it, or take "
-                "the fuser multidiffusion"
+                f"twindiffusion fuses neighbours, and {_lonely(windows)}: make it larger, or take the fuser multidiffusion"
             )
         cells = math.prod(windows.size)
         if all(len(moved) * math.prod(windows.window) == cells for moved in {windows.at(level) for level in levels}):

@@ -261,6 +261,10 @@ def test_a_picture_is_made_again_from_its_recipe(tmp_path: Path, monkeypatch: py
         ({"stride": 40}, r"overlaps of 16 x 11 cells, .* a multiple of 4 cells; the nearest is 12\): choose another stride"),
         ({"layout": "spotdiffusion"}, "lie 16 cells apart"),
         (
+            {"model": {"plugin": "diffcollage", "model": "scalecrafter"}},
+            "scalecrafter is made of another model already, and DiffCollage takes a plain one: name that",
+        ),
+        (
             {"model": {"plugin": "diffcollage", "modle": "landscapes"}},
             "diffcollage has no setting 'modle': did you mean 'model'",
         ),

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panokit import Fuser, Grid, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError, Union
+from panokit import Fuser, Grid, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError, Union, registry
+from panokit.composition import build
 from panokit.scheduler import Prediction, x0_from
 from panokit.testing.toys import Drift, Mean, Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 from panokit_extrapolation import Extrapolation
 from panokit_extrapolation.tiles import Tiles
 from panokit_msd import HeadStart
-from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import SyncDiffusion
 
 
@@ -92,9 +92,10 @@ def test_what_is_painted_stays_bit_for_bit(wrap: bool) -> None:
     assert run.computed == 0
 
 
-@pytest.mark.parametrize("fuser", [MultiDiffusion(), MultiDiffusion("uniform"), Mean(tilt=0.3)], ids=str)
-def test_every_fuser_makes_the_same_picture(fuser: Fuser) -> None:
-    plain, other = (finished(toy_run((9, 6), guidances=[Extrapolation()], fuser=each)) for each in (Mean(), fuser))
+@pytest.mark.parametrize("name", [plugin.name for plugin in registry.plugins("fusers")])
+def test_every_fuser_makes_the_same_picture(name: str) -> None:
+    fusers = Mean(), build(Fuser, name)
+    plain, other = (finished(toy_run((9, 6), guidances=[Extrapolation()], fuser=fuser)) for fuser in fusers)
     torch.testing.assert_close(plain, other, rtol=0, atol=1e-10)
 
 

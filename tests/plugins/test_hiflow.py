@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from panokit import Guidance, Model, Run, Runtime, Sampler, SettingError
+from panokit import Guidance, Level, Model, Run, Runtime, Sampler, SettingError
 from panokit.scheduler import Prediction, x0_from
 from panokit.testing.ranks import VirtualRanks
 from panokit.testing.toys import Drift, Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
@@ -149,6 +149,21 @@ def test_it_starts_from_the_enlarged_smaller_canvas_under_the_runs_own_noise() -
     smaller = run.guided[0][1]["path"][-1]
     expected = run.level.alpha * enlarged(smaller, 2, (False, False)) + run.level.sigma * noise
     torch.testing.assert_close(run.canvas, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_path_has_an_estimate_for_each_step_and_none_of_inner_stages() -> None:
+    run = toy_run((8, 16), guidances=[HiFlow(start=0.5)], scheduler=ToyScheduler(corrector=True), steps=4)
+    levels: list[Level] = []
+    paint = Run.paint
+
+    def watched(self: Run, windows: Any, guidances: Any, seed: int, watch: Any) -> Tensor:
+        return paint(self, windows, guidances, seed, lambda seen: (levels.append(seen.level), watch(seen))[1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "paint", watched)
+        run.step()
+    assert [level.step for level in levels] == [0, 1, 2, 3]
+    assert all(level.main for level in levels)
 
 
 @pytest.mark.parametrize("corrector", [False, True])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, final
@@ -222,6 +223,23 @@ def test_noise_damped_guidance_is_that_of_the_paper() -> None:
     torch.testing.assert_close(pred(denoiser, text, 5.0), expected, rtol=0, atol=1e-5)
     assert torch.equal(pred(denoiser, text, 1.0), pred(weak, text, 1.0))
     assert (pred(denoiser, text, 5.0) - pred(weak, text, 5.0)).abs().max() > 1e-3
+
+
+def test_noise_damped_guidance_keeps_to_regions_and_ends_with_guidance(tiny: Model) -> None:
+    damped, plain = (Redilated(tiny.denoiser, ScaleCrafter(noise_damped=on)) for on in (True, False))
+    windows = Grid((16, 16), (16, 16), (16, 16), (False, False))
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def pred(denoiser: Denoiser, scene: Scene) -> Tensor:
+        with torch.no_grad():
+            return denoiser(x, LEVEL, denoiser.condition(denoiser.encode(scene), windows, [0]))
+
+    halves = tuple(Region((k / 2, 0, k / 2 + 0.5, 1), "a lake", guidance_scale=5.0) for k in range(2))
+    own, common = Scene(Regions(halves, mix="windows"), "fog", 1.0), Scene("a lake", "fog", 5.0)
+    torch.testing.assert_close(pred(damped, own), pred(damped, common), rtol=0, atol=1e-5)
+    assert not torch.allclose(pred(damped, own), pred(plain, own), atol=1e-3)
+    ended = replace(common, guidance_end=0.0)
+    torch.testing.assert_close(pred(damped, ended), pred(plain, replace(common, guidance_scale=1.0)), rtol=0, atol=1e-5)
 
 
 def test_a_copy_dilates_its_own_network(tiny: Model) -> None:
