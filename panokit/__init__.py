@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from panokit.denoiser import Denoiser as Denoiser
     from panokit.denoiser import Model as Model
     from panokit.denoiser import WrappedDenoiser as WrappedDenoiser
+    from panokit.enlarging import enlarged as enlarged
     from panokit.errors import ContractError as ContractError
     from panokit.errors import PanokitError as PanokitError
     from panokit.errors import SettingError as SettingError
@@ -56,6 +57,7 @@ _HOME = {
     "errors": ("ContractError", "PanokitError", "SettingError"),
     "fuser": ("Fuser", "WeightedFuser"),
     "grid": ("Grid", "Lattice"),
+    "enlarging": ("enlarged",),
     "guidance": ("Estimate", "Guidance", "Known", "Step"),
     "layout": ("Layout",),
     "moved": ("former_settings",),

@@ -7,8 +7,8 @@ from typing import NamedTuple, final
 from jaxtyping import Bool, Float
 from torch import Tensor, where
 
-from panokit import Estimate, Guidance, Level, SettingError, Step, Windows
-from panokit_demofusion.canvas import enlarged, filtered
+from panokit import Estimate, Guidance, Level, SettingError, Step, Windows, enlarged
+from panokit_demofusion.canvas import filtered
 from panokit_demofusion.layout import Phased
 from panokit_demofusion.phases import base_of, dilated, fading, most, require_at_least_0, require_phases
 
@@ -125,4 +125,4 @@ class DemoFusion(Guidance):
         size = tuple(cells // phases * (phases - 1) for cells in step.windows.size)
         guides = [replace(self, phases=phases - 1)] if phases > 2 else []
         small = step.paint(step.windows.on(size), [*guides, *step.others])
-        return {"enlarged": enlarged(small, phases, step.windows.wrap), "noise": step.canvas / step.level.sigma}
+        return {"enlarged": enlarged(small, step.windows.wrap, phases, phases - 1), "noise": step.canvas / step.level.sigma}

@@ -1,12 +1,11 @@
 """From a fine canvas to a coarse one, with the noise level of what comes out, and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
 
-from panokit import Level, Step
+from panokit import Level, Step, enlarged
 
 
 def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
@@ -27,20 +26,6 @@ def renoised(
     return coarse + level.sigma * (1 - factor**-axes) ** 0.5 * noise(tuple(coarse.shape))
 
 
-def enlarged(x: Float[Tensor, "*coarse"], factor: int, wrap: Sequence[bool]) -> Float[Tensor, "*fine"]:
-    """Cubic interpolation to `factor` times the cells, along as many of the last axes as `wrap` has entries.
-
-    It goes round the join of an axis that wraps; elsewhere the outermost cells go on beyond the border.
-    """
-    reach = 2  # cells on either side that a cubic needs
-    for axis, ring in enumerate(wrap, start=-len(wrap)):
-        rows = x.movedim(axis, -1)
-        lines = pad(rows.reshape(1, -1, rows.shape[-1]), (reach, reach), mode="circular" if ring else "replicate")
-        lines = interpolate(lines[None], scale_factor=(1, factor), mode="bicubic")[0]
-        x = lines[..., reach * factor : -reach * factor].reshape(*rows.shape[:-1], -1).movedim(-1, axis)
-    return x
-
-
 def enlarged_picture(step: Step, x0: Float[Tensor, "*coarse"], factor: int) -> Float[Tensor, "*fine"]:
     """The canvas of a picture that is `factor` times as large as that of a finished canvas.
 
@@ -52,5 +37,5 @@ def enlarged_picture(step: Step, x0: Float[Tensor, "*coarse"], factor: int) -> F
         x0: the finished canvas, `c *coarse`.
         factor: how many times larger the picture becomes along each axis.
     """
-    picture = enlarged(step.decode(x0), factor, step.windows.wrap)
+    picture = enlarged(step.decode(x0), step.windows.wrap, factor)
     return step.encode(picture.clamp(0, 1) if step.codec else picture)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import Guidance, Run, SettingError
+from panokit import Guidance, Run, SettingError, enlarged
 from panokit.testing.toys import Pull, ToyCodec, ToyDenoiser, ToyScheduler, toy_run
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
 from panokit_msd.guidance import Between
-from panokit_msd.scale import enlarged
 from panokit_syncdiffusion import SyncDiffusion
 
 
@@ -78,7 +77,7 @@ def test_it_is_the_finished_smaller_canvas_enlarged_under_the_runs_own_noise(gui
     others = [] if isinstance(guidance, HeadStart) else guidance.lowered(run.windows, run.windows.scaled(2))
     seed = int.from_bytes(hashlib.sha256(keys.encode()).digest()[3:7])
     smaller = finished(toy_run((4, 8), guidances=[*others], wrap=wrap, steps=4, seed=seed))
-    expected = run.level.alpha * enlarged(smaller, 2, (wrap, wrap)) + run.level.sigma * noise
+    expected = run.level.alpha * enlarged(smaller, (wrap, wrap), 2) + run.level.sigma * noise
     torch.testing.assert_close(run.canvas, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -92,7 +91,7 @@ def test_the_picture_is_enlarged_and_not_its_latents() -> None:
     painted = run.paint(run.windows.scaled(2), (), _seed_of_head_start())
     expected = ToyCodec().decode(painted[None])[0]
     assert float((small - expected).abs().mean()) < 0.35 * float((expected - expected.mean()).abs().mean())
-    torch.testing.assert_close(kept, ToyCodec().encode(enlarged(expected, 2, (False, False))[None].clamp(0, 1))[0])
+    torch.testing.assert_close(kept, ToyCodec().encode(enlarged(expected, (False, False), 2)[None].clamp(0, 1))[0])
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -110,7 +109,7 @@ def test_the_smaller_canvas_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch,
     (seed,) = seeds
     assert seed != run.seed
     alone = toy_run((4, 8), scheduler=scheduler, wrap=wrap, steps=4, seed=seed)
-    assert torch.equal(run.guided[0][1]["painted"], enlarged(finished(alone), 2, (wrap, wrap)))
+    assert torch.equal(run.guided[0][1]["painted"], enlarged(finished(alone), (wrap, wrap), 2))
 
 
 @pytest.mark.parametrize(("steps", "until", "spared"), [(1, 0.3, 0), (2, 0.9, 1), (2, 1.0, 2), (10, 0.3, 3), (25, 0.3, 8)])

@@ -16,7 +16,7 @@ from panokit.scheduler import Prediction
 from panokit.testing import Check, conforms
 from panokit.testing.toys import ToyDenoiser, ToyScheduler, toy_run
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
-from panokit_msd.scale import enlarged, mean, renoised
+from panokit_msd.scale import mean, renoised
 
 gradient = partial(MSDGuidance, head_start=0.0)
 """The guidance without a head start: every step is guided or asleep."""
@@ -272,24 +272,6 @@ def test_the_mean_is_the_mean_of_blocks(axes: int, factor: int, seed: int) -> No
 def test_at_factor_2_the_mean_is_bilinear() -> None:
     x = torch.randn(3, 2, 8, 12)
     torch.testing.assert_close(mean(x, 2, 2), torch.nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear"))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.integers(2, 4), st.integers(0, 10_000))
-def test_enlarged_goes_round_a_ring_and_keeps_what_is_constant(axes: int, factor: int, seed: int) -> None:
-    coarse = torch.randn((2, *(4,) * axes), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    fine = enlarged(coarse, factor, (True,) * axes)
-    assert fine.shape == (2, *(4 * factor,) * axes)
-    for axis in range(-axes, 0):
-        torch.testing.assert_close(enlarged(coarse.roll(1, axis), factor, (True,) * axes), fine.roll(factor, axis))
-    same = torch.full((1, *(3,) * axes), 0.7, dtype=torch.float64)
-    torch.testing.assert_close(enlarged(same, factor, (False,) * axes), same.new_full((1, *(3 * factor,) * axes), 0.7))
-
-
-def test_along_two_axes_enlarged_is_bicubic() -> None:
-    x = torch.randn(3, 6, 5)
-    bicubic = torch.nn.functional.interpolate(x[None], scale_factor=3, mode="bicubic")[0]
-    torch.testing.assert_close(enlarged(x, 3, (False, False)), bicubic)
 
 
 @pytest.mark.parametrize(("axes", "factor"), [(1, 2), (2, 2), (2, 3), (3, 2)])
