@@ -31,7 +31,7 @@ class DemoFusionFuser(WeightedFuser):
     Attributes:
         alpha3: $\alpha_3$, 0 or more: the larger, the sooner the local windows count alone.
         weights: `gaussian`, which fades towards the border of a window, or `uniform` as in the paper, which leaves faint seams
-            at the default stride.
+            where windows lie half a window apart.
 
     Raises:
         SettingError: a setting is out of its range.
