@@ -196,10 +196,9 @@ def test_regions_are_where_they_are_on_the_canvas(tiny: Model, cpu: Runtime) -> 
     mask[:, 48:] = 1
     prompts = ["a lake", Regions((Region(mask, "a volcano"),), elsewhere="a lake")]
     lake, both = (
-        Sampler(tiny, guidances=["extrapolation"], runtime=cpu)
-        .begin(prompt, height=16, width=64, stride=16, steps=2, seed=1)
+        Sampler(tiny, guidances=["extrapolation"], runtime=cpu).begin(prompt, height=16, width=64, stride=16, steps=2, seed=1)
         for prompt in prompts
-    )  # fmt: skip
+    )
     apart = (finished(lake) - finished(both)).abs().amax((0, 1))
     assert (apart[:24] < 1e-4).all()
     assert (apart[24:] > 1e-3).any()

@@ -215,9 +215,15 @@ def test_it_works_beside_others_on_any_ranks_and_a_resumed_run_has_the_same_bits
     def begin(runtime: Runtime | None = None) -> Run:
         denoiser = ToyDenoiser(channels=4)
         return toy_run(
-            (8, 18), denoiser=denoiser, codec=ToyCodec(), layout=Drift(2), guidances=guidances, wrap=wrap, steps=4,
+            (8, 18),
+            denoiser=denoiser,
+            codec=ToyCodec(),
+            layout=Drift(2),
+            guidances=guidances,
+            wrap=wrap,
+            steps=4,
             runtime=runtime or Runtime(accelerator="cpu", micro_batch=8),
-        )  # fmt: skip
+        )
 
     run, resumed = begin(), begin()
     for _ in range(3):  # the first with passes of its own, and the one that knows it, are done
