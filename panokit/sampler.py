@@ -316,8 +316,9 @@ class Sampler:
             embeddings = denoiser.encode(plan.scene)
         parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings, start=plan.start)
         with torch.no_grad(), self._pixels_explained():
-            self.fuser.begin(plan.windows, parts.begin().levels)
-            return Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
+            run = Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
+            self.fuser.begin(plan.windows, run.solver.levels)
+            return run
 
     def _check(self, plan: Plan) -> None:
         levels = self._solver(plan)().levels

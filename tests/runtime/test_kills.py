@@ -31,9 +31,11 @@ def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any) 
         outcome = kills.strike(cell, folder, random.Random(0))
     assert outcome == replace(outcome, status=-9, left=0, files=[], others=0)
     before = "panokit: the process that started the others has ended, at the start"
+    between = "panokit: rank 1: rank 1 of 2 could not meet the others: Connection reset by peer"
     after = "panokit: rank 1: rank 0 has ended, and its windows are missing: look at its last output"
     assert len(outcome.lines) == 1
-    assert outcome.lines[0] in (before, after)  # as the ranks had met or not: a fast machine does in the second that passes
+    # As the ranks had met, were about to, or had not: a fast machine comes that far in the second that passes.
+    assert outcome.lines[0] in (before, between, after)
     assert outcome.seconds < 20
 
 
