@@ -443,7 +443,9 @@ def _kind_of(name: str, kind: Kind | None) -> Kind:
     if not kinds:
         raise PluginNotFoundError(registry.unknown_among(kind or "plugins", name, set().union(*names.values())))
     if len(kinds) > 1:
-        raise PluginNotFoundError(f"{', '.join(kinds)} have a {name!r} each: choose one with --kind {kinds[0]}")
+        raise PluginNotFoundError(
+            f"{name} is the name of plugins of several kinds, {', '.join(kinds)}: choose one with --kind {kinds[0]}"
+        )
     return kinds[0]
 
 

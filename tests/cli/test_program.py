@@ -527,7 +527,7 @@ def test_check_of_a_plugin_that_breaks_a_rule_says_what_to_do_and_has_status_1(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["ddim"], "fusers, schedulers have a 'ddim' each: choose one with --kind fusers"),
+        (["ddim"], "ddim is the name of plugins of several kinds, fusers, schedulers: choose one with --kind fusers"),
         (["multidifusion"], "no plugin is called 'multidifusion': did you mean 'multidiffusion'? installed are "),
         (["plain", "--kind", "schedulers"], "no scheduler is called 'plain': installed are ddim"),
         (["plain", "--kind", "sorts"], "kind"),
