@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -33,6 +34,8 @@ _TABLES = ("_prepare_latent_image_ids", "_prepare_latent_ids", "prepare_position
 """The methods of pipelines that make tables of positions."""
 _HUSHED: ContextVar[bool] = ContextVar("hushed", default=False)
 """Whether a driven call is under way."""
+_READING = Lock()
+"""Held while texts are read. A tokenizer keeps how it cuts and pads, so two threads that share one disturb each other."""
 _SILENT = nullcontext(SimpleNamespace(update=lambda n=1: None))
 """A progress bar that shows nothing."""
 
@@ -95,7 +98,8 @@ class Driven:
         remembered = Encoded([], [])
         state = {name: reading.watched(tokenizer) for name, tokenizer in tokenizers.items()}
         one = _OneLevel(self.scheduler, Level(0, 999, 0.0, 1.0, 0, 1))
-        pipe = self._rehearse(options, **state, scheduler=one, remembered=remembered, ip_images=ip_images)
+        with _READING:
+            pipe = self._rehearse(options, **state, scheduler=one, remembered=remembered, ip_images=ip_images)
         reading.guides = getattr(pipe, "do_classifier_free_guidance", True)
         return remembered
 
