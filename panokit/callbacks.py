@@ -1,7 +1,10 @@
 """Callbacks: they watch a run at its start, after each step and at its end.
 
-A callback is any object with some of the methods `on_run_start`, `on_step_end` and `on_run_end`. A method may take the argument
-`run`, or none. Callbacks are called on every rank.
+A callback is any object with some of the methods `on_run_start`, `on_step_end`, `on_inner_step_end` and `on_run_end`. A method
+may take the argument `run`, or none. Callbacks are called on every rank.
+
+`on_inner_step_end` is called while a guidance paints another canvas in a step of the run, as MSD does with a smaller one: after
+each step of that canvas but the last. `run.inner` is the run of that canvas.
 """
 
 import inspect
@@ -18,7 +21,7 @@ from panokit.panorama import to_image
 from panokit.preview import preview
 from panokit.run import Run
 
-Hook = Literal["on_run_start", "on_step_end", "on_run_end"]
+Hook = Literal["on_run_start", "on_step_end", "on_inner_step_end", "on_run_end"]
 
 
 def call(callbacks: Iterable[object], hook: Hook, run: Run) -> None:

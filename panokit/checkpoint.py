@@ -71,9 +71,20 @@ class Checkpoint:
 
     def on_step_end(self, run: Run) -> None:
         """Write a checkpoint, if one is due."""
-        if run.done or not run.runtime.writes or self.every == 0:
+        if not run.done:
+            self._write_if_due(run, run.level.step)
+
+    def on_inner_step_end(self, run: Run) -> None:
+        """Write a checkpoint, if one is due, while a guidance paints another canvas."""
+        innermost = run
+        while innermost.inner:
+            innermost = innermost.inner
+        self._write_if_due(run, innermost.level.step)
+
+    def _write_if_due(self, run: Run, step: int) -> None:
+        if not run.runtime.writes or self.every == 0:
             return
-        due = time.monotonic() - self._last >= _MINUTE if self.every is None else run.level.step % self.every == 0
+        due = time.monotonic() - self._last >= _MINUTE if self.every is None else step % self.every == 0
         if due or run.stopping:
             with self._extra:
                 self.write(run)

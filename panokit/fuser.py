@@ -118,13 +118,14 @@ def _weights(
     fuser: WeightedFuser, windows: Windows, level: Level, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """One weight for all windows or one for each, and the inverse of each cell's total weight."""
-    weight, name = fuser.weight(windows, level).to(device, dtype), f"{type(fuser).__name__}.weight"
+    # They are checked where they are made, which is the CPU for most fusers: so nothing waits for a device.
+    weight, name = fuser.weight(windows, level).to(dtype), f"{type(fuser).__name__}.weight"
     if weight.shape[1:] != windows.window or len(weight) not in (1, len(windows)) or not weight.isfinite().all():
         raise ContractError(
             f"{name} returned shape {tuple(weight.shape)} for {len(windows)} windows of {windows.window}; it must return "
             f"{(1, *windows.window)} or {(len(windows), *windows.window)}, all finite"
         )
-    weights, total = weight.unbind(), torch.zeros(windows.size, dtype=dtype, device=device)
+    weights, total = weight.unbind(), torch.zeros(windows.size, dtype=dtype, device=weight.device)
     for i in range(len(windows)):
         windows.put(total, i, weights[i % len(weights)])
     if not (total > 0).all():
@@ -133,7 +134,7 @@ def _weights(
             f"{name} sums to {float(total.min()):.3g} over {len(wrong)} of {total.numel()} cells, the first at "
             f"{tuple(wrong[0].tolist())}; the weights over each cell must sum to more than 0"
         )
-    return weights, 1 / total
+    return weight.to(device).unbind(), (1 / total).to(device)
 
 
 _kept_weights = lru_cache(maxsize=32)(_weights)

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit.denoiser import Codec, Denoiser
-from panokit.errors import ContractError, NotFiniteError
+from panokit.errors import ContractError, NotFiniteError, PanokitError
 from panokit.fuser import Fuser
-from panokit.guidance import Estimate, Guidance
+from panokit.guidance import Estimate, Guidance, Jacobian
 from panokit.picture import Start
 from panokit.runtime import Runtime
 from panokit.scheduler import Level, Solver
@@ -49,14 +49,46 @@ class Parts:
     start: Start | None = None
 
 
+@final
+class Checks:
+    """Numbers that must be finite. They are read together, once a step, because each reading waits for the device."""
+
+    def __init__(self) -> None:
+        self._checks: list[tuple[Tensor, Callable[[], PanokitError | None]]] = []
+
+    def add(self, numbers: Tensor, error: Callable[[], PanokitError | None]) -> None:
+        """Remember numbers to read later.
+
+        Args:
+            numbers: a tensor of any shape, in the dtype and on the device of the canvas.
+            error: makes the error to raise if one of them is not finite; None for no error. It is called only then.
+        """
+        self._checks.append((numbers.flatten(), error))
+
+    def read(self) -> None:
+        """Read all numbers, and forget them.
+
+        Raises:
+            PanokitError: the error of the first ones that are not finite.
+        """
+        checks, self._checks = self._checks, []
+        if not checks:
+            return
+        numbers = torch.cat([numbers for numbers, _ in checks]).tolist()
+        for part, error in checks:
+            own, numbers = numbers[: len(part)], numbers[len(part) :]
+            if not all(map(math.isfinite, own)) and (problem := error()):
+                raise problem
+
+
 class Passed(NamedTuple):
     """The result of a pass, the same on every rank.
 
     Attributes:
         x: the canvas after guidance, `c *size`. The prediction is for this canvas, and the solver steps from it.
         pred: the model's prediction for `x`, fused, `c *size`.
-        stats: three numbers for each window and guidance, `n guidances 3`: 1 if the gradient was finite and 0 if not, the
-            energy, and the norm of the gradient. None if no guidance was awake.
+        stats: three numbers for each window and guidance, `n guidances 3`: the energy, the norm of its gradient, and that of
+            the clean estimate that it saw, or 0. None if no guidance was awake.
     """
 
     x: Float[Tensor, "*c_size"]
@@ -84,10 +116,12 @@ class Pass:
     Attributes:
         parts: what the canvases of a run share.
         solver: the run's solver. A pass uses only its levels and its pure functions `x0` and `pred`.
+        checks: gets the sizes of the guidances' gradients. Whoever makes a pass reads them.
     """
 
     parts: Parts
     solver: Solver
+    checks: Checks = field(default_factory=Checks)
 
     def estimate(
         self,
@@ -110,7 +144,6 @@ class Pass:
             The guided canvas and the prediction for it. Without a guidance the canvas comes back as it is.
 
         Raises:
-            NotFiniteError: a guidance's gradient holds NaN or infinity.
             ContractError: a plugin returned something of another shape.
         """
         runtime, stop = self.parts.runtime, self.parts.stop
@@ -130,11 +163,13 @@ class Pass:
         x, pred, stats = runtime.map(
             lambda chunk: guided(_chosen(computed, chunk)),
             len(computed),
-            [shape, shape, (len(prepared), 3)],
+            [shape, shape, (len(prepared) * 3,)],
             micro_batch=runtime.guided_micro_batch if full else None,
             stop=stop,
         )
-        _raise_where_not_finite(stats[..., 0], [guidance for guidance, _ in prepared], level, computed)
+        stats = stats.unflatten(1, (-1, 3))
+        guidances = [guidance for guidance, _ in prepared]
+        self.checks.add(stats[..., 1].amax(), lambda: _unfinite(stats, guidances, level, computed))
         unguided = None if partial is None else partial._replace(pred=canvas)
         x = self._fuse(_spread(x, windows, unguided), windows, level)
         return Passed(x, self._fuse(_spread(pred, windows, partial), windows, level), stats)
@@ -206,23 +241,25 @@ class Pass:
 
         def guided(index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             x = windows.crop(canvas, index)
-            stats = x.new_zeros((len(index), len(prepared), 3))
+            stats: dict[int, Sequence[Tensor]] = {}
             if none:
                 unseen = Estimate(x, torch.full_like(x, math.nan), level, self.below(level))
                 to_x, _ = _gradients("none", prepared, unseen, index, stats)
-                x = x - to_x
+                x = x if to_x is None else x - to_x
             if full:
                 with torch.enable_grad():
                     seen = self.look(x.requires_grad_(), windows, index, level)
                 to_x, to_x0 = _gradients("full", prepared, seen, index, stats)
-                x = x.detach() - to_x - _through(seen, to_x0)
+                x = x.detach() if to_x is None else x.detach() - to_x
+                x = x if to_x0 is None else x - _through(seen, to_x0)
             pred = self.predict(x, windows, index, level)
             if identity:
                 seen = self.read(x, pred, level)
                 _, to_x0 = _gradients("identity", prepared, seen, index, stats)
-                x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
-                pred = self.solver.pred(x0, x, level)
-            return x, pred, stats
+                if to_x0 is not None:
+                    x0, x = seen.x0 - to_x0, x - level.alpha * to_x0
+                    pred = self.solver.pred(x0, x, level)
+            return x, pred, torch.stack([number for k in sorted(stats) for number in stats[k]], dim=1)
 
         return guided
 
@@ -249,31 +286,40 @@ def expect(value: Any, shape: Sequence[int], source: str, contract: str) -> Tens
     return value
 
 
-def _gradients(jacobian: str, prepared: Guided, seen: Estimate, index: Sequence[int], stats: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind.
+def _gradients(
+    jacobian: Jacobian, prepared: Guided, seen: Estimate, index: Sequence[int], stats: dict[int, Sequence[Tensor]]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The sum of strength times energy gradient, with respect to x and to x0, over the guidances of one kind; None for 0.
 
     The gradients are taken at detached leaves, guidance by guidance. So a decoder's graph is freed before the next guidance,
-    and before the one backward pass through the denoiser. The measurements go into `stats`; reading them here would wait for
-    the device at every chunk.
+    and before the one backward pass through the denoiser. The measurements go into `stats`, by the place of the guidance;
+    reading them here would wait for the device at every chunk.
     """
-    to_x, to_x0 = torch.zeros_like(seen.x), torch.zeros_like(seen.x0)
+    sums: dict[str, Tensor] = {}
+    estimated = None if jacobian == "none" else _norm(seen.x0)
     for k, (guidance, context) in enumerate(prepared):
         if guidance.jacobian != jacobian:
             continue
-        x, x0 = seen.x.detach().requires_grad_(), seen.x0.detach().requires_grad_()
+        x = seen.x if jacobian == "identity" else seen.x.detach().requires_grad_()
+        x0 = seen.x0 if jacobian == "none" else seen.x0.detach().requires_grad_()
+        leaves = {"full": {"x": x, "x0": x0}, "identity": {"x0": x0}, "none": {"x": x}}[jacobian]
         with torch.enable_grad():
             energy = guidance.energy(Estimate(x, x0, seen.level, seen.below), index, context)
         _expect_energy(guidance, energy, len(index), seen.level)
-        strength = guidance.strength(seen.level)
-        finite, square = torch.ones(len(index), dtype=torch.bool, device=x.device), x.new_zeros(len(index))
-        for total, gradient in zip((to_x, to_x0), _gradient(energy, (x, x0)), strict=True):
+        gradients = dict(zip(leaves, _gradient(energy, [*leaves.values()]), strict=True))
+        norms = [_norm(gradient) for gradient in gradients.values() if gradient is not None]
+        for name, gradient in gradients.items():
             if gradient is not None:
-                total += strength * gradient
-                blind = jacobian != "none" and ~_finite(seen.x0)  # a prediction that is not finite is reported as such
-                finite &= _finite(gradient) | blind
-                square += gradient.flatten(1).square().sum(1)
-        stats[:, k] = torch.stack([finite, energy.detach(), square.sqrt()], dim=1)
-    return to_x, to_x0
+                moved = guidance.strength(seen.level) * gradient
+                sums[name] = sums[name] + moved if name in sums else moved
+        norm = norms[0] if len(norms) == 1 else torch.hypot(*norms) if norms else torch.zeros_like(energy)
+        stats[k] = energy, norm, torch.zeros_like(energy) if estimated is None else estimated
+    return sums.get("x"), sums.get("x0")
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """The norm of each row."""
+    return torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)))
 
 
 def _chosen(index: Sequence[int], chunk: Sequence[int]) -> list[int]:
@@ -290,10 +336,6 @@ def _spread(rows: Tensor, windows: Windows, partial: Partial | None) -> Tensor:
     return spread
 
 
-def _finite(rows: Tensor) -> Tensor:
-    return torch.isfinite(rows).flatten(1).all(1)
-
-
 def _gradient(energy: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """The gradient of an energy at its leaves. A constant energy, such as an anchor's, has no graph and no gradient."""
     if not energy.requires_grad:
@@ -307,24 +349,33 @@ def _through(seen: Estimate, to_x0: Tensor) -> Tensor:
     Half precision could underflow or overflow on the way. So each window's gradient is scaled by a power of two to about 1, and
     the product back. The product is linear, so this is exact.
     """
-    _, exponent = torch.frexp(to_x0.abs().flatten(1).amax(dim=1))
-    scale = exponent.view(-1, *(1,) * (to_x0.ndim - 1))
+    _, scale = torch.frexp(torch.linalg.vector_norm(to_x0, torch.inf, tuple(range(1, to_x0.ndim)), keepdim=True))
     (gradient,) = torch.autograd.grad(seen.x0, seen.x, torch.ldexp(to_x0, -scale))
     return torch.ldexp(gradient, scale)
 
 
-def _raise_where_not_finite(finite: Tensor, guidances: Sequence[Guidance], level: Level, index: Sequence[int]) -> None:
-    """Raise a NotFiniteError that names the first guidance with a gradient that is not finite, and its windows."""
-    if bool(finite.all()):
-        return
+def _unfinite(stats: Tensor, guidances: Sequence[Guidance], level: Level, computed: Sequence[int]) -> NotFiniteError | None:
+    """The error that names the first guidance with a gradient that is not finite, and its windows.
+
+    Where the model's own estimate is not finite, the gradient is not the cause. None if it is the cause nowhere.
+
+    Args:
+        stats: those of a pass; see `Passed`.
+        guidances: the guidances that were awake.
+        level: the noise level.
+        computed: the numbers of the windows of `stats`.
+    """
+    _, norms, estimates = torch.isfinite(stats).unbind(2)
     for k, guidance in enumerate(guidances):
-        windows = [index[row] for row in (finite[:, k] == 0).nonzero().flatten().tolist()]
+        windows = [computed[row] for row in (~norms & estimates)[:, k].nonzero().flatten().tolist()]
         if windows:
             shown = ", ".join(map(str, windows[:8])) + (f" and {len(windows) - 8} more" if len(windows) > 8 else "")
-            raise NotFiniteError(
+            return NotFiniteError(
                 f"the gradient of {type(guidance).__name__} at step {level.step + 1} of {level.steps} (level {level.index}) "
-                f"holds NaN or infinity in {'windows' if len(windows) > 1 else 'window'} {shown}: give it less weight"
+                f"holds NaN, infinity or numbers near it in {'windows' if len(windows) > 1 else 'window'} {shown}: give it "
+                "less weight"
             )
+    return None
 
 
 def _expect_energy(guidance: Guidance, energy: Any, n: int, level: Level) -> None:

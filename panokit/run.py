@@ -16,7 +16,7 @@ from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.guidance import Estimate, Guidance, Jacobian, Known
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
-from panokit.passes import Guided, Partial, Parts, Pass, Passed, expect
+from panokit.passes import Checks, Guided, Partial, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
 from panokit.scheduler import Level
 from panokit.settings import steadier
@@ -37,6 +37,7 @@ class Run:
         windows: where the windows lie; `Windows.at` says where at each level.
         seed: seed of the generator, from 0 to 2^64 - 1.
         recipe: plain data that the picture and its checkpoints carry.
+        checks: the checks of the run that this canvas is painted for, which reads them; None for checks of its own.
 
     Attributes:
         canvas: `c *size`, at noise level `level`.
@@ -44,6 +45,8 @@ class Run:
         computed: how many windows of the canvas have been computed. Those of smaller canvases do not count.
         guided: pairs of a guidance and its memory.
         start: the picture that the run starts from, encoded for its canvas; None for noise alone.
+        inner: the run of another canvas that a guidance paints now (`Step.paint`); None between such runs.
+        on_inner_step: called after each step of `inner`, and of runs inside it.
 
     Raises:
         ContractError: a guidance has a `jacobian` that the contract does not know.
@@ -58,6 +61,7 @@ class Run:
         windows: Windows,
         seed: int,
         recipe: Mapping[str, Any] | None = None,
+        checks: Checks | None = None,
     ) -> None:
         for guidance in guidances:
             if guidance.jacobian not in get_args(Jacobian):
@@ -70,13 +74,19 @@ class Run:
         require_cover(windows)
         self.parts, self.windows, self.seed, self.recipe = parts, windows, seed, recipe or {}
         self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
-        self.model_pass = Pass(parts, self.solver)
+        self._owns_checks, self._checks = checks is None, checks or Checks()
+        self.model_pass = Pass(parts, self.solver, self._checks)
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = _generator(seed)
         self.canvas: Float[Tensor, "*c_size"] = self.solver.start(self._noise(self.generator))
         self.level: Level = self.solver.levels[0]
         self.start = parts.start.on(windows, parts.codec, self.canvas) if parts.start else None
         self.computed = 0
+        self.inner: Run | None = None
+        self.on_inner_step: Callable[[], None] = lambda: None
+        self._watched: list[tuple[Tensor, Tensor, int]] = []
+        self._broken_off: Mapping[str, Any] | None = None
+        self._known_x0: Tensor | None = None
         self._last: tuple[Passed, Level] | None = None
         self._main: tuple[Passed, Level] | None = None
 
@@ -109,7 +119,7 @@ class Run:
             self.computed += len(self.windows.at(self.level))
         else:
             passed = self._around(known)
-        self._require_finite(passed.pred)
+        self._check(passed.pred)
         canvas = self.solver.step(passed.pred, passed.x, self.level, self.generator)
         contract = "it must return the canvas one level down"
         self.canvas = expect(canvas, passed.x.shape, f"{type(self.solver).__name__}.step", contract)
@@ -154,8 +164,10 @@ class Run:
         if not isinstance(known, Known):
             raise ContractError(f"{name} returned a {type(known).__name__}; it must return Known(x0, where=None), or None")
         x0 = expect(known.x0, self.canvas.shape, name, "x0 must be the clean canvas").to(self.canvas)
-        if not torch.isfinite(x0).all():
-            raise NotFiniteError(f"the canvas that {name} returned at step {self.level.step + 1} holds NaN or infinity")
+        if x0 is not self._known_x0:  # most guidances return the same canvas at each step
+            message = f"the canvas that {name} returned at step {self.level.step + 1} holds NaN or infinity"
+            self._checks.add(torch.stack(x0.aminmax()), lambda: NotFiniteError(message))
+            self._known_x0 = x0
         if known.where is None:
             return Known(x0)
         where = expect(known.where, self.windows.size, name, "where must be one truth value for each cell").bool()
@@ -203,14 +215,19 @@ class Run:
                 prepared.append((guidance, guidance.prepare(step, memory)))
         return self.model_pass.estimate(canvas, windows, prepared, level, partial)
 
-    def _require_finite(self, pred: Tensor) -> None:
+    def _check(self, pred: Tensor) -> None:
+        """Check that a prediction is finite. All checks of a step are read here, at once."""
+        level = self.level
         # The least and the largest value are NaN if any is. This is several times as fast as a test of every value.
-        if not torch.isfinite(torch.stack(pred.aminmax())).all():
-            raise NotFiniteError(
-                f"the prediction at step {self.level.step + 1} of {self.level.steps} (level {self.level.index}, "
-                f"t = {self.level.t}) holds NaN or infinity, so the picture would be black: try "
-                f"{steadier(self.runtime.precision)}, or weaker guidance"
-            )
+        self._checks.add(
+            torch.stack(pred.aminmax()),
+            lambda: NotFiniteError(
+                f"the prediction at step {level.step + 1} of {level.steps} (level {level.index}, t = {level.t}) holds NaN or "
+                f"infinity, so the picture would be black: try {steadier(self.runtime.precision)}, or weaker guidance"
+            ),
+        )
+        if self._owns_checks:
+            self._checks.read()
 
     def paint(
         self,
@@ -233,15 +250,35 @@ class Run:
         Raises:
             KeyboardInterrupt: this run was asked to stop.
         """
-        run = Run(self.parts, guidances=guidances, windows=windows, seed=seed)
-        while not run.done:
-            run.step()
-            if self.stopping:
-                raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
-            if watch and run._main:  # what inner stages of a solver see belongs to no step
-                passed, level = run._main
-                watch(run.model_pass.read(passed.x, passed.pred, level))
+        run = self.inner = Run(self.parts, guidances=guidances, windows=windows, seed=seed, checks=self._checks)
+        run.on_inner_step = self.on_inner_step
+        try:
+            self._continue(run)
+            for x, x0, index in run._watched:
+                level = run.solver.levels[index]
+                if watch:
+                    watch(Estimate(x, x0, level, run.model_pass.below(level)))
+            while not run.done:
+                run.step()
+                if watch and run._main:  # what inner stages of a solver see belongs to no step
+                    passed, level = run._main
+                    estimate = run.model_pass.read(passed.x, passed.pred, level)
+                    run._watched.append((estimate.x, estimate.x0, level.index))
+                    watch(estimate)
+                if not run.done:
+                    self.on_inner_step()
+                if self.stopping:
+                    raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
+        finally:
+            self.inner = None
         return run.canvas
+
+    def _continue(self, run: "Run") -> None:
+        """Continue an inner run where it was broken off, if the state that this run continues from holds it."""
+        state, self._broken_off = self._broken_off, None
+        if state and (state["seed"], tuple(state["state"]["canvas"].shape)) == (run.seed, tuple(run.canvas.shape)):
+            run.restore(state["state"])
+            run._watched = [(x.to(run.canvas), x0.to(run.canvas), index) for x, x0, index in state["watched"]]
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
@@ -285,23 +322,32 @@ class Run:
         awake = [label for label, (guidance, _) in zip(labels, self.guided, strict=True) if guidance.strength(level) != 0]
         return {
             f"{quantity}/{label}": mean
-            for label, (_, *means) in zip(awake, stats.mean(0).tolist(), strict=True)
+            for label, means in zip(awake, stats[..., :2].mean(0).tolist(), strict=True)
             for quantity, mean in zip(("energy", "gradient"), means, strict=True)
         }
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, besides its settings.
 
+        While a guidance paints another canvas, the state of that run belongs to it.
+
         Returns:
             A dict of tensors, numbers, text, and lists, tuples and dicts of them.
+
+        Raises:
+            NotFiniteError: the canvas of a guidance holds NaN or infinity.
         """
-        return {
+        self._checks.read()
+        state = {
             "canvas": self.canvas,
             "level": self.level.index,
             "generator": self.generator.get_state(),
             "solver": self.solver.state(),
             "memories": deepcopy([memory for _, memory in self.guided]),
         }
+        if self.inner:
+            state["inner"] = {"seed": self.inner.seed, "state": self.inner.state(), "watched": [*self.inner._watched]}
+        return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state: later steps are those of the run that returned it.
@@ -325,6 +371,7 @@ class Run:
         self.solver.restore(state["solver"])
         memories = map_leaves(deepcopy(state["memories"]), lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
         self.guided = [(guidance, memory) for (guidance, _), memory in zip(self.guided, memories, strict=True)]
+        self._broken_off = state.get("inner")
         self._last = None
 
 

@@ -133,8 +133,7 @@ class Sampler:
         fuser: joins windows into a canvas.
         guidances: keep the windows in agreement, in any order.
         runtime: the devices to run on; None for one device.
-        callbacks: objects with some of the methods `on_run_start`, `on_step_end` and `on_run_end`: see `panokit.callbacks`.
-            Those of the runtime's Fabric are called too.
+        callbacks: objects with some of the methods in `panokit.callbacks`. Those of the runtime's Fabric are called too.
         loggers: Lightning's loggers, which get numbers after each step: see `panokit.callbacks.Log`.
 
     Raises:
@@ -295,6 +294,7 @@ class Sampler:
                 call(callbacks, hook, run)
                 self.runtime.fabric.call(hook, run=run)
 
+        run.on_inner_step = partial(notify, "on_inner_step_end")
         notify("on_run_start")
         while not run.done:
             run.step()

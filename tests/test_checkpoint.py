@@ -12,10 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from panokit import DiffusersScheduler, Model, Run, Runtime, Sampler, SettingError, checkpoint
+from panokit import DiffusersScheduler, Guidance, Model, Run, Runtime, Sampler, SettingError, checkpoint
+from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.checkpoint import Checkpoint, read
 from panokit.errors import FallbackWarning, OutputError
 from panokit.testing.toys import Pull, ToyScheduler, toy_run
+from panokit_demofusion import DemoFusion
+from panokit_extrapolation import Extrapolation
+from panokit_hiflow import HiFlow
+from panokit_msd import HeadStart, MSDGuidance
 
 SIZE = {"height": 16, "width": 32, "steps": 4}
 
@@ -150,6 +155,71 @@ def test_a_memory_that_is_no_data_is_told(tmp_path: Path) -> None:
     run.guided = [(object(), {"net": object()})]  # what a plugin might remember
     with pytest.raises(SettingError, match="a checkpoint cannot hold a object"):
         Checkpoint(tmp_path / "a").write(run)
+
+
+class KilledError(Exception):
+    """The end of a process, as far as a test in one process can make it."""
+
+
+class Dies:
+    """Counts the steps of canvases that guidances paint, and ends the process after one of them."""
+
+    def __init__(self, after: int | None) -> None:
+        self.after, self.count = after, 0
+
+    def on_inner_step_end(self) -> None:
+        self.count += 1
+        if self.count == self.after:
+            raise KilledError
+
+
+PAINTERS: dict[str, Guidance] = {
+    "MSD": MSDGuidance(levels=3),
+    "HeadStart": HeadStart(levels=2),
+    "HiFlow": HiFlow(),  # it watches the smaller canvas at each step
+    "DemoFusion": DemoFusion(),
+    "Extrapolation": Extrapolation(),  # it paints one canvas after another
+}
+
+
+def windows_of(tiny: Model, guidance: Guidance, *callbacks: object) -> tuple[Tensor, int]:
+    """The latents of a panorama, and how many windows the network computed."""
+    rows: list[int] = []
+    denoiser = tiny.denoiser
+    assert isinstance(denoiser, UNetDenoiser)
+    made = Sampler(
+        tiny,
+        scheduler=DiffusersScheduler("euler_a"),
+        guidances=[guidance],
+        runtime=Runtime(accelerator="cpu", micro_batch=1),
+        callbacks=callbacks,
+    )
+    side = 64 if isinstance(guidance, MSDGuidance) else 32
+    with denoiser.unet.register_forward_pre_hook(lambda module, args, kwargs: rows.append(1), with_kwargs=True):
+        try:
+            return made("a lake", height=side, width=side, steps=4, seed=1).latents, len(rows)
+        except KilledError:
+            return torch.empty(0), len(rows)
+
+
+@pytest.mark.parametrize("name", PAINTERS)
+def test_a_run_that_ends_while_a_smaller_canvas_is_painted_loses_one_step(tiny: Model, tmp_path: Path, name: str) -> None:
+    guidance, counter = PAINTERS[name], Dies(None)
+    whole, windows = windows_of(tiny, guidance, counter)
+    assert counter.count >= 3
+    _, before = windows_of(tiny, guidance, Checkpoint(tmp_path / "a", 1), Dies(counter.count // 2))
+    latents, rest = windows_of(tiny, guidance, Checkpoint(tmp_path / "a", 1, resume=tmp_path / "a"))
+    assert torch.equal(latents, whole)
+    assert before + rest == windows, "what was painted before the checkpoint is not painted again"
+
+
+def test_a_run_that_is_asked_to_stop_while_a_smaller_canvas_is_painted_leaves_one(tiny: Model, tmp_path: Path) -> None:
+    kept = Checkpoint(tmp_path / "a", None)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 4 of a smaller canvas"):
+        windows_of(tiny, PAINTERS["HeadStart"], kept, Stops())
+    state = read(tmp_path / "a")[1]
+    assert (state["level"], state["inner"]["state"]["level"]) == (0, 1)
+    assert kept.useful
 
 
 @pytest.fixture(scope="module")

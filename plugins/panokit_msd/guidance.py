@@ -60,8 +60,7 @@ class Projection(CrossScale):
         return -math.expm1(-faded(self.weight, self.decay, self.until, level) / level.steps)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Target) -> Float[Tensor, " n"]:
-        apart = mean(seen.x0, self.factor, context.axes) - context.crop(index)
-        return self.factor**context.axes / 2 * apart.square().flatten(1).sum(1)
+        return self.factor**context.axes / 2 * context.distance(mean(seen.x0, self.factor, context.axes), index)
 
 
 @final

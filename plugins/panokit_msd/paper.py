@@ -67,8 +67,7 @@ class MSDPaper(CrossScale):
         return faded(self.weight, self.decay, self.until, level)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Target) -> Float[Tensor, " n"]:
-        apart = mean(seen.prev, self.factor, context.axes) - context.crop(index)
-        return apart.square().flatten(1).sum(1)
+        return context.distance(mean(seen.prev, self.factor, context.axes), index)
 
 
 def faded(weight: float, decay: float, until: float, level: Level) -> float:

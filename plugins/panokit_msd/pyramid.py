@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, final
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from panokit import Estimate, Guidance, Level, SettingError, Step, Windows
 from panokit_msd.settings import require_at_least
@@ -126,9 +126,9 @@ class Target(NamedTuple):
         """The number of axes of the canvas."""
         return len(self.windows.size)
 
-    def crop(self, index: Sequence[int]) -> Float[Tensor, "n *c_window"]:
-        """The parts of the coarse canvas that the fine windows `index` cover."""
-        return self.windows.crop(self.canvas, index)
+    def distance(self, rows: Float[Tensor, "n *c_window"], index: Sequence[int]) -> Float[Tensor, " n"]:
+        """The squared distances of shrunk windows from the parts of the coarse canvas that the fine windows `index` cover."""
+        return nn.functional.mse_loss(rows, self.windows.crop(self.canvas, index), reduction="none").flatten(1).sum(1)
 
 
 def _by(cells: Iterable[int]) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from panokit import Level, Step, enlarged
+from panokit import Level, SettingError, Step, enlarged
 
 
 def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
@@ -13,9 +13,14 @@ def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*c
 
     Of independent noise it leaves the standard deviation times `factor ** (-axes / 2)`.
     """
-    for axis in range(-axes, 0):
-        x = x.unflatten(axis, (-1, factor)).mean(axis)
-    return x
+    match axes:
+        case 1:
+            return nn.functional.avg_pool1d(x, factor)
+        case 2:
+            return nn.functional.avg_pool2d(x, factor)
+        case 3:
+            return nn.functional.avg_pool3d(x, factor)
+    raise SettingError(f"a canvas of {axes} axes cannot be shrunk: MSD works with 1, 2 or 3")
 
 
 def renoised(

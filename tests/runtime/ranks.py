@@ -254,12 +254,17 @@ def stopped(folder: str) -> int:
 
 
 def killed(folder: str, rank: int, step: int, every: int, resume: bool) -> int:
-    """A run of which one rank kills itself in a step; -1 for none."""
+    """A run of which one rank kills itself after a step; after -STEP of the smaller canvas that it paints first. -1 for none."""
     shared = runtime()
 
     class Dies:
         def on_step_end(self, run: Run) -> None:
             if shared.global_rank == rank and run.level.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def on_inner_step_end(self, run: Run) -> None:
+            assert run.inner
+            if shared.global_rank == rank and run.inner.level.step == -step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return run_to_end(shared, folder, [Dies()], every=every, resume=resume)
@@ -348,6 +353,7 @@ def killed_in_write(folder: str, point: str, step: int) -> int:
     """A run whose first rank is killed while it writes a step's checkpoint: half of it, all of it, or between renamings."""
     shared = runtime()
     calls = {"write": 0, "replace": 0}
+    step += 5  # those of the smaller canvas that is painted first
     write, replace = Path.write_bytes, Path.replace
 
     def writes(path: Path, data: bytes) -> int:

@@ -4,7 +4,8 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -41,11 +42,23 @@ class Embeddings:
         texts: one row for each text of the scene.
         negatives: what to avoid, for each text; None without classifier-free guidance.
         mixtures: the scene, and which texts each window needs.
+        repeated: the rows of `batch` where there is one text, by their number. They are the same at each step.
     """
 
     texts: Float[Tensor, "k length width"]
     negatives: Float[Tensor, "k length width"] | None
     mixtures: Mixtures
+    repeated: dict[int, Tensor] = field(default_factory=dict)
+
+    def batch(self, mixture: Mixture) -> Float[Tensor, "m2 length width"]:
+        """The texts of the entries of a mixture, after what to avoid for each of them, if there is guidance."""
+        rows = [self.texts] if self.negatives is None else [self.negatives, self.texts]
+        if len(self.texts) > 1:
+            return torch.cat([texts[mixture.texts] for texts in rows])
+        count = len(mixture.rows)
+        if count not in self.repeated:
+            self.repeated[count] = torch.cat([texts.expand(count, -1, -1) for texts in rows])
+        return self.repeated[count]
 
 
 @dataclass(frozen=True)
@@ -53,15 +66,16 @@ class Condition:
     """The conditioning of some windows.
 
     Attributes:
-        text: the embedded texts of the windows, one for each entry of the mixture.
-        negative: what to avoid, for each entry; None without classifier-free guidance.
+        texts: the embedded texts of the windows, one for each entry of the mixture; with classifier-free guidance, after what
+            to avoid for each entry.
+        guided: whether there is classifier-free guidance.
         scale: strength of classifier-free guidance, one for all entries or `m 1 1 1`.
         mixture: which entries belong to a window, and their shares.
         end: the share of the steps after which classifier-free guidance is off.
     """
 
-    text: Float[Tensor, "m length width"]
-    negative: Float[Tensor, "m length width"] | None
+    texts: Float[Tensor, "m2 length width"]
+    guided: bool
     scale: float | Float[Tensor, "m 1 1 1"]
     mixture: Mixture
     end: float
@@ -141,9 +155,8 @@ class UNetDenoiser(Denoiser):
         if windows.window != self.window:  # those of a denoiser around this one
             require_window(windows.window, self.unet.config)
         mixture = embeddings.mixtures.of(windows, index)
-        negative = None if embeddings.negatives is None else _entries(embeddings.negatives, mixture)
-        texts, end = _entries(embeddings.texts, mixture), embeddings.mixtures.scene.guidance_end
-        return Condition(texts, negative, self._scale(mixture), mixture, end)
+        guided, end = embeddings.negatives is not None, embeddings.mixtures.scene.guidance_end
+        return Condition(embeddings.batch(mixture), guided, self._scale(mixture), mixture, end)
 
     def _scale(self, mixture: Mixture) -> float | Tensor:
         scales = [max(scale, 1.0) for scale in mixture.scales]
@@ -154,23 +167,23 @@ class UNetDenoiser(Denoiser):
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
         mixture = condition.mixture
         x = x if mixture.shares is None else x[mixture.rows]
-        if condition.negative is None or level.progress >= condition.end:
-            return mixture.mix(self._predict(x, level, condition.text))
-        both = self._predict(torch.cat([x, x]), level, torch.cat([condition.negative, condition.text]))
+        if not condition.guided or level.progress >= condition.end:
+            return mixture.mix(self._predict(x, level, condition.texts[-len(x) :]))
+        both = self._predict(torch.cat([x, x]), level, condition.texts)
         negative, positive = both.chunk(2)
         scale = condition.scale if isinstance(condition.scale, float) else condition.scale.to(positive)
         return mixture.mix(torch.lerp(negative, positive, scale))
 
     def _predict(self, x: Tensor, level: Level, text: Tensor) -> Tensor:
-        t = torch.full((len(x),), level.t, device=x.device)
         dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` goes through all modules each time
         with computing("the unet"):
-            return self.unet(x.to(dtype), t, text.to(dtype), return_dict=False)[0].to(x.dtype)
+            return self.unet(x.to(dtype), _times(len(x), level.t, x.device), text.to(dtype), return_dict=False)[0].to(x.dtype)
 
 
-def _entries(texts: Tensor, mixture: Mixture) -> Tensor:
-    """The embedded text of each entry of a mixture. One text is repeated without a copy."""
-    return texts.expand(len(mixture.rows), -1, -1) if len(texts) == 1 else texts[mixture.texts]
+@lru_cache(maxsize=8, typed=True)
+def _times(count: int, t: int | float, device: torch.device) -> Tensor:
+    """The time of each window in a batch. All batches of a step have the same."""
+    return torch.full((count,), t, device=device)
 
 
 def is_stable_diffusion(index: Mapping[str, Any]) -> bool:

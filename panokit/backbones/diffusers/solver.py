@@ -63,6 +63,7 @@ class DiffusersSolver(Solver):
         self._kind, self._scheduler, self._device, self._prediction = kind, scheduler, device, prediction
         self._options = {key: value for key, value in options.items() if key in kind.step()}
         self._draws = "generator" in inspect.signature(scheduler.step).parameters
+        self._times: list[int | float] = scheduler.timesteps.tolist()  # as tensors, they would be read several times a step
         self._begun = dict(vars(scheduler))
 
     def start(self, noise: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -87,7 +88,7 @@ class DiffusersSolver(Solver):
             pred = pred_from(native, self.x0(pred, x, level), x, level)
         if self._kind.exploding:
             x = x / level.alpha
-        t = self._scheduler.timesteps[level.index]
+        t = self._times[level.index]
         options = {**self._options, "generator": generator} if self._draws else self._options
         if self._strides:  # diffusers goes down by num_train_timesteps // num_inference_steps, the same at each step
             trained = self._scheduler.config.num_train_timesteps
