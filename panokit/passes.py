@@ -246,13 +246,18 @@ class Pass:
                 unseen = Estimate(x, torch.full_like(x, math.nan), level, self.below(level))
                 to_x, _ = _gradients("none", prepared, unseen, index, stats)
                 x = x if to_x is None else x - to_x
+            moved = True
             if full:
                 with torch.enable_grad():
-                    seen = self.look(x.requires_grad_(), windows, index, level)
+                    pred = self.predict(x.requires_grad_(), windows, index, level)
+                    seen = self.read(x, pred, level)
                 to_x, to_x0 = _gradients("full", prepared, seen, index, stats)
-                x = x.detach() if to_x is None else x.detach() - to_x
+                x, pred = x.detach(), pred.detach()
+                x = x if to_x is None else x - to_x
                 x = x if to_x0 is None else x - _through(seen, to_x0)
-            pred = self.predict(x, windows, index, level)
+                moved = to_x is not None or to_x0 is not None  # an anchor's energy, for one, has no gradient
+            if moved:
+                pred = self.predict(x, windows, index, level)
             if identity:
                 seen = self.read(x, pred, level)
                 _, to_x0 = _gradients("identity", prepared, seen, index, stats)

@@ -254,7 +254,7 @@ def stopped(folder: str) -> int:
 
 
 def killed(folder: str, rank: int, step: int, every: int, resume: bool) -> int:
-    """A run of which one rank kills itself after a step; after -STEP of the smaller canvas that it paints first. -1 for none."""
+    """A run of which one rank kills itself after a step, or after step -STEP of the smaller canvas. Rank -1 is none."""
     shared = runtime()
 
     class Dies:
