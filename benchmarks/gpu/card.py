@@ -96,9 +96,9 @@ class Card:
         return time.perf_counter() - began
 
     def clear(self) -> None:
-        """Free what nobody holds, and count the peaks of memory from here on."""
-        gc.collect()
+        """Free what nobody holds on a CUDA device, and count the peaks of memory from here on."""
         if self.cuda:
+            gc.collect()
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gpu import models
-from gpu.bench import PAPER, SQUARE, WINDOWS, Bench, warnings_kept
+from gpu.bench import SQUARE, Bench, warnings_kept
 from gpu.peer import Peer
 from gpu.report import Numbers, Outcome
 from panokit import Model, Run
@@ -17,6 +17,8 @@ from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.scheduler import Training
 
+HIGH, LOW = 45, 7
+"""The windows of the MSD paper's canvas, and of the smaller one that guides them."""
 STEPS = 50
 """Steps of the picture whose first ones are measured: the number decides how many of them are guided."""
 ROUNDS, TIMED = 3, 2
@@ -35,7 +37,7 @@ def multidiffusion(bench: Bench, micro_batch: int) -> Outcome:
     most: dict[str, float | None] = {}
     with warnings_kept() as warned:
         runs = {
-            name: bench.begin(bench.sampler(model, micro_batch=micro_batch), PAPER, STEPS)
+            name: bench.begin(bench.sampler(model, micro_batch=micro_batch), bench.paper, STEPS)
             for name, model in (("driven", driven), ("direct", direct))
         }
         peer = Peer(pipe, runs["driven"].windows, driven.factor)
@@ -61,7 +63,7 @@ def guided(bench: Bench, guidance: Any, flops: Callable[[Bench], float], *, coun
     model = bench.loaded("sd2", bench.half_pipeline)
     with warnings_kept() as warned:
         sampler = bench.sampler(model, guidances=[guidance], micro_batch=8, guided_micro_batch=4)
-        run = bench.begin(sampler, PAPER, STEPS)
+        run = bench.begin(sampler, bench.paper, STEPS)
         bench.card.clear()
         timed = _steps(bench, run, 1 if bench.tiny else count)
     numbers = {"windows/s": len(run.windows) / median(timed), "s/step": median(timed)}
@@ -74,27 +76,26 @@ def guided(bench: Bench, guidance: Any, flops: Callable[[Bench], float], *, coun
 
 def msd_flops(bench: Bench) -> float:
     """Operations of a step of `msd`: a guided pass forward for each window, and one for each of the smaller canvas."""
-    return 2 * (WINDOWS[PAPER] + 7) * _flops(bench, "sd2", "forward")
+    return 2 * (HIGH + LOW) * _flops(bench, "sd2", "forward")
 
 
 def msd_paper_flops(bench: Bench) -> float:
     """Operations of a step of `msd_paper`: two passes forward and one backward a window, and the smaller canvas."""
     forward, backward = (_flops(bench, "sd2", way) for way in ("forward", "backward"))
-    return 2 * (2 * WINDOWS[PAPER] + 7) * forward + 2 * WINDOWS[PAPER] * backward
+    return 2 * (2 * HIGH + LOW) * forward + 2 * HIGH * backward
 
 
 def syncdiffusion_flops(bench: Bench) -> float:
     """Operations of a step of `syncdiffusion`, without those of its metric, which are a thousandth."""
-    count = WINDOWS[PAPER]
     forward, backward = (_flops(bench, "sd2", way) for way in ("forward", "backward"))
     decode, undecode = (_flops(bench, "sd2", way) for way in ("decode", "decode_backward"))
-    return 2 * (2 * count + 1) * forward + 2 * count * backward + count * decode + (count - 1) * undecode
+    return 2 * (2 * HIGH + 1) * forward + 2 * HIGH * backward + HIGH * decode + (HIGH - 1) * undecode
 
 
 def decoding(bench: Bench) -> Outcome:
     """The picture of the whole canvas, 1024 x 4096 pixels, decoded in tiles."""
     sampler = bench.sampler(bench.loaded("sd2", bench.half_pipeline))
-    run = bench.begin(sampler, PAPER, STEPS)
+    run = bench.begin(sampler, bench.paper, STEPS)
     sampler.decode(run)
     bench.card.clear()
     seconds = bench.card.seconds(lambda: sampler.decode(run))
