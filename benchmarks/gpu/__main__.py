@@ -138,12 +138,13 @@ def main(words: list[str] | None = None) -> int:
     card = Card.of(options.device)
     out = options.out or HERE / "results" / re.sub(r"[^\w.-]+", "-", f"{card.name}{' tiny' * options.tiny}")
     report = Report(out, facts(card, options.tiny))
+    faulthandler.dump_traceback_later(options.limit + 30, exit=True)  # if a kernel hangs; what is written by then is kept
     run(Bench(card, options.tiny), report, options.limit, options.sections)
+    faulthandler.cancel_dump_traceback_later()
     counts = {status: sum(entry.status == status for entry in report.entries) for status in ("passed", "failed", "skipped", "noted")}
     print(f"{', '.join(f'{count} {status}' for status, count in counts.items())}: {out}.json and {out}.md")
     return int(report.failed)
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(600.0, exit=True)  # a kernel that hangs; what was written is kept
     sys.exit(main())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from gpu.bench import SQUARE, Bench, finished, relative
 from gpu.card import Card
@@ -52,18 +53,15 @@ def compiled_blocks_move_a_picture_by_rounding(bench: Bench) -> Outcome:
 def ranks(bench: Bench, rank: int, port: int) -> dict[str, Any]:
     """A picture made alone, and together with the other rank."""
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
 
     alone = bench.latents(bench.half)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank), "LOCAL_RANK": "0"}
-    fabric = Fabric(
-        accelerator=bench.card.device.type,
-        devices=1,
-        num_nodes=2,
-        precision=bench.card.half,
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60)),
-    )
+    kind = bench.card.device.type
     try:
+        # Opened here, because Fabric would bind the group to the device, which is not for Gloo.
+        dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+        fabric = Fabric(accelerator=kind, devices=1, num_nodes=2, precision=bench.card.half, strategy="ddp")
+        fabric.launch()
         sampler = bench.sampler(bench.half, runtime=Runtime(fabric=fabric, micro_batch=3, timeout=60.0))
         together = finished(bench.begin(sampler, SQUARE, 2))
     except RuntimeError as error:
