@@ -24,6 +24,7 @@ def gpu() -> Iterator[Any]:
     logging.set_verbosity(verbosity)
 
 
+@pytest.mark.usefixtures("unannotated")
 def test_all_of_it_runs_in_miniature(gpu: Any, tmp_path: Path, sweeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = ["correctness", "speed", "families"]
     if sweeps:

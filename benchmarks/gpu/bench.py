@@ -44,9 +44,14 @@ class Bench:
         return self.until - time.monotonic()
 
     @cached_property
+    def full_pipeline(self) -> Any:
+        """diffusers' pipeline of Stable Diffusion 2.0 in float32."""
+        return self.pipeline("sd2", torch.float32)
+
+    @cached_property
     def full(self) -> Model:
-        """Stable Diffusion 2.0 in float32."""
-        return self.model("sd2", torch.float32)
+        """The model of that pipeline, which shares its weights."""
+        return self.loaded("sd2", self.full_pipeline)
 
     @cached_property
     def half(self) -> Model:
@@ -60,7 +65,7 @@ class Bench:
 
     def forget(self) -> None:
         """Free the models that are kept, and what they left."""
-        for name in ("full", "half", "half_pipeline"):
+        for name in ("full_pipeline", "full", "half", "half_pipeline"):
             vars(self).pop(name, None)
         self.card.clear()
 
@@ -78,12 +83,8 @@ class Bench:
         """A pipeline of diffusers on the device."""
         return models.pipeline(name, self.card.device, dtype, tiny=self.tiny)
 
-    def model(self, name: str, dtype: torch.dtype) -> Model:
-        """A model as a user gets it: panokit is given a pipeline of diffusers."""
-        return self.loaded(name, self.pipeline(name, dtype))
-
     def loaded(self, name: str, pipe: Any) -> Model:
-        """A model of a pipeline in hand."""
+        """A model as a user gets it: panokit is given a pipeline of diffusers, and shares its weights."""
         return load_model(pipe, window=models.window_of(name, tiny=self.tiny))
 
     def runtime(self, *, precision: Precision | None = None, micro_batch: int = 3, **options: Any) -> Runtime:
@@ -123,7 +124,8 @@ class Bench:
         """
         side = sampler.model.denoiser.window[0] * sampler.model.factor
         height, width = (round(side * windows) for windows in shape)
-        return sampler.begin(PROMPT, height=height, width=width, stride=side // 2, steps=steps, seed=SEED)
+        run: Run = sampler.begin(PROMPT, height=height, width=width, stride=side // 2, steps=steps, seed=SEED)
+        return run
 
     def latents(self, model: Model, shape: tuple[float, float] = SQUARE, *, steps: int = 2, **options: Any) -> Tensor:
         """The latents of a finished run, on the CPU.

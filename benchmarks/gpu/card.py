@@ -72,6 +72,7 @@ class Card:
         if not self.cuda:
             return {"card": self.name, "threads": torch.get_num_threads()}
         properties = torch.cuda.get_device_properties(self.device)
+        cudnn: Any = torch.backends.cudnn
         return {
             "card": self.name,
             "memory GB": properties.total_memory / 1e9,
@@ -79,7 +80,7 @@ class Card:
             "peak TFLOP/s": self.peak,
             "driver": _driver(),
             "CUDA": torch.version.cuda,
-            "cuDNN": torch.backends.cudnn.version(),
+            "cuDNN": cudnn.version(),
         }
 
     def synchronize(self) -> None:

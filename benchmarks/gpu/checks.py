@@ -65,7 +65,7 @@ def gradients_in_two_runs_of_deterministic_kernels(bench: Bench) -> Outcome:
 
 
 def _gradients_twice(bench: Bench) -> Outcome:
-    first, second = (bench.latents(bench.half, guidances=[PAPER_GUIDANCE]) for _ in range(2))
+    first, second = (bench.latents(bench.half, guidances=[PAPER_GUIDANCE], steps=1) for _ in range(2))
     return Outcome(None, {"the same bits": torch.equal(first, second), "apart": relative(second, first)})
 
 
@@ -95,24 +95,22 @@ def micro_batches_in_float32_move_a_picture_by_rounding(bench: Bench) -> Outcome
 
 def multidiffusion_is_diffusers_own_panorama(bench: Bench) -> Outcome:
     """In float32, with the same windows and the same noise."""
-    pipe = bench.pipeline("sd2", torch.float32)
     with exact():
-        sampler = bench.sampler(bench.loaded("sd2", pipe), precision="32-true")
+        sampler = bench.sampler(bench.full, precision="32-true")
         run = bench.begin(sampler, SQUARE, 2)
-        expected = Peer(pipe, run.windows, sampler.model.factor).latents(2, 3, latents=run.canvas[None].clone())
+        expected = Peer(bench.full_pipeline, run.windows, sampler.model.factor).latents(2, 3, latents=run.canvas[None].clone())
         made = finished(run)
     return Outcome(relative(made, expected[0]) <= ROUNDING["32-true"], {"apart": relative(made, expected[0])})
 
 
 def a_canvas_of_one_window_is_the_pipelines_own_picture(bench: Bench) -> Outcome:
     """In float32, through the model's own scheduler."""
-    pipe = bench.pipeline("sd2", torch.float32)
     with exact():
-        sampler = bench.sampler(bench.loaded("sd2", pipe), scheduler="own", precision="32-true")
+        sampler = bench.sampler(bench.full, scheduler="own", precision="32-true")
         run = bench.begin(sampler, (1.0, 1.0), 3)
         side = run.windows.size[0] * sampler.model.factor
         options: dict[str, Any] = {"height": side, "width": side, "num_inference_steps": 3, "output_type": "latent"}
-        expected = pipe(PROMPT, latents=run.canvas[None].clone(), **options).images[0]
+        expected = bench.full_pipeline(PROMPT, latents=run.canvas[None].clone(), **options).images[0]
         made = finished(run)
     return Outcome(relative(made, expected) <= ROUNDING["32-true"], {"apart": relative(made, expected)})
 

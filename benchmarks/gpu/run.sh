@@ -2,6 +2,7 @@
 # Checks panokit on one GPU and measures its speed, in ten minutes at most and without a network; docs/gpu.md says how.
 #   benchmarks/gpu/run.sh                          # on a CUDA device
 #   benchmarks/gpu/run.sh --device cpu --tiny      # in miniature, anywhere
+# Where there is no git, PANOKIT_COMMIT says which version it is.
 set -eu
 here="$(cd "$(dirname "$0")" && pwd)"
 python="${PYTHON:-$(command -v python || command -v python3)}"

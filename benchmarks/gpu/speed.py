@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -111,9 +112,9 @@ def other_family(bench: Bench, name: str, samples: int) -> Outcome:
         samples: passes of the network for each window: two with classifier-free guidance.
     """
     bench.forget()
-    model = bench.model(name, bench.dtype)
+    model = bench.loaded(name, bench.pipeline(name, bench.dtype))
     numbers: dict[str, Any] = {}
-    for micro_batch in (1, 3):
+    for micro_batch in (3,) if bench.tiny else (1, 3):
         sampler = bench.sampler(model, scheduler="own", micro_batch=micro_batch)
         run = bench.begin(sampler, SQUARE, 4)
         bench.card.clear()
@@ -145,7 +146,7 @@ def _peers(bench: Bench, peer: Peer, micro_batch: int) -> list[float]:
         ends.append(time.perf_counter())
 
     peer.after_steps(TIMED + 1, STEPS, micro_batch, note)
-    return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 def _flops(bench: Bench, name: str, way: str) -> float:
