@@ -5,7 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -100,9 +100,10 @@ class Card:
         """Free what nobody holds on a CUDA device, and count the peaks of memory from here on."""
         if self.cuda:
             gc.collect()
-            torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
+            with suppress(RuntimeError):  # a device that has failed raises at every call: the checks say so
+                torch.cuda.synchronize(self.device)
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self.device)
 
     def used(self) -> float | None:
         """GB that tensors take now; None on a CPU."""

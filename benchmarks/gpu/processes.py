@@ -8,6 +8,7 @@ is what such a process runs.
 import argparse
 import faulthandler
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def two_processes_on_one_device_make_the_same_bits(bench: Bench) -> Outcome:
     ranks exchange rows with Gloo instead. If Gloo cannot either, it is not possible on one card.
     """
     port = str(free_port())
-    answers = _answers(bench, [["ranks", "--rank", str(rank), "--port", port] for rank in (0, 1)])
+    answers = _answers(bench, [["ranks", "--rank", str(rank), "--port", port] for rank in (0, 1)], most=75.0)
     if failed := [answer["refused"] for answer in answers if "refused" in answer]:
         raise Skipped(f"not possible on one card: {failed[0]}")
     same = all(answer["same"] for answer in answers) and answers[0]["sum"] == answers[1]["sum"]
@@ -84,16 +85,21 @@ def compiled(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _answers(bench: Bench, calls: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def _answers(bench: Bench, calls: Sequence[Sequence[str]], most: float = math.inf) -> list[dict[str, Any]]:
     """Run some processes at once, each with words of its own: what each has answered.
 
+    Args:
+        bench: says on which device, and how long they may take.
+        calls: the words of each process.
+        most: the most seconds that they may take, if the section has more.
+
     Raises:
-        Skipped: they take longer than the section has, and were ended.
+        Skipped: they take longer than that, and were ended.
         RuntimeError: one failed.
     """
     bench.forget()
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    limit = max(1.0, bench.left)
+    limit = max(1.0, min(most, bench.left))
     common = ["--device", bench.card.device.type, "--limit", str(limit + 10), *["--tiny"] * bench.tiny]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, str(number)) for number in range(len(calls))]
@@ -112,7 +118,7 @@ def _answers(bench: Bench, calls: Sequence[Sequence[str]]) -> list[dict[str, Any
             for process in started:
                 process.wait(timeout=max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise Skipped("it takes longer than its section has") from None
+            raise Skipped(f"it takes longer than {limit:.0f} s") from None
         finally:
             for process, log in zip(started, logs, strict=True):
                 process.kill()
