@@ -50,6 +50,7 @@ def fabric_for(
     launcher.forget()
     launched = launcher.launched()  # first, because Lightning reads the same variables when it is imported
     from lightning.fabric import Fabric
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     if launched and devices in (1, "auto") and num_nodes == 1:
         devices, num_nodes = launched
@@ -73,7 +74,7 @@ def fabric_for(
         return Fabric(devices=devices, strategy=WindowStrategy(timedelta(seconds=timeout)), **options)
     except SettingError:
         raise
-    except (RuntimeError, ValueError, TypeError) as cause:  # Fabric's errors about devices, launchers and accelerators
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as cause:  # of devices, launchers, accelerators
         raise SettingError(
             f"devices={devices} ({accelerator}) on {counted(num_nodes, 'machine')} cannot be used: {reason_of(cause, 400)}"
         ) from cause

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.accelerators import CUDAAccelerator
+from lightning.fabric.utilities import device_parser
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
@@ -110,6 +112,14 @@ def test_devices_that_are_not_there_are_told() -> None:
         Runtime(accelerator="cuda", devices=2)
     with pytest.raises(SettingError, match=r"\(light\) on 1 machine cannot be used"):
         Runtime(accelerator="light")
+
+
+def test_more_devices_than_the_machine_has_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with one CUDA device: Fabric's error is then of a class of its own."""
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(device_parser, "_get_all_available_gpus", lambda **_: [0])
+    with pytest.raises(SettingError, match=r"devices=2 \(cuda\) on 1 machine cannot be used: .*only has: \[0\]"):
+        Runtime(accelerator="cuda", devices=2)
 
 
 def test_a_notebook_is_told_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
