@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import Bench, in_turns, peak, seconds
-from sides import begun, first_pass
 from torch import Tensor
 
+from measuring import Bench, in_turns, peak, seconds
 from panokit import Estimate, Model, Run, Sampler, Windows
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.denoiser import Codec
 from panokit_msd import MSDPaper
 from panokit_msd.scale import mean
 from panokit_syncdiffusion import EfficientNet, SyncDiffusion
+from sides import begun, first_pass
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 import torch
-from measuring import Bench, in_turns, peak, seconds
-from sides import begun, first_pass, small_model
 
+from measuring import Bench, in_turns, peak, seconds
 from panokit import Guidance, Model, Run, Sampler
 from panokit.testing.toys import Pull
 from panokit_msd import MSDPaper
+from sides import begun, first_pass, small_model
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,14 @@ def passed(run: Run) -> int:
 
 
 def test_checkpointing_trades_memory_for_time(model: Model, bench: Bench) -> None:
-    plain, saving = (first_pass(begun(model, [Pull()], 256, 256, checkpointing=checkpointing)) for checkpointing in (False, True))
+    plain, saving = (
+        first_pass(begun(model, [Pull()], 256, 256, checkpointing=checkpointing)) for checkpointing in (False, True)
+    )
     (made, less), (expected, more) = peak(saving), peak(plain)
     torch.testing.assert_close(made, expected)
-    bench.record("P8", "checkpointing, a guided window: memory", less / more, "of the bytes without", most=0.6, peer=1, always=True)
+    bench.record(
+        "P8", "checkpointing, a guided window: memory", less / more, "of the bytes without", most=0.6, peer=1, always=True
+    )
     if bench.enabled:
         turns = in_turns(9, partial(seconds, saving), partial(seconds, plain))
         bench.record("P8", "checkpointing, a guided window: time", turns.ratio, "of the time without", most=1.3, peer=1)
@@ -40,7 +44,7 @@ def test_checkpointing_trades_memory_for_time(model: Model, bench: Bench) -> Non
 def test_peak_memory_is_flat_in_the_number_of_windows(
     bench: Bench, request: pytest.FixtureRequest, guidances: list[Guidance]
 ) -> None:
-    """Each canvas is kept whole, and so are the rows of all windows. The rest is that of the windows that are computed at once."""
+    """The canvas is kept whole, and so are the rows of all windows. The rest belongs to the windows that go together."""
     model = request.getfixturevalue("model") if bench.enabled else Sampler().model
     high, widths, stride = (512, (512, 2048), 128) if bench.enabled else (256, (256, 512), 128)
     few, many = (begun(model, guidances, high, width, stride) for width in widths)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from diffusers import StableDiffusionPanoramaPipeline, StableDiffusionPipeline
-from measuring import Bench, in_turns
-from sides import CELL, null_model, panorama
 
+from measuring import Bench, in_turns
 from panokit import DiffusersScheduler, Model, Runtime, Sampler, load_model
 from panokit_multidiffusion import MultiDiffusion
+from sides import CELL, null_model, panorama
 
 HEIGHT, WIDTH, WINDOWS = 64, 256, 25
 

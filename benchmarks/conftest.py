@@ -11,6 +11,7 @@ import jaxtyping
 import pytest
 import torch
 from diffusers.utils import logging
+
 from measuring import Bench, table
 
 RESULTS = Path(__file__).with_name("results.json")

@@ -1,8 +1,8 @@
 """What benchmarks measure with: cases with bars, CPU time in turns, and the peak of the memory of tensors.
 
-A case is a number, the bar that it must keep, and what a peer needs for the same. With `--benchmark-enable` all cases become the
-lines of one table, at the end of the session, and of one file, `benchmarks/results.json`. Without it benchmarks are plain tests:
-they run in small, and assert what does not depend on the machine.
+A case is a number, the bar that it must keep, and what a peer needs for the same. With `--benchmark-enable` all cases become
+the lines of one table, at the end of the session, and of one file, `benchmarks/results.json`. Without it benchmarks are plain
+tests: they run in small, and assert what does not depend on the machine.
 """
 
 import gc

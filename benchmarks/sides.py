@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline, UNet2DCond
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
-from panokit import Guidance, Model, Run, Runtime, Sampler, load_model
+from panokit import DiffusersScheduler, Guidance, Model, Run, Runtime, Sampler, Training, load_model
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.testing.tiny import tiny_model
@@ -30,7 +30,7 @@ class NullUNet(UNet2DConditionModel):
 def null_model() -> Model:
     """Windows of 64 x 64 latents, and a network that costs nothing."""
     tiny = tiny_model(window=64)
-    return _with_unet(tiny, NullUNet.from_config(tiny.denoiser.unet.config), "null")
+    return with_unet(tiny, NullUNet.from_config(tiny.denoiser.unet.config), "null")
 
 
 def small_model(window: int, widths: tuple[int, int, int, int]) -> Model:
@@ -50,18 +50,19 @@ def small_model(window: int, widths: tuple[int, int, int, int]) -> Model:
             cross_attention_dim=landscapes.denoiser.unet.config.cross_attention_dim,
             use_linear_projection=True,
         )
-    return _with_unet(landscapes, unet.eval().requires_grad_(False), "small")
+    return with_unet(landscapes, unet.eval().requires_grad_(False), "small")
 
 
-def _with_unet(model: Model, unet: UNet2DConditionModel, name: str) -> Model:
+def with_unet(model: Model, unet: UNet2DConditionModel, name: str) -> Model:
+    """The model with another UNet, trained with Stable Diffusion's noise."""
     parts: UNetDenoiser = model.denoiser
-    return Model(UNetDenoiser(unet, parts.text_encoder, parts.tokenizer, parts.training), model.codec, name)
+    return Model(UNetDenoiser(unet, parts.text_encoder, parts.tokenizer, Training()), model.codec, name)
 
 
 def begun(
     model: Model, guidances: Sequence[Guidance], height: int, width: int, stride: int | None = None, **runtime: Any
 ) -> Run:
-    """Begin a run of 50 steps. Unless `runtime` says otherwise, it denoises one window at a time.
+    """Begin a run of 50 steps of DDIM. Unless `runtime` says otherwise, it denoises one window at a time.
 
     Args:
         model: what denoises.
@@ -73,11 +74,12 @@ def begun(
     """
     sampler = Sampler(
         model,
+        scheduler=DiffusersScheduler("ddim"),
         fuser=MultiDiffusion(),
         guidances=guidances,
         runtime=Runtime(accelerator="cpu", **{"micro_batch": 1, **runtime}),
     )
-    return sampler.begin("a mountain lake at dusk", height=height, width=width, stride=stride, steps=50, seed=0)
+    return sampler.begin("a lake", height=height, width=width, stride=stride, steps=50, seed=0)
 
 
 def first_pass(run: Run) -> Callable[[], Tensor]:
