@@ -91,7 +91,7 @@ def colours_apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def test_multidiffusion_computes_each_window_once_a_step(bench: Bench) -> None:
-    steps = 50 if bench.enabled else 4
+    steps = 50 if bench.enabled else 2
     counts = counted([], steps)
     what = f"MultiDiffusion, 1024 x 4096 pixels, {steps} steps:"
     bench.record("P1", f"{what} forward", counts["forward"], "samples, 2 T N", exactly=2 * steps * N, always=True)
@@ -108,7 +108,7 @@ def test_diffusers_computes_eleven_times_as_many_windows_for_the_same_picture(be
 
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.5, 1.0])
 def test_msd_as_in_the_paper_computes_nothing_below_when_no_guidance_is_awake(bench: Bench, share: float) -> None:
-    steps = 50 if bench.enabled else 4
+    steps = 50 if bench.enabled else 2
     guided = sum(step / steps < share for step in range(steps))
     counts = counted([MSDPaper(0.01, until=share)], steps)
     what = f"MSD as in the paper, {guided} of {steps} steps guided:"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from measuring import Bench, in_turns, peak, seconds
-from panokit import Guidance, Model, Run, Sampler
+from panokit import Guidance, Model, Sampler
 from panokit.testing.toys import Pull
 from panokit_msd import MSDPaper
 from sides import begun, first_pass, small_model
@@ -22,22 +22,20 @@ def model() -> Model:
     return small_model(32, (32, 64, 128, 128))
 
 
-def passed(run: Run) -> int:
-    return peak(first_pass(run))[1]
-
-
-def test_checkpointing_trades_memory_for_time(model: Model, bench: Bench) -> None:
-    plain, saving = (
-        first_pass(begun(model, [Pull()], 256, 256, checkpointing=checkpointing)) for checkpointing in (False, True)
-    )
-    (made, less), (expected, more) = peak(saving), peak(plain)
+def test_a_guidance_needs_a_few_times_the_memory_and_half_of_it_with_checkpoints(model: Model, bench: Bench) -> None:
+    """One window, whose gradient goes through the denoiser."""
+    unguided = first_pass(begun(model, [], 256, 256))
+    plain, saving = (first_pass(begun(model, [Pull()], 256, 256, checkpointing=saves)) for saves in (False, True))
+    (_, base), (expected, more), (made, less) = peak(unguided), peak(plain), peak(saving)
     torch.testing.assert_close(made, expected)
-    bench.record(
-        "P8", "checkpointing, a guided window: memory", less / more, "of the bytes without", most=0.6, peer=1, always=True
-    )
+    what = "a guided window, checkpointed: peak memory"
+    bench.record("P8", what, less / more, "of that without", most=0.6, peer=1, always=True)
+    unit = "times that of a window without guidance"
+    bench.record("P10", "a guided window: peak memory", more / base, unit, most=6.0, peer=1, always=True)
+    bench.record("P10", what, less / base, unit, most=3.5, peer=1, always=True)
     if bench.enabled:
         turns = in_turns(9, partial(seconds, saving), partial(seconds, plain))
-        bench.record("P8", "checkpointing, a guided window: time", turns.ratio, "of the time without", most=1.3, peer=1)
+        bench.record("P8", "a guided window, checkpointed: CPU time", turns.ratio, "of that without", most=1.3, peer=1)
 
 
 @pytest.mark.parametrize("guidances", [[], [MSDPaper(0.1)]], ids=["MultiDiffusion", "MSD as in the paper"])
@@ -48,26 +46,12 @@ def test_peak_memory_is_flat_in_the_number_of_windows(
     model = request.getfixturevalue("model") if bench.enabled else Sampler().model
     high, widths, stride = (512, (512, 2048), 128) if bench.enabled else (256, (256, 512), 128)
     few, many = (begun(model, guidances, high, width, stride) for width in widths)
-    value = (passed(many) - many.canvas.nbytes) / passed(few)
+    (_, less), (_, more) = peak(first_pass(few)), peak(first_pass(many))
     bench.record(
         "P9",
         f"{request.node.callspec.id}: peak memory of a step at {len(many.windows)} windows, less the canvas",
-        value,
+        (more - many.canvas.nbytes) / less,
         f"of that at {len(few.windows)}",
         most=1.05,
-        always=True,
-    )
-
-
-@pytest.mark.parametrize(("checkpointing", "most"), [(False, 6.0), (True, 3.5)], ids=["plain", "checkpointed"])
-def test_a_guided_window_needs_a_few_times_the_memory(model: Model, bench: Bench, checkpointing: bool, most: float) -> None:
-    plain = begun(model, [], 256, 256)
-    guided = begun(model, [Pull()], 256, 256, checkpointing=checkpointing)
-    bench.record(
-        "P10",
-        f"a guided window{', checkpointed' * checkpointing}: peak memory above the weights",
-        passed(guided) / passed(plain),
-        "of a plain window's bytes",
-        most=most,
         always=True,
     )

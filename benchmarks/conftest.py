@@ -19,7 +19,15 @@ BENCH = pytest.StashKey[Bench]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "measured: no test without --benchmark-enable, because there is a test of the same elsewhere"
+    )
     config.stash[BENCH] = Bench(enabled=bool(config.getoption("--benchmark-enable")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.stash[BENCH].enabled:
+        items[:] = [item for item in items if not item.get_closest_marker("measured")]
 
 
 @pytest.fixture

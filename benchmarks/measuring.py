@@ -223,6 +223,4 @@ def table(cases: Sequence[Case]) -> str:
 
 def shown(value: float) -> str:
     """A number as a reader wants it: counts in full, others to three digits."""
-    if value == int(value) and abs(value) < 1e9:
-        return f"{int(value):,}"
-    return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:#.3g}"
