@@ -65,7 +65,7 @@ def test_multidiffusion_takes_as_long_as_in_diffusers_and_makes_the_same(model: 
         "P5",
         f"{what} largest difference of latents",
         apart,
-        f"standard deviations of the latents, {same}",
+        f"standard deviations, {same}",
         most=1e-4,
         peer="diffusers",
         always=True,
@@ -82,10 +82,9 @@ def test_multidiffusion_takes_as_long_as_in_diffusers_and_makes_the_same(model: 
         )
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("windows", [8, 16])
 def test_twice_as_many_windows_take_twice_as_long(bench: Bench, windows: int) -> None:
-    if not bench.enabled:
-        windows //= 4
     landscapes = Sampler().model
     side, stride = 128, 16
 
@@ -94,7 +93,7 @@ def test_twice_as_many_windows_take_twice_as_long(bench: Bench, windows: int) ->
         assert len(begins.windows) == count
         return partial(seconds, first_pass(begins))
 
-    turns = in_turns(15 if bench.enabled else 1, run(2 * windows), run(windows))
+    turns = in_turns(15, run(2 * windows), run(windows))
     bench.record(
         "P11", f"a step of {2 * windows} windows", turns.ratio, f"times that of {windows}", least=1.9, most=2.1, peer=2
     )
