@@ -27,7 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.stash[BENCH].enabled:
-        items[:] = [item for item in items if not item.get_closest_marker("measured")]
+        left_out = [item for item in items if item.get_closest_marker("measured")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture
