@@ -1,108 +1,29 @@
 """The cost of a guided step, compared with loops in the style of the papers' authors: CPU time and peak memory.
 
-Both sides denoise the same windows, one at a time, in turns. `pytest benchmarks/bench_guidance.py --benchmark-enable -s`
-prints the ratios and checks them against bars. As tests they check what can be counted: both sides return the same, and the
-peak of the bytes of all tensors.
+Both sides denoise the same windows, one at a time, in turns. As tests they check what can be counted: both sides return the
+same, and the peak of the bytes of all tensors.
 """
 
-import time
-import weakref
-from collections.abc import Callable, Iterator
-from statistics import median
+from functools import partial
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from panokit import Estimate, Model, Run, Runtime, Sampler, Windows
+from measuring import Bench, in_turns, peak, seconds
+from panokit import Estimate, Model, Run, Sampler, Windows
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.denoiser import Codec
-from panokit.testing.toys import Pull
 from panokit_msd import MSDPaper
 from panokit_msd.scale import mean
-from panokit_multidiffusion import MultiDiffusion
 from panokit_syncdiffusion import EfficientNet, SyncDiffusion
-
-
-class Memory(TorchDispatchMode):
-    """Counts the bytes of the living tensors that are made while it is open, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return made
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._alive.discard(key)
-        self.now -= size
-
-
-def peak(step: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """The result of a step, and its peak memory in bytes."""
-    with Memory() as memory:
-        made = step()
-    return made, memory.peak
-
-
-@pytest.fixture(autouse=True)
-def _as_a_user_runs_it() -> Iterator[None]:
-    """Run on one thread, without the checks of annotations that tests add."""
-    threads, checks = torch.get_num_threads(), jaxtyping.config.jaxtyping_disable
-    torch.set_num_threads(1)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", checks)
-    torch.set_num_threads(threads)
+from sides import begun, first_pass
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     return Sampler().model
-
-
-@pytest.fixture(scope="module")
-def large(model: Model) -> Model:
-    """Stable Diffusion 2's UNet at a tenth of its width and half of its size, with random weights."""
-    parts = model.denoiser
-    assert isinstance(parts, UNetDenoiser)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=(32, 64, 128, 128),
-        attention_head_dim=(1, 2, 4, 4),
-        cross_attention_dim=parts.unet.config.cross_attention_dim,
-        use_linear_projection=True,
-    )
-    return Model(UNetDenoiser(unet, parts.text_encoder, parts.tokenizer, parts.training), None, "large")
-
-
-def begun(model: Model, guidance: Any, height: int, width: int, stride: int | None = None, **runtime: Any) -> Run:
-    """Begin a run. By default it denoises one window at a time."""
-    sampler = Sampler(
-        model, fuser=MultiDiffusion(), guidances=guidance, runtime=Runtime(accelerator="cpu", **{"micro_batch": 1, **runtime})
-    )
-    return sampler.begin("a mountain lake at dusk", height=height, width=width, stride=stride, steps=50, seed=0)
 
 
 def look(run: Run, grid: Windows, x: Tensor, i: int) -> Estimate:
@@ -152,41 +73,29 @@ def literal_msd(run: Run, weight: float) -> Tensor:
     return run.parts.fuser.fuse(torch.cat(moved), grid, run.level)
 
 
-def ratios(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
-    """The CPU time of the other side divided by ours: the median of runs in turns."""
-
-    def seconds(step: Callable[[], Any]) -> float:
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-
-    return median(seconds(theirs) / seconds(ours) for _ in range(pairs))
-
-
-def stage(run: Run) -> Callable[[], Any]:
-    """A function that makes the guided passes of one step. It can be called many times."""
-
-    def step() -> Tensor:
-        with torch.no_grad():
-            return run.pass_over(run.canvas, run.windows, run.guided, run.level).pred
-
-    return step
-
-
-def test_syncdiffusion_makes_the_anchors_features_once(model: Model, benchmark: BenchmarkFixture) -> None:
-    run = begun(model, [SyncDiffusion()], 128, 256 if benchmark.disabled else 384)
+def test_syncdiffusion_makes_the_anchors_features_once(model: Model, bench: Bench) -> None:
+    run = begun(model, [SyncDiffusion()], 128, 384 if bench.enabled else 256)
     metric = EfficientNet()
-    torch.testing.assert_close(benchmark.pedantic(stage(run)), literal_sync(run, metric, 20.0), rtol=1e-3, atol=1e-3)
-    if not benchmark.disabled:
-        gain = ratios(9, stage(run), lambda: literal_sync(run, metric, 20.0))
-        print(f"\nSyncDiffusion, {len(run.windows)} windows: a literal loop takes {gain:.2f} times as long, bar 1.1")
-        assert gain >= 1.1
+    torch.testing.assert_close(first_pass(run)(), literal_sync(run, metric, 20.0), rtol=1e-3, atol=1e-3)
+    turns = in_turns(
+        9 if bench.enabled else 1,
+        partial(seconds, first_pass(run)),
+        partial(seconds, partial(literal_sync, run, metric, 20.0)),
+    )
+    bench.record(
+        "P6",
+        f"a guided step of SyncDiffusion, {len(run.windows)} windows, against a literal loop",
+        1 / turns.ratio,
+        "times as fast",
+        least=1.1,
+        peer=1,
+    )
 
 
-def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture) -> None:
+def test_msd_keeps_nothing_for_weights(model: Model, bench: Bench) -> None:
     assert isinstance(model.denoiser, UNetDenoiser)
     unet: Any = model.denoiser.unet
-    run = begun(model, [MSDPaper(0.1)], 256, 256, stride=128 if benchmark.disabled else 64)
+    run = begun(model, [MSDPaper(0.1)], 256, 256, stride=64 if bench.enabled else 128)
 
     def theirs() -> Tensor:
         unet.requires_grad_(True)
@@ -195,29 +104,10 @@ def test_msd_keeps_nothing_for_weights(model: Model, benchmark: BenchmarkFixture
         unet.zero_grad()
         return prediction
 
-    (_, less), (expected, more) = peak(stage(run)), peak(theirs)
-    torch.testing.assert_close(benchmark.pedantic(stage(run)), expected, rtol=1e-3, atol=1e-3)
-    share = less / more
-    assert share <= 0.6
-    if not benchmark.disabled:
-        gain = ratios(5, stage(run), theirs)
-        print(f"\nMSD, guided step: a literal loop takes {gain:.2f} times as long, bar 1.1; memory {share:.2f} of its, bar 0.6")
-        assert gain >= 1.1
-
-
-def test_checkpointing_trades_memory_for_time(large: Model, benchmark: BenchmarkFixture) -> None:
-    plain, saving = (stage(begun(large, [Pull()], 32, 32, checkpointing=checkpointing)) for checkpointing in (False, True))
-    (_, less), (expected, more) = peak(saving), peak(plain)
-    torch.testing.assert_close(benchmark.pedantic(saving), expected)
-    share = less / more
-    assert share <= 0.6
-    if not benchmark.disabled:
-        factor = 1 / ratios(9, saving, plain)
-        print(f"\ncheckpointing: {share:.2f} of the memory, bar 0.6, in {factor:.2f} times the time, bar 1.3")
-        assert factor <= 1.3
-
-
-def test_peak_memory_is_flat_in_the_number_of_windows(model: Model) -> None:
-    peaks = [peak(stage(begun(model, [MSDPaper(0.1)], 256, width, stride=128)))[1] for width in (256, 512)]
-    print(f"\npeak memory: {peaks[0] / 1e6:.1f} MB at 4 windows, {peaks[1] / 1e6:.1f} MB at 8")
-    assert peaks[1] <= 1.1 * peaks[0]
+    (made, less), (expected, more) = peak(first_pass(run)), peak(theirs)
+    torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
+    what = f"a guided step of MSD, {len(run.windows)} windows, against a literal loop"
+    bench.record("P7", f"{what}: memory", less / more, "of its bytes", most=0.6, peer=1, always=True)
+    if bench.enabled:
+        turns = in_turns(5, partial(seconds, first_pass(run)), partial(seconds, theirs))
+        bench.record("P7", f"{what}: time", 1 / turns.ratio, "times as fast", least=1.1, peer=1)

@@ -4,49 +4,33 @@ The network returns its input at no cost. So the time goes to cropping, batching
 in one process, on one thread, with the same 25 windows: 64 x 256 latents, window 64, stride 8, which diffusers' pipeline
 requires. A UNet that is called directly must cost a fraction. A pipeline that is driven one noise level at a time repeats what
 it does at the start of each call, and must not cost more than diffusers' panorama pipeline. The first step of each run is not
-measured, because it sets things up. `pytest benchmarks --benchmark-enable -s` prints the table.
+measured, because it sets things up.
 """
 
-import gc
 import time
-from collections.abc import Iterator
-from statistics import median
 from typing import Any
 
-import jaxtyping
 import pytest
-import torch
-from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from diffusers.utils import logging
-from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
+from diffusers import StableDiffusionPanoramaPipeline, StableDiffusionPipeline
 
+from measuring import Bench, in_turns
 from panokit import DiffusersScheduler, Model, Runtime, Sampler, load_model
-from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.model import UNetDenoiser
-from panokit.testing.tiny import tiny_model
 from panokit_multidiffusion import MultiDiffusion
+from sides import CELL, null_model, panorama
 
 HEIGHT, WIDTH, WINDOWS = 64, 256, 25
 
 
-class NullUNet(UNet2DConditionModel):
-    """A network that returns its input."""
-
-    def forward(
-        self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, return_dict: bool = True, **_: Any
-    ) -> UNet2DConditionOutput | tuple[Tensor]:
-        return UNet2DConditionOutput(sample) if return_dict else (sample,)
+@pytest.fixture(scope="module")
+def null() -> Model:
+    return null_model()
 
 
 @pytest.fixture(scope="module")
-def null() -> Model:
-    tiny = tiny_model(window=64)
-    assert isinstance(tiny.denoiser, UNetDenoiser)
-    parts = tiny.denoiser
-    unet = NullUNet.from_config(parts.unet.config)
-    return Model(UNetDenoiser(unet, parts.text_encoder, parts.tokenizer, parts.training), tiny.codec, "null")
+def pipeline(null: Model) -> StableDiffusionPanoramaPipeline:
+    pipeline = panorama(null)
+    assert len(pipeline.get_views(HEIGHT * CELL, WIDTH * CELL)) == WINDOWS
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -54,41 +38,6 @@ def driven(pipeline: StableDiffusionPanoramaPipeline) -> Model:
     """The same network through Stable Diffusion's own pipeline, one noise level at a time."""
     parts = {**pipeline.components, "image_encoder": None}
     return load_model(StableDiffusionPipeline(**parts, requires_safety_checker=False), window=64)
-
-
-@pytest.fixture(autouse=True)
-def _as_a_user_runs_it() -> Iterator[None]:
-    """Run on one thread, with a silent log, and without the checks of annotations that tests add."""
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    checks = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", checks)
-    logging.set_verbosity(verbosity)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def pipeline(null: Model) -> StableDiffusionPanoramaPipeline:
-    denoiser, codec = null.denoiser, null.codec
-    assert isinstance(denoiser, UNetDenoiser)
-    assert isinstance(codec, VAECodec)
-    pipeline = StableDiffusionPanoramaPipeline(
-        vae=codec.vae,
-        text_encoder=denoiser.text_encoder,
-        tokenizer=denoiser.tokenizer,
-        unet=denoiser.unet,
-        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.vae_scale_factor = 8  # its views are measured in cells of 8 pixels for any codec
-    pipeline.set_progress_bar_config(disable=True)
-    assert len(pipeline.get_views(HEIGHT * 8, WIDTH * 8)) == WINDOWS
-    return pipeline
 
 
 def ours(model: Model, batch: int, scale: float, steps: int) -> float:
@@ -114,8 +63,8 @@ def theirs(pipeline: StableDiffusionPanoramaPipeline, batch: int, scale: float, 
 
     pipeline(
         "",
-        height=HEIGHT * 8,
-        width=WIDTH * 8,
+        height=HEIGHT * CELL,
+        width=WIDTH * CELL,
         num_inference_steps=steps,
         guidance_scale=scale,
         view_batch_size=batch,
@@ -132,7 +81,7 @@ def theirs(pipeline: StableDiffusionPanoramaPipeline, batch: int, scale: float, 
 )
 @pytest.mark.parametrize("scale", [1.0, 7.5], ids=["plain", "cfg"])
 def test_overhead_is_a_fraction_of_diffusers(
-    benchmark: BenchmarkFixture,
+    bench: Bench,
     request: pytest.FixtureRequest,
     pipeline: StableDiffusionPanoramaPipeline,
     model: str,
@@ -141,27 +90,20 @@ def test_overhead_is_a_fraction_of_diffusers(
     scale: float,
 ) -> None:
     null = request.getfixturevalue(model)
-    pairs, steps = (27, 5) if benchmark.disabled else (15, 21)  # many: a busy machine disturbs a median of few
-    timed: list[tuple[float, float]] = []
-
-    def ratio() -> float:
-        return median(own / other for own, other in timed)
-
-    def clear() -> bool:
-        """Whether the ratio is clearly below its bar, so that a test needs no more pairs."""
-        return benchmark.disabled and len(timed) >= 5 and ratio() <= 0.9 * bar
-
-    gc.collect()
-    gc.disable()  # as timeit does: a collection also visits what earlier tests have left, and would count for one side
-    try:
-        while len(timed) < pairs and not clear():
-            timed.append((ours(null, batch, scale, steps), theirs(pipeline, batch, scale, steps)))
-    finally:
-        gc.enable()
-    own, other = (1e6 * median(side) for side in zip(*timed, strict=True))
-    benchmark.extra_info |= {"panokit us": own, "diffusers us": other, "ratio": ratio()}
-    print(
-        f"\n{model}, batch {batch}, scale {scale}: {own:.0f} us, diffusers {other:.0f} us, ratio {ratio():.2f}, bar {bar:.2f}"
+    pairs, steps = (15, 21) if bench.enabled else (27, 5)  # many: a busy machine disturbs a median of few
+    turns = in_turns(
+        pairs,
+        lambda: ours(null, batch, scale, steps),
+        lambda: theirs(pipeline, batch, scale, steps),
+        enough=lambda turns, pairs: not bench.enabled and pairs >= 5 and turns.ratio <= 0.9 * bar,
     )
-    benchmark.pedantic(ours, (null, batch, scale, steps))
-    assert ratio() <= bar
+    how = "a UNet" if model == "null" else "a pipeline of diffusers, driven"
+    bench.record(
+        "P2",
+        f"the framework's time for a window and step: {how}, {batch} at once, {'with' if scale > 1 else 'without'} CFG",
+        turns.ratio,
+        f"of diffusers' time ({1e6 * turns.ours:.0f} µs)",
+        most=bar,
+        peer=f"{1e6 * turns.theirs:.0f} µs",
+        always=True,
+    )

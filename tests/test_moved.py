@@ -1,6 +1,7 @@
 """Old names: each is answered with the new one, which is there."""
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,11 @@ def test_an_attribute_that_never_was_is_the_usual_error(cpu: Runtime) -> None:
     with pytest.raises(AttributeError, match="a Runtime has no attribute 'frist'"):
         cpu.frist  # type: ignore[attr-defined]  # noqa: B018
     assert not hasattr(cpu, "__array__")
+
+
+def test_a_package_without_a_file_of_its_own_is_searched_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path is no sequence."""
+    (tmp_path / "fileless").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'fileless\.missing'"):
+        import_module("fileless.missing")

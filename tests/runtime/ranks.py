@@ -374,11 +374,11 @@ def killed_in_write(folder: str, point: str, step: int) -> int:
     return run_to_end(shared, folder, [], every=1)
 
 
-def collectives(path: str, name: str, steps: int) -> None:
-    """How many collectives a run takes, and how many bytes of them this rank receives."""
+def collectives(path: str, name: str, steps: int, width: int = 64) -> None:
+    """How many collectives each step of a run takes, and how many bytes of them this rank receives."""
     shared = runtime()
     sampler = Sampler(tiny_model(), guidances=guidances(name), runtime=shared)
-    run = sampler.begin("a lake", height=32, width=64, steps=steps)
+    run = sampler.begin("a lake", height=32, width=width, steps=steps)
     taken: list[int] = []
     gather = group._all_gather
 

