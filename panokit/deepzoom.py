@@ -15,7 +15,7 @@ from panokit.errors import SettingError
 
 ENDING = ".dzi"
 """The ending of the file."""
-TILE, OVERLAP, FORMAT = 510, 1, "jpg"
+TILE, OVERLAP, FORMAT = 254, 1, "jpg"
 """Pixels along a side of a tile, pixels that it shares with each neighbour, and what it is encoded as."""
 RECIPE = "panokit.json"
 """The file of the recipe, among the tiles."""

@@ -3,7 +3,8 @@
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any, BinaryIO, final
+from io import BufferedIOBase
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,8 @@ class PngWriter:
         level: how well it compresses, as zlib counts.
     """
 
-    def __init__(self, file: BinaryIO, size: tuple[int, int], texts: Mapping[str, str], level: int = 6) -> None:
-        self._file, self._width, self._filtered = file, size[0], level != STORED
+    def __init__(self, file: BufferedIOBase, size: tuple[int, int], texts: Mapping[str, str], level: int = 6) -> None:
+        self._file, (self._width, self._missing), self._filtered = file, size, level != STORED
         self._deflate = zlib.compressobj(level, strategy=zlib.Z_FILTERED)
         self._above: Rows = np.zeros((1, size[0], 3), np.uint8)
         file.write(b"\x89PNG\r\n\x1a\n")
@@ -44,6 +45,7 @@ class PngWriter:
         Args:
             rows: as wide as the picture.
         """
+        self._missing -= len(rows)
         step = max(1, _MOST // (3 * self._width))
         for top in range(0, len(rows), step):
             self._write(rows[top : top + step])
@@ -60,7 +62,13 @@ class PngWriter:
         self._chunk(b"IDAT", self._deflate.compress(lines.data))
 
     def close(self) -> None:
-        """Write the end. The file stays open."""
+        """Write the end. The file stays open.
+
+        Raises:
+            ValueError: rows are missing, or there were too many.
+        """
+        if self._missing:
+            raise ValueError(f"{self._missing} of its rows are missing")
         self._chunk(b"IDAT", self._deflate.flush())
         self._chunk(b"IEND", b"")
 

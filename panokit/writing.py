@@ -9,16 +9,17 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from panokit import deepzoom
 from panokit.errors import OutputError, SettingError, reason_of
 from panokit.files import check_output, explained, for_a_while, is_large, try_files
-from panokit.png import STORED, PngWriter, Rows
 from panokit.recipe import KEY, texts
+
+if TYPE_CHECKING:
+    from panokit.png import Rows
 
 _TIFF = (".tif", ".tiff")
 _TILE = 256
@@ -56,7 +57,7 @@ def check_picture(path: str | os.PathLike[str], size: tuple[int, int] = (1, 1)) 
     """
     path = Path(path)
     deep = deepzoom.is_deep_zoom(path)
-    if is_streamed(path, size) and path.suffix.lower() != ".png" and not find_spec("pyvips"):
+    if is_streamed(path, size) and path.suffix.lower() != ".png" and not _has_vips():
         what = "a Deep Zoom picture" if deep else f"a TIFF of {size[0]} x {size[1]} pixels"
         raise SettingError(
             f'cannot write {path}: {what} needs pyvips, which is not installed: pip install "panokit[tiles]", or write .png'
@@ -75,7 +76,7 @@ def check_picture(path: str | os.PathLike[str], size: tuple[int, int] = (1, 1)) 
 
 
 @contextmanager
-def writing(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> Iterator[Callable[[Rows], None]]:
+def writing(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> Iterator["Callable[[Rows], None]"]:
     """Write a picture as its rows come, aside. At the end it takes the place of an older one, or it is gone.
 
     Args:
@@ -96,7 +97,7 @@ def writing(path: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> Ite
             sink = _sink(path, aside, size, recipe)
         stack.callback(sink.abandon)
 
-        def write(rows: Rows) -> None:
+        def write(rows: "Rows") -> None:
             with explained(path):
                 sink.write(rows)
 
@@ -118,6 +119,8 @@ class _Png:
     """The file of a PNG."""
 
     def __init__(self, aside: Path, size: tuple[int, int], recipe: Mapping[str, Any]) -> None:
+        from panokit.png import PngWriter  # it imports numpy, for which a command without a picture does not wait
+
         self._file = aside.open("wb")
         self._png = PngWriter(self._file, size, texts(recipe))
         self.write = self._png.write
@@ -143,6 +146,8 @@ class _Vips:
     """
 
     def __init__(self, size: tuple[int, int], save: Callable[[Any], None]) -> None:
+        from panokit.png import STORED, PngWriter
+
         self._save, self._error = save, ""
         self._outlet, inlet = os.pipe()
         self._file = os.fdopen(inlet, "wb")
@@ -163,7 +168,7 @@ class _Vips:
                 pass
             os.close(self._outlet)
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: "Rows") -> None:
         """Pass rows on.
 
         Raises:
@@ -229,8 +234,17 @@ def _save_tiff(image: Any, place: Path, text: str | None) -> None:
 
 def _reason(error: Exception) -> str:
     """Why libvips cannot write: what the system says, if it is that."""
-    system = re.search(r"unix error: (.*)", str(error))
+    system = re.search(r"(?:system|unix) error: (.*)", str(error))
     return system[1].strip() if system else reason_of(error)
+
+
+def _has_vips() -> bool:
+    """Whether pyvips is installed, and the library that it calls."""
+    try:
+        import pyvips  # noqa: F401 - without the library it raises an OSError
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _is_there(path: Path) -> bool:
