@@ -129,7 +129,7 @@ class SmallCopy:
         side: the most pixels along a side of the copy.
     """
 
-    def __init__(self, size: tuple[int, int], side: int = SMALL) -> None:
+    def __init__(self, size: tuple[int, int], side: int) -> None:
         self._factor = -(-max(size) // side)
         self._made: list[Tensor] = []
         self._rest = torch.empty(3, 0, size[0])

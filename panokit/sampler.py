@@ -25,7 +25,7 @@ from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
-from panokit.panorama import Panorama, SmallCopy, to_image, to_rows
+from panokit.panorama import SMALL, Panorama, SmallCopy, to_image, to_rows
 from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
@@ -320,7 +320,7 @@ class Sampler:
     @torch.no_grad()
     def _streamed(self, run: Run, path: Path, size: tuple[int, int]) -> Panorama:
         """Write the picture of a run while it is decoded. All ranks decode it, and one of them writes."""
-        small = SmallCopy(size)
+        small = SmallCopy(size, SMALL)
         with writing(path, size, run.recipe) if self.runtime.writes else nullcontext() as write:
             for strip in self._strips(run):
                 for rows in strip.split(_ROWS, dim=1):
