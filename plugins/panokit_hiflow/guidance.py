@@ -133,7 +133,7 @@ class HiFlow(Guidance):
         return level.progress >= self.start or last
 
     def _path(self, step: Step, memory: Memory) -> dict[int, Tensor]:
-        """The clean estimates of the smaller canvas that are still needed, by their steps, and after them the finished canvas."""
+        """The clean estimates of the smaller canvas that are still needed, by their steps, and then the finished canvas."""
         if "path" not in memory:
             below, path = step.windows.scaled(self.factor), dict[int, Tensor]()
             guides = [guidance for guidance in (self, *step.others) if _works_on(guidance, below, step.level)]

@@ -57,9 +57,9 @@ def test_a_canvas_four_times_as_wide_costs_a_guidance_a_few_canvases_more(name: 
     parts = {"layout": "demofusion", "fuser": "demofusion"} if name == "demofusion" else {}
     memory(alone, [name], high, 32, **parts)  # so that no network is loaded when the bytes are counted
     costs = []
-    for wide in (32, 128):
-        guided, canvas, windows = memory(alone, [name], high, wide, **parts)
-        costs.append((guided - windows - memory(alone, [], high, wide, **parts)[0], canvas))
+    for wide in (64, 256):
+        plain, canvas, windows = memory(alone, [], high, wide, **parts)  # first: fusers keep weights
+        costs.append((memory(alone, [name], high, wide, **parts)[0] - windows - plain, canvas))
     (less, canvas), (more, wider) = costs
     assert wider == 4 * canvas
     assert (more - less) / (wider - canvas) <= MOST
