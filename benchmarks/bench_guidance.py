@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from measuring import Bench, in_turns, peak, seconds
+from measuring import Bench, in_turns, seconds
 from panokit import Estimate, Model, Run, Sampler, Windows
 from panokit.backbones.diffusers.model import UNetDenoiser
 from panokit.denoiser import Codec
+from panokit.testing.memory import peak
 from panokit_msd import MSDPaper
 from panokit_msd.scale import mean
 from panokit_syncdiffusion import EfficientNet, SyncDiffusion

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from measuring import Bench, in_turns, peak, seconds
+from measuring import Bench, in_turns, seconds
 from panokit import Guidance, Model, Sampler
+from panokit.testing.memory import peak
 from panokit.testing.toys import Pull
 from panokit_msd import MSDPaper
 from sides import begun, first_pass, small_model

@@ -103,9 +103,7 @@ def begun(guidances: list[Guidance], micro_batch: int, width: int = WIDTH) -> Ru
     ],
     ids=str,
 )
-def test_operations_of_a_window_step(
-    bench: Bench, name: str, guidances: list[Guidance], micro_batch: int, most: float
-) -> None:
+def test_operations_of_a_window_step(bench: Bench, name: str, guidances: list[Guidance], micro_batch: int, most: float) -> None:
     run = begun(guidances, micro_batch)
     while run.level.step < 4:  # the first steps make what later ones use again, and MSD has a head start
         run.step()

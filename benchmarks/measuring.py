@@ -1,4 +1,4 @@
-"""What benchmarks measure with: cases with bars, CPU time in turns, and the peak of the memory of tensors.
+"""What benchmarks measure with: cases with bars, and CPU time in turns.
 
 A case is a number, the bar that it must keep, and what a peer needs for the same. With `--benchmark-enable` all cases become
 the lines of one table, at the end of the session, and of one file, `benchmarks/results.json`. Without it benchmarks are plain
@@ -7,15 +7,10 @@ tests: they run in small, and assert what does not depend on the machine.
 
 import gc
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple, final
-
-from torch import Tensor, UntypedStorage
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 @final
@@ -164,41 +159,6 @@ def in_turns(
     finally:
         gc.enable()
     return turns()
-
-
-class _Memory(TorchDispatchMode):
-    """Counts the bytes of the living tensors that are made while it is open, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return made
-
-    def _see(self, storage: UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._alive.discard(key)
-        self.now -= size
-
-
-def peak(work: Callable[[], Any]) -> tuple[Any, int]:
-    """The result of a call, and the peak of the bytes of all tensors that it made. What was there before does not count."""
-    with _Memory() as memory:
-        made = work()
-    return made, memory.peak
 
 
 def table(cases: Sequence[Case]) -> str:

@@ -1,6 +1,6 @@
 """Between a whole canvas and its picture: in one piece or in tiles, which the ranks share when they decode."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -21,6 +21,8 @@ TILE, OVERLAP = 128, 24
 """The most cells along a side of a tile, and cells that two neighbouring tiles share."""
 PAD = 16
 """Cells that are repeated at both ends of a wrapped axis."""
+_STRIP = 8
+"""Cells of the height of a strip."""
 FACTOR = 8
 """The factor that these numbers are for. Above it they are divided, so that as many pixels remain."""
 
@@ -49,6 +51,31 @@ def decode(codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...],
         lambda index: (codec.decode(tiles.crop(canvas, index)),), len(tiles), [(3, *pixels.window)], micro_batch=1
     )
     return _Fade(_shared_cells(codec) * codec.factor).fuse(rows, pixels, CLEAN)
+
+
+def strips(
+    codec: Codec, canvas: Float[Tensor, "c h w"], wrap: tuple[bool, ...], runtime: Runtime
+) -> Iterator[Float[Tensor, "3 h W"]]:
+    """Decode a canvas from top to bottom, in strips of its whole width. Each is made when it is asked for, by all ranks.
+
+    Args:
+        codec: decodes latents.
+        canvas: the latents, `c h w`.
+        wrap: for each axis, whether the canvas is a ring along it.
+        runtime: deals the work out to ranks.
+
+    Yields:
+        The strips of the picture, `3 h W`, in about [0, 1].
+    """
+    height, unit, factor = canvas.shape[1], codec.multiple, codec.factor
+    high = -(-_STRIP // unit) * unit
+    for top in range(0, height, high):
+        bottom = min(top + high, height)
+        rows = torch.arange(top - high // 2 // unit * unit, min(bottom + high // 2 // unit * unit, height + high))
+        rows = rows % height if wrap[0] else rows[(rows >= 0) & (rows < height)]
+        above = top - int(rows[0]) if rows[0] <= top else top - int(rows[0]) + height
+        picture = decode(codec, canvas[:, rows], (False, wrap[1]), runtime)
+        yield picture[:, above * factor : (above + bottom - top) * factor]
 
 
 def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]) -> Float[Tensor, "c h w"]:

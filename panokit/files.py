@@ -14,6 +14,8 @@ from panokit.errors import OutputError, SettingError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SIDE, AREA = 16_384, 1 << 27
+"""The most pixels of a side, and of all, of an ordinary picture. Browsers show no larger ones, and they fill the memory."""
 _FORMATS: dict[str | None, int] = {
     "PNG": 1 << 31,
     "JPEG": 65_500,
@@ -44,15 +46,35 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written.
     """
-    aside = path.parent / f"{_TEMPORARY}{token_hex(8)}"
+    aside = for_a_while(path)
     try:
-        yield aside
-        aside.replace(path)
-    except (OSError, ValueError) as cause:
-        raise _unwritable(path, cause) from cause
+        with explained(path):
+            yield aside
+            aside.replace(path)
     finally:
         with suppress(OSError):  # the first error is the one to report
             aside.unlink(missing_ok=True)
+
+
+def for_a_while(path: Path) -> Path:
+    """A new name in the folder of a file, for what lasts only while that file is written. It is short, so it fits."""
+    return path.parent / f"{_TEMPORARY}{token_hex(8)}"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Inside, an error of the file system, or of a library that writes, becomes one of panokit that names the file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as cause:
+        raise _unwritable(path, cause) from cause
 
 
 def write_picture(path: Path, image: "Image", **options: Any) -> None:
@@ -111,8 +133,15 @@ def check_format(path: Path, size: tuple[int, int] = (1, 1)) -> str:
         raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format: use {ENDINGS}")
     largest = _FORMATS[kind]
     if max(size) > largest:
-        raise OutputError(f"cannot write {path}: {kind} holds {largest} pixels a side, and the picture is {size}; try .png")
+        raise OutputError(
+            f"cannot write {path}: {kind} holds {largest} pixels a side, and the picture is {size}; try .png, .tif or .dzi"
+        )
     return kind
+
+
+def is_large(size: tuple[int, int]) -> bool:
+    """Whether a picture of this width and height is larger than ordinary ones."""
+    return max(size) > SIDE or size[0] * size[1] > AREA
 
 
 def try_files(files: Mapping[str, Path]) -> None:

@@ -134,6 +134,20 @@ class Step(Protocol):
             The canvas, `c *size`; where the canvas is the picture, the picture.
         """
 
+    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: int) -> Float[Tensor, "*c_large"]:
+        """The canvas of a picture that is larger than that of a finished canvas.
+
+        Latents of a larger picture are not larger latents. Interpolated latents decode to a blur with a texture of its own. So
+        the canvas is decoded, and its picture is enlarged and encoded: in tiles, which the ranks share, if it is large.
+
+        Args:
+            canvas: the finished canvas, `c *size`.
+            factor: how many times larger its picture becomes along each axis.
+
+        Returns:
+            The canvas, `c *large`.
+        """
+
     def look(self, index: Sequence[int]) -> Estimate:
         """Denoise some windows of this canvas, unguided and without a graph for gradients.
 

@@ -6,7 +6,7 @@ pixels are decoded, and 4 GB if they are transparent: three or four bytes for ea
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from panokit import recipe
@@ -78,7 +78,9 @@ def decoded(image: "Image", path: str | os.PathLike[str]) -> "Image":
         SettingError: the file is damaged.
     """
     try:
-        image.load()
+        # Of a TIFF, Pillow looks at the size again when pixels are decoded.
+        with recipe.unbounded() if image.format == "TIFF" else nullcontext():
+            image.load()
     except Exception as cause:  # a damaged file can break its reader anywhere
         raise SettingError(f"{path} is damaged, and cannot be read to its end: {reason_of(cause)}") from cause
     return image

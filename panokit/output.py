@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 from panokit.errors import OutputError, SettingError
 from panokit.files import beside, check_format, try_files
 from panokit.recipe import name_of
+from panokit.writing import check_picture
 
 
 @final
@@ -17,7 +18,8 @@ class Output:
     """Output files.
 
     Attributes:
-        out: The file of the picture; its ending sets the format. Or a folder, in which prompt and seed name the files.
+        out: The file of the picture; its ending sets the format, and .dzi makes tiles for a viewer. Or a folder, in which
+            prompt and seed name the files.
         sheet: A file for a contact sheet, which shows all pictures, smaller and side by side.
         latents: Also write the latents of each picture, in a safetensors file next to it.
         preview: A file that shows the panorama after each step.
@@ -82,7 +84,7 @@ class Output:
             OutputError: a file cannot be written, or its format does not hold the picture.
             SettingError: two options name one file.
         """
-        check_format(path, size)
+        check_picture(path, size)
         if self.preview:
             check_format(Path(self.preview), size)
         if self.sheet:

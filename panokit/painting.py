@@ -241,15 +241,18 @@ class _Painter:
         kept = Checkpoint(checkpoint_of(path), output.checkpoint_every, output.resume, again)
         try:
             shown = not (output.quiet or self._as_json)
-            panorama = task.plan.make(callbacks=[self._stopper, kept, *self._previews, self._forecast], progress=shown)
-            runtime.broadcast(lambda: _write(panorama, path, latents=output.latents))
+            panorama = task.plan.make(
+                callbacks=[self._stopper, kept, *self._previews, self._forecast], progress=shown, out=path
+            )
+            if output.latents:
+                runtime.broadcast(lambda: _write_latents(panorama, path))
         except (KeyboardInterrupt, RankError, OutputError) as error:
             if not (kept.useful and runtime.writes):
                 raise
             how = "the same command goes on" if output.again else f"--resume {kept.path} goes on"
             raise type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint") from error
         runtime.broadcast(lambda: self._clear(kept))
-        width, height = panorama.image.size
+        width, height = panorama.size
         event = {"event": "done", "file": str(path), "width": width, "height": height}
         self._finish(task, event, f"{path}: {width} x {height} pixels")
         return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
@@ -309,13 +312,11 @@ class _Stopper:
             run.stop()
 
 
-def _write(panorama: Panorama, path: Path, *, latents: bool) -> None:
-    panorama.save(path)
-    if latents:
-        try:
-            panorama.save_latents(latents_of(path))
-        except OutputError as error:
-            raise OutputError(f"{error}; its picture is {path}") from error
+def _write_latents(panorama: Panorama, path: Path) -> None:
+    try:
+        panorama.save_latents(latents_of(path))
+    except OutputError as error:
+        raise OutputError(f"{error}; its picture is {path}") from error
 
 
 def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> bool:

@@ -4,20 +4,29 @@ import io
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
+import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from panokit.files import check_format, check_output, write_picture, written_aside
-from panokit.recipe import embedded
+from panokit import deepzoom
+from panokit.errors import OutputError
+from panokit.files import check_format, write_picture, written_aside
+from panokit.png import Rows
+from panokit.recipe import embedded, unbounded
+from panokit.writing import check_picture, is_streamed, writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SMALL = 2048
+"""The most pixels along a side of a smaller copy."""
 _SHEET, _CAPTION = 2048, 20
 """Pixels of a contact sheet's width, and of the height of a line on it."""
 
@@ -29,31 +38,50 @@ class Panorama:
 
     Attributes:
         latents: the canvas that the picture was decoded from, `c h w`.
-        image: the picture, RGB with 8 bits a channel.
+        image: the picture, RGB with 8 bits a channel; a smaller copy, of up to `SMALL` pixels a side, if `file` is set.
         recipe: everything that is needed to make the picture again, as plain data.
+        size: width and height of the picture in pixels. The default is that of `image`.
+        file: where the picture is, if it was written while it was decoded; None if all of it is in `image`.
     """
 
     latents: Float[Tensor, "c h w"]
     image: "Image"
     recipe: Mapping[str, Any]
+    size: tuple[int, int] = (0, 0)
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.size == (0, 0):
+            object.__setattr__(self, "size", self.image.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the latents on the CPU: another process may not have this device."""
-        return Panorama, (self.latents.cpu(), self.image, self.recipe)
+        return Panorama, (self.latents.cpu(), self.image, self.recipe, self.size, self.file)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a file. It is written under another name and then renamed, so there is never half a file.
 
-        PNG, JPEG and WebP carry the recipe: `panokit rerun` makes the picture again from the file.
+        PNG, JPEG, WebP, TIFF and Deep Zoom pictures carry the recipe: `panokit rerun` makes the picture again from the file.
 
         Args:
             path: the file, whose ending names the format.
 
         Raises:
-            OutputError: the ending is unknown, or the file cannot be written.
+            OutputError: the ending is unknown, the file cannot be written, or the picture was written to another one while it
+                was decoded, and is not in the memory.
+            SettingError: a package is missing that writes such a picture.
         """
-        path = check_output(path, self.image.size)
-        write_picture(path, self.image, **embedded(self.recipe, check_format(path)))
+        if self.file is not None:
+            raise OutputError(
+                f"cannot write {path}: the picture was written to {self.file} while it was decoded, and image is a smaller "
+                f"copy: copy that file, or make the panorama again with out={str(path)!r}"
+            )
+        path = check_picture(path, self.size)
+        if is_streamed(path, self.size):
+            with writing(path, self.size, self.recipe) as write:
+                write(np.asarray(self.image.convert("RGB")))
+        else:
+            write_picture(path, self.image, **embedded(self.recipe, check_format(path)))
 
     def save_latents(self, path: str | os.PathLike[str]) -> None:
         """Write the latents as safetensors, as one tensor `latents`, `c h w`. There is never half a file.
@@ -72,7 +100,7 @@ class Panorama:
     def _repr_html_(self) -> str:
         from panokit.view.cell import cell  # a notebook alone needs it
 
-        return cell(self.image, self.recipe)
+        return cell(self.image, self.recipe, self.size)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -80,24 +108,68 @@ class Panorama:
         return buffer.getvalue()
 
 
+def to_rows(picture: Float[Tensor, "3 h W"]) -> Rows:
+    """Round a picture, or a strip of it, to 8 bits a channel; numbers outside [0, 1] are clamped."""
+    return rearrange((picture.clamp(0, 1) * 255).round().byte(), "c h w -> h w c").cpu().numpy()
+
+
 def to_image(picture: Float[Tensor, "3 H W"]) -> "Image":
     """Round a picture to 8 bits a channel; numbers outside [0, 1] are clamped."""
     from PIL import Image
 
-    return Image.fromarray(rearrange((picture.clamp(0, 1) * 255).round().byte(), "c h w -> h w c").cpu().numpy())
+    return Image.fromarray(to_rows(picture))
+
+
+@final
+class SmallCopy:
+    """A smaller copy of a picture, which is made of its strips as they pass. A pixel is the mean of a square of pixels.
+
+    Args:
+        size: width and height of the picture, in pixels.
+        side: the most pixels along a side of the copy.
+    """
+
+    def __init__(self, size: tuple[int, int], side: int) -> None:
+        self._factor = -(-max(size) // side)
+        self._made: list[Tensor] = []
+        self._rest = torch.empty(3, 0, size[0])
+
+    def add(self, strip: Float[Tensor, "3 h W"]) -> None:
+        """Add the next strip, from the top."""
+        strip = torch.cat([self._rest.to(strip), strip], dim=1)
+        whole = strip.shape[1] // self._factor * self._factor
+        self._shrink(strip[:, :whole])
+        self._rest = strip[:, whole:].clone()
+
+    @property
+    def image(self) -> "Image":
+        """The copy, once all strips are added."""
+        self._shrink(self._rest)
+        self._rest = self._rest[:, :0]
+        return to_image(torch.cat(self._made, dim=1))
+
+    def _shrink(self, rows: Tensor) -> None:
+        if rows.shape[1]:
+            high = min(self._factor, rows.shape[1])
+            self._made.append(nn.functional.avg_pool2d(rows.clamp(0, 1), (high, self._factor), ceil_mode=True).cpu())
 
 
 def is_whole(picture: Path, latents: Path | None = None) -> bool:
-    """Whether the files that `save` and `save_latents` wrote are there, and complete. The picture's checksums are compared.
+    """Whether the files that `save` and `save_latents` wrote are there, and complete.
+
+    The checksums of a PNG are compared. Other formats have none: of a TIFF all tiles must be in the file, and of a Deep Zoom
+    picture all tiles must be there.
 
     Args:
-        picture: a PNG.
+        picture: a PNG, a TIFF or a Deep Zoom picture.
         latents: the file of the latents; None if there need be none.
     """
     from safetensors.torch import load_file
 
     try:
-        return _has_checksums(picture) and (latents is None or "latents" in load_file(latents))
+        kinds = {".tif": _has_parts, ".tiff": _has_parts, deepzoom.ENDING: lambda path: deepzoom.read(path).is_whole}
+        whole = kinds.get(picture.suffix.lower(), _has_checksums)(picture)
+        return whole and (latents is None or "latents" in load_file(latents))
     except Exception:  # a damaged file can break its reader anywhere
         return False
 
@@ -110,6 +182,22 @@ def _has_checksums(picture: Path) -> bool:
             length, kind = int.from_bytes(file.read(4)), file.read(4)
             same = zlib.crc32(file.read(length), zlib.crc32(kind)).to_bytes(4) == file.read(4)
     return same
+
+
+def _has_parts(picture: Path) -> bool:
+    """Whether all strips or tiles of a TIFF lie in its file, at each of its scales."""
+    from PIL.TiffImagePlugin import TiffImageFile
+    from PIL.TiffTags import TAGS_V2
+
+    end, names = picture.stat().st_size, {name: tag for tag, (_, name, *_) in TAGS_V2.items()}
+    with unbounded(), closing(TiffImageFile(picture)) as image:
+        for frame in range(image.n_frames):
+            image.seek(frame)
+            kind = "Tile" if names["TileOffsets"] in image.tag_v2 else "Strip"
+            starts, counts = (image.tag_v2[names[f"{kind}{what}"]] for what in ("Offsets", "ByteCounts"))
+            if not starts or any(start + count > end for start, count in zip(starts, counts, strict=True)):
+                return False
+    return True
 
 
 def sheet_size(sizes: Sequence[tuple[int, int]], width: int = _SHEET) -> tuple[int, int]:
@@ -128,7 +216,7 @@ def contact_sheet(panoramas: Sequence[Panorama], width: int = _SHEET) -> "Image"
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = [panorama.image for panorama in panoramas]
-    columns, heights, rows = _arranged([image.size for image in pictures], width)
+    columns, heights, rows = _arranged([panorama.size for panorama in panoramas], width)
     cell = width // columns
     font = ImageFont.load_default(12)
     sheet = Image.new("RGB", (width, sum(rows)), "white")

@@ -60,29 +60,37 @@ class Start:
         covered, stays = (_whole_cells(pixels, windows.size) for pixels in (self.covered, self.stays))
         return Latents(x0.to(like), covered, stays, self.strength)
 
-    def join(self, painted: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
+    def join(self, painted: Float[Tensor, "3 h W"], top: int = 0) -> Float[Tensor, "3 h W"]:
         """Put the pixels that stay into a painted picture, with a soft edge of `JOIN` pixels around them.
 
         Args:
-            painted: the decoded canvas.
+            painted: the decoded canvas, or a strip of it.
+            top: the row of the canvas with which the strip begins.
 
         Returns:
-            The picture. Where pixels stay it has their values exactly.
+            The picture, or the strip of it. Where pixels stay it has their values exactly.
         """
-        if not self.stays.any():
+        stays = self._around(top, painted.shape[1])
+        if not stays.any():
             return painted
-        share = sum((self._grown(reach) for reach in range(1, JOIN + 1)), torch.zeros(self.stays.shape)) / (JOIN + 1)
-        share = share.masked_fill(self.stays, 1).to(painted)
-        picture = self.picture.to(painted)
+        grown = (self._grown(stays, reach) for reach in range(1, JOIN + 1))
+        share = sum(grown, torch.zeros(painted.shape[1:])) / (JOIN + 1)
+        share = share.masked_fill(self.stays[top : top + painted.shape[1]], 1).to(painted)
+        picture = self.picture[:, top : top + painted.shape[1]].to(painted)
         return torch.where(share == 1, picture, torch.lerp(painted, picture, share))
 
-    def _grown(self, reach: int) -> Tensor:
-        """The pixels that stay, and those up to `reach` pixels beside them, as 1 and 0."""
-        grown = self.stays.float()[None, None]
-        for axis, ring in zip((-2, -1), self.wrap, strict=True):
-            pad = (0, 0, reach, reach) if axis == -2 else (reach, reach, 0, 0)
-            grown = nn.functional.pad(grown, pad, mode="circular" if ring else "constant")
-        return nn.functional.max_pool2d(grown, 2 * reach + 1, stride=1)[0, 0]
+    def _around(self, top: int, high: int) -> Tensor:
+        """The pixels that stay in some rows, and `JOIN` pixels around them on all sides, as 1 and 0."""
+        rows, height = torch.arange(top - JOIN, top + high + JOIN), self.stays.shape[0]
+        stays = self.stays[rows % height].float()[None, None]
+        if not self.wrap[0]:
+            stays[..., (rows < 0) | (rows >= height), :] = 0
+        return nn.functional.pad(stays, (JOIN, JOIN, 0, 0), mode="circular" if self.wrap[1] else "constant")
+
+    def _grown(self, stays: Tensor, reach: int) -> Tensor:
+        """The pixels that stay, and those up to `reach` pixels beside them, as 1 and 0, without what lies around."""
+        grown, rest = nn.functional.max_pool2d(stays, 2 * reach + 1, stride=1), JOIN - reach
+        return grown[0, 0, rest : grown.shape[-2] - rest, rest : grown.shape[-1] - rest]
 
 
 @final

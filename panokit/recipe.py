@@ -1,7 +1,8 @@
 """Recipes in pictures: a picture's file holds everything that is needed to make it again.
 
 PNG keeps the recipe as JSON in an `iTXt` chunk `panokit`. A second chunk `parameters` is for people and their tools, in the
-format of the Stable Diffusion web UI. JPEG and WebP keep the same two texts in Exif, as `ImageDescription` and `UserComment`.
+format of the Stable Diffusion web UI. JPEG, WebP and TIFF keep the same two texts in Exif, as `ImageDescription` and
+`UserComment`; a large TIFF has the first alone. A Deep Zoom picture keeps the recipe in a file among its tiles.
 
 A recipe from a file is plain data, whoever wrote it. It is parsed as JSON, its length is bounded, its values are checked, and
 nothing is imported for it.
@@ -17,10 +18,11 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
+from panokit import deepzoom
 from panokit.errors import FallbackWarning, SettingError
 from panokit.plain import walk
 
-_KEY = "panokit"
+KEY, _PARAMETERS = "panokit", "parameters"
 VERSIONS = ("panokit", "torch", "diffusers")
 """Entries of a recipe that do not count as part of the picture."""
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
@@ -39,8 +41,8 @@ BOUNDS = {
     "seed": (1 << 64) - 1,
 }
 """The largest numbers in a recipe that is not trusted."""
-AREA = 1 << 27
-"""The most pixels of a picture from such a recipe: 8,192 x 16,384."""
+AREA = 1 << 28
+"""The most pixels of a picture from such a recipe: 65,536 x 4,096."""
 WORK = 1 << 21
 """The most windows times steps of such a picture."""
 DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
@@ -108,6 +110,23 @@ def is_digest(name: object) -> bool:
     return isinstance(name, str) and name.startswith("sha256:")
 
 
+def texts(recipe: Mapping[str, Any], stacklevel: int = 2) -> dict[str, str]:
+    """The texts that a picture carries, by the keywords of their chunks in a PNG. `KEY` is that of the recipe, in ASCII.
+
+    Args:
+        recipe: the recipe.
+        stacklevel: whose line a warning names.
+
+    Returns:
+        The texts; none, with a warning, if the recipe is too long.
+    """
+    text = json.dumps(recipe)
+    if len(text) > LONGEST:
+        warnings.warn(f"the recipe is longer than {LONGEST} letters and is left out", FallbackWarning, stacklevel=stacklevel)
+        return {}
+    return {KEY: text, _PARAMETERS: _parameters(recipe)}
+
+
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
     """The arguments of Pillow's `save` that put a recipe into the file.
 
@@ -121,19 +140,18 @@ def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    text, parameters = json.dumps(recipe), _parameters(recipe)
-    if len(text) > LONGEST:
-        warnings.warn(f"the recipe is longer than {LONGEST} letters and is left out", FallbackWarning, stacklevel=3)
+    kept = texts(recipe, stacklevel=4)
+    if not kept:
         return {}
     if format == "PNG":
         chunks = PngInfo()
-        chunks.add_itxt(_KEY, text)
-        chunks.add_itxt("parameters", parameters)
+        for keyword, text in kept.items():
+            chunks.add_itxt(keyword, text)
         return {"pnginfo": chunks}
-    if format in ("JPEG", "WEBP"):
+    if format in ("JPEG", "WEBP", "TIFF"):
         exif = Image.Exif()
-        exif[_DESCRIPTION] = text
-        exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + parameters.encode("utf-16-be")
+        exif[_DESCRIPTION] = kept[KEY]
+        exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + kept[_PARAMETERS].encode("utf-16-be")
         if format == "JPEG" and len(exif.tobytes()) > _EXIF_HOLDS:
             warnings.warn("the recipe is longer than a JPEG holds and is left out: try .png", FallbackWarning, stacklevel=3)
             return {}
@@ -150,16 +168,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         SettingError: the file is no picture, or holds no recipe.
     """
-    from PIL import Image
-
-    try:
-        with unbounded(), Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            # For a PNG, Pillow would decode all pixels to look for Exif.
-            text = image.info.get(_KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
-    except FileNotFoundError as cause:
-        raise SettingError(f"there is no picture {path}") from cause
-    except Exception as cause:  # a damaged file can break its reader anywhere
-        raise SettingError(f"{path} cannot be read as a picture: give a PNG, JPEG or WebP that panokit wrote") from cause
+    text = _text_of_tiles(path) if deepzoom.is_deep_zoom(path) else _text_of(path)
     if not text:
         raise SettingError(f"{path} holds no recipe: give a picture that panokit wrote and nobody saved again")
     if not isinstance(text, str) or len(text) > LONGEST:
@@ -171,6 +180,30 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise SettingError(f"the recipe in {path} is damaged: it is a {type(recipe).__name__} and no mapping")
     return recipe
+
+
+def _text_of(path: str | os.PathLike[str]) -> object:
+    """The recipe in the file of a picture, as it stands there; nothing if there is none."""
+    from PIL import Image
+
+    try:
+        with unbounded(), Image.open(path, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
+            # For a PNG, Pillow would decode all pixels to look for Exif.
+            return image.info.get(KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
+    except FileNotFoundError as cause:
+        raise SettingError(f"there is no picture {path}") from cause
+    except Exception as cause:  # a damaged file can break its reader anywhere
+        kinds = "PNG, JPEG, WebP, TIFF or Deep Zoom picture"
+        raise SettingError(f"{path} cannot be read as a picture: give a {kinds} that panokit wrote") from cause
+
+
+def _text_of_tiles(path: str | os.PathLike[str]) -> str:
+    """The recipe among the tiles of a Deep Zoom picture; nothing if there is none."""
+    try:
+        with (deepzoom.read(path).folder / deepzoom.RECIPE).open("rb") as file:
+            return file.read(LONGEST + 1).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from panokit.decoding import decode, encode
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.guidance import Estimate, Guidance, Jacobian, Known
+from panokit.magnifying import magnified
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
 from panokit.passes import Checks, Guided, Partial, Parts, Pass, Passed, expect
@@ -417,6 +418,10 @@ class CanvasStep:
     @torch.no_grad()
     def encode(self, picture: Float[Tensor, "*c_pixels"]) -> Float[Tensor, "*c_size"]:
         return encode(self.codec, _at_least_single(picture), self.windows.wrap).to(picture) if self.codec else picture
+
+    @torch.no_grad()
+    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: int) -> Float[Tensor, "*c_large"]:
+        return magnified(self.codec, _at_least_single(canvas), self.windows.wrap, self.run.runtime, factor).to(canvas)
 
     @torch.no_grad()
     def look(self, index: Sequence[int]) -> Estimate:

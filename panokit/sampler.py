@@ -1,12 +1,14 @@
 """Sampler: a model, a scheduler, a fuser and guidances, composed to make panoramas from prompts."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import torch
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from panokit import models
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
-from panokit.decoding import decode
+from panokit.decoding import decode, strips
 from panokit.denoiser import Model
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
@@ -23,7 +25,7 @@ from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
-from panokit.panorama import Panorama, to_image
+from panokit.panorama import SMALL, Panorama, SmallCopy, to_image, to_rows
 from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
@@ -36,9 +38,12 @@ from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, steadier, takes_settings
 from panokit.windows import Windows, require_cover
+from panokit.writing import check_picture, is_streamed, writing
 
 LARGEST = 1 << 30
 """The most pixels of a canvas: neither memory nor picture formats hold more."""
+_ROWS = 64
+"""The most rows of a picture that are rounded and written at once."""
 
 Part = TypeVar("Part", Layout, Fuser, Guidance, Scheduler)
 
@@ -106,14 +111,17 @@ class Plan:
         """Start a run, without a step yet; see `Sampler.begin`."""
         return self.sampler._begin(self)
 
-    def make(self, *, callbacks: Sequence[object] = (), progress: bool = True) -> Panorama:
+    def make(
+        self, *, out: str | os.PathLike[str] | None = None, callbacks: Sequence[object] = (), progress: bool = True
+    ) -> Panorama:
         """Make the panorama; see `Sampler.__call__`.
 
         Args:
+            out: the file that it is written to; None for none.
             callbacks: further callbacks for this run.
             progress: whether to show a progress bar where there is a terminal or a notebook.
         """
-        return self.sampler._make(self, callbacks, progress)
+        return self.sampler._make(self, out, callbacks, progress)
 
 
 @final
@@ -239,7 +247,13 @@ class Sampler:
 
     @overload
     def __call__(
-        self, prompt: Prompt, *, callbacks: Sequence[object] = (), progress: bool = True, **settings: Any
+        self,
+        prompt: Prompt,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[object] = (),
+        progress: bool = True,
+        **settings: Any,
     ) -> Panorama: ...
     @overload
     def __call__(
@@ -250,6 +264,7 @@ class Sampler:
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
+        out: str | os.PathLike[str] | None = None,
         callbacks: Sequence[object] = (),
         progress: bool = True,
         **settings: Any,
@@ -258,6 +273,9 @@ class Sampler:
 
         Args:
             prompt: what to paint: a text, or `Regions`; or a list of them.
+            out: the file of the one panorama, which rank 0 writes. A Deep Zoom picture, and a PNG or TIFF with more than 16,384
+                pixels a side, are written while they are decoded: a large panorama fits the memory so, and the result has a
+                smaller copy.
             callbacks: further callbacks for this call.
             progress: whether to show a progress bar where there is a terminal or a notebook.
             settings: height, width, steps and the others of `Settings`.
@@ -270,21 +288,52 @@ class Sampler:
             NotFiniteError: the model or a guidance returned NaN or infinity.
             ContractError: a plugin returned a wrong type or shape.
             OutOfMemoryError: a single window, the canvas or the picture does not fit the memory.
+            OutputError: the panorama cannot be written to `out`.
             KeyboardInterrupt: the run was asked to stop.
         """
         if isinstance(prompt, str | Regions) or not isinstance(prompt, Sequence):
-            return self._make(self._plan(prompt, settings), callbacks, progress)
+            return self._make(self._plan(prompt, settings), out, callbacks, progress)
         if not prompt:
             raise SettingError("the list of prompts is empty: give at least one")
+        if out is not None:
+            raise SettingError(
+                f"out names one file, {out}, and a list of prompts makes several: call with one prompt at a time"
+            )
         plans = [self._plan(text, settings) for text in prompt]
-        return self.runtime.replicas(lambda k: self._make(plans[k], callbacks, progress), len(plans))
+        return self.runtime.replicas(lambda k: self._make(plans[k], None, callbacks, progress), len(plans))
 
-    def _make(self, plan: Plan, callbacks: Sequence[object], progress: bool) -> Panorama:
+    def _make(self, plan: Plan, out: str | os.PathLike[str] | None, callbacks: Sequence[object], progress: bool) -> Panorama:
+        path = None if out is None else self.runtime.broadcast(lambda: check_picture(out, plan.size))
         run = plan.begin()
         with steps_bar(run, shown=progress and self.runtime.global_rank == 0) as advance:
             for _ in self._steps(run, (*self.callbacks, *callbacks)):
                 advance()
-        return self.runtime.barrier(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
+        if path and is_streamed(path, plan.size):
+            return self.runtime.barrier(lambda: self._streamed(run, path, plan.size))
+        panorama = self.runtime.barrier(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
+        if path:
+            self.runtime.broadcast(lambda: panorama.save(path))
+        return panorama
+
+    @memory_explained("the picture")
+    @torch.no_grad()
+    def _streamed(self, run: Run, path: Path, size: tuple[int, int]) -> Panorama:
+        """Write the picture of a run while it is decoded. All ranks decode it, and one of them writes."""
+        small = SmallCopy(size, SMALL)
+        with writing(path, size, run.recipe) if self.runtime.writes else nullcontext() as write:
+            for strip in self._strips(run):
+                for rows in strip.split(_ROWS, dim=1):
+                    small.add(rows)
+                    if write:
+                        write(to_rows(rows))
+        return Panorama(run.canvas, small.image, run.recipe, size, path)
+
+    def _strips(self, run: Run) -> Iterator[Float[torch.Tensor, "3 h W"]]:
+        """The picture of a run in strips, from the top."""
+        codec, canvas, top = self.model.codec, run.canvas.float(), 0
+        for strip in strips(codec, canvas, run.windows.wrap, self.runtime) if codec else canvas.split(_ROWS, dim=1):
+            yield self._finished(run, strip, top)
+            top += strip.shape[1]
 
     def _steps(self, run: Run, callbacks: Sequence[object]) -> Iterator[Run]:
         """The run after each of its steps. Callbacks are called."""
@@ -481,8 +530,12 @@ class Sampler:
         """
         canvas = run.canvas.float()
         picture = decode(self.model.codec, canvas, run.windows.wrap, self.runtime) if self.model.codec else canvas
+        return self._finished(run, picture)
+
+    def _finished(self, run: Run, picture: torch.Tensor, top: int = 0) -> torch.Tensor:
+        """A decoded picture, or a strip of it from row `top` on, with the pixels that stay. All its numbers are finite."""
         if run.parts.start:
-            picture = run.parts.start.join(picture)
+            picture = run.parts.start.join(picture, top)
         if not torch.isfinite(picture).all():
             raise NotFiniteError(
                 f"the decoded picture holds NaN or infinity, so it would be black: try {steadier(self.runtime.precision)}"

@@ -33,7 +33,7 @@ def bomb(path: Path, width: int, height: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
 def test_a_panorama_of_panokit_is_opened_whatever_its_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

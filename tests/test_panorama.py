@@ -1,6 +1,7 @@
 """Pictures on disk."""
 
 import io
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from panokit import Panorama
 from panokit.errors import OutputError
-from panokit.panorama import contact_sheet, is_whole, sheet_size, to_image
+from panokit.panorama import SmallCopy, contact_sheet, is_whole, sheet_size, to_image
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_place_that_cannot_be_written_is_told(panorama: Panorama, tmp_path: Pa
 
 def test_a_picture_wider_than_its_format_holds_is_told(panorama: Panorama, tmp_path: Path) -> None:
     wide = Panorama(panorama.latents, Image.new("RGB", (16_400, 8)), {})
-    with pytest.raises(OutputError, match=r"WEBP holds 16383 pixels a side, .*; try \.png"):
+    with pytest.raises(OutputError, match=r"WEBP holds 16383 pixels a side, .*; try \.png, \.tif or \.dzi"):
         wide.save(tmp_path / "a.webp")
     wide.save(tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
@@ -81,6 +82,50 @@ def test_files_that_were_written_are_whole_and_with_any_other_byte_or_one_less_t
     for damaged in (b"", latents.read_bytes()[:-1], whole):
         latents.write_bytes(damaged)
         assert not is_whole(picture, latents)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.tiff"])
+def test_a_tiff_is_whole_until_a_part_is_cut_off(panorama: Panorama, tmp_path: Path, name: str) -> None:
+    panorama.save(tmp_path / name)
+    assert is_whole(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for end in (0, 8, len(whole) // 2):
+        (tmp_path / name).write_bytes(whole[:end])
+        assert not is_whole(tmp_path / name)
+
+
+@given(high=st.integers(1, 40), wide=st.integers(1, 40), side=st.integers(1, 40), strip=st.integers(1, 40))
+def test_a_smaller_copy_is_the_same_whatever_the_strips(high: int, wide: int, side: int, strip: int) -> None:
+    picture = torch.rand(3, high, wide, generator=torch.Generator().manual_seed(0))
+    copies = SmallCopy((wide, high), side), SmallCopy((wide, high), side)
+    copies[0].add(picture)
+    for rows in picture.split(strip, dim=1):
+        copies[1].add(rows)
+    whole, small = (copy.image for copy in copies)
+    assert whole.tobytes() == small.tobytes()
+    factor = -(-max(wide, high) // side)
+    assert small.size == (-(-wide // factor), -(-high // factor))
+    assert max(small.size) <= side
+    edge = picture[:, -(high % factor or factor) :, -(wide % factor or factor) :].mean((1, 2))
+    assert small.getpixel((small.width - 1, small.height - 1)) == pytest.approx((edge * 255).tolist(), abs=1)
+
+
+def test_a_picture_that_is_in_a_file_is_not_saved_from_its_smaller_copy(panorama: Panorama, tmp_path: Path) -> None:
+    large = Panorama(panorama.latents, panorama.image, panorama.recipe, (60, 40), tmp_path / "a.png")
+    with pytest.raises(OutputError, match=r"was written to .*a\.png while it was decoded, and image is a smaller copy: copy"):
+        large.save(tmp_path / "b.png")
+    assert (large.size, panorama.size) == ((60, 40), (6, 4))
+    assert "its 60 x 40 pixels are shown as 6 x 4" in large._repr_html_()
+    again = pickle.loads(pickle.dumps(large))
+    assert (again.size, again.file) == (large.size, large.file)
+
+
+def test_a_panorama_in_the_memory_is_saved_as_a_deep_zoom_picture(panorama: Panorama, tmp_path: Path) -> None:
+    pytest.importorskip("pyvips", reason="Deep Zoom pictures are written by pyvips, which is not installed")
+    panorama.save(tmp_path / "a.dzi")
+    assert is_whole(tmp_path / "a.dzi")
+    (tmp_path / "a_files" / "0" / "0_0.jpg").unlink()
+    assert not is_whole(tmp_path / "a.dzi")
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=9))

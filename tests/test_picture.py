@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -154,6 +156,23 @@ def test_the_edge_of_a_mask_is_soft() -> None:
     pictures = {"image": torch.ones(3, 16, 32), "mask": read(half_mask(16, 32), "mask")[0]}
     row = start(Settings(height=16, width=32, steps=4, image="-", mask="-"), pictures, 2).join(torch.zeros(3, 16, 32))[0, 0]
     torch.testing.assert_close(row[14 : 17 + JOIN], torch.tensor([1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]))
+
+
+@pytest.mark.parametrize("wrap", [False, "x", "y", "xy"])
+@given(strip=st.integers(1, 16), seed=st.integers(0, 99))
+def test_strips_are_joined_as_the_whole_picture_is(wrap: Any, strip: int, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    picture, painted = torch.rand(3, 16, 24, generator=chance), torch.rand(3, 16, 24, generator=chance)
+    mask = (torch.rand(2, 3, generator=chance) < 0.5).float().repeat_interleave(8, 0).repeat_interleave(8, 1)
+    mask[0, 0], mask[-1, -1] = 1, 0  # something is painted, and something stays
+    begun = start(
+        Settings(height=16, width=24, steps=4, image="-", mask="-", wrap=wrap),
+        {"image": picture, "mask": mask.expand(3, -1, -1)},
+        2,
+    )
+    tops = range(0, 16, strip)
+    joined = [begun.join(rows, top) for top, rows in zip(tops, painted.split(strip, dim=1), strict=True)]
+    assert torch.equal(torch.cat(joined, dim=1), begun.join(painted))
 
 
 @pytest.mark.parametrize("guidances", [[HeadStart(0.5)], [MSDGuidance(head_start=0.5)]], ids=str)

@@ -46,14 +46,26 @@ def picture(path: Path, data: dict[str, Any] = RECIPE) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "tiff"])
 def test_a_picture_carries_its_recipe(tmp_path: Path, ending: str) -> None:
     assert recipe.read(picture(tmp_path / f"a.{ending}")) == RECIPE
 
 
 def test_other_formats_carry_none(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="give a PNG, JPEG or WebP that panokit wrote"):
-        recipe.read(picture(tmp_path / "a.tiff"))
+    with pytest.raises(SettingError, match="give a PNG, JPEG, WebP, TIFF or Deep Zoom picture that panokit wrote"):
+        recipe.read(picture(tmp_path / "a.bmp"))
+
+
+def test_a_deep_zoom_picture_of_somebody_else_carries_none(tmp_path: Path) -> None:
+    pytest.importorskip("pyvips", reason="Deep Zoom pictures are written by pyvips, which is not installed")
+    path = picture(tmp_path / "a.dzi")
+    assert recipe.read(path) == RECIPE
+    (tmp_path / "a_files" / "panokit.json").write_text("years of work")
+    with pytest.raises(SettingError, match=r"the recipe in .*a\.dzi is damaged"):
+        recipe.read(path)
+    (tmp_path / "a_files" / "panokit.json").unlink()
+    with pytest.raises(SettingError, match=r"a\.dzi holds no recipe"):
+        recipe.read(path)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])

@@ -1,8 +1,9 @@
 """Composition: what a call gives back, and what it says to values that cannot work."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -22,7 +23,7 @@ from panokit import (
 )
 from panokit.composition import BASES, build
 from panokit.decoding import decode
-from panokit.errors import NotFiniteError, PluginNotFoundError
+from panokit.errors import NotFiniteError, OutputError, PluginNotFoundError
 from panokit.panorama import to_image
 from panokit.registry import plugins
 from panokit.run import Run
@@ -249,6 +250,69 @@ def test_a_model_without_a_codec_paints_the_canvas(cpu: Runtime) -> None:
     panorama = sampler("a lake", height=5, width=9, steps=2)
     assert panorama.image.size == (9, 5)
     assert panorama.image.tobytes() == to_image(panorama.latents.float()).tobytes()
+
+
+@pytest.fixture
+def pixelwise(cpu: Runtime, monkeypatch: pytest.MonkeyPatch) -> Sampler:
+    """A sampler whose canvas is the picture. Pictures of more than 8 pixels a side count as large, and copies have up to 4."""
+    monkeypatch.setattr("panokit.files.SIDE", 8)
+    monkeypatch.setattr("panokit.sampler.SMALL", 4)
+    monkeypatch.setattr("panokit.sampler._ROWS", 3)
+    return Sampler(Model(ToyDenoiser((4, 4), channels=3), None, "pixels"), scheduler=ToyScheduler(), runtime=cpu)
+
+
+@pytest.mark.parametrize("start", [{}, {"image": torch.rand(3, 5, 4), "at": (2, 0)}], ids=["noise", "a picture"])
+def test_a_large_panorama_is_written_while_it_is_decoded(pixelwise: Sampler, start: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"height": 5, "width": 12, "steps": 2, **start}
+    whole = pixelwise("a lake", **settings)
+    large = pixelwise("a lake", **settings, out=tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.tobytes() == whole.image.tobytes()
+    assert (whole.size, whole.file) == ((12, 5), None)
+    assert (large.size, large.file) == ((12, 5), tmp_path / "a.png")
+    assert large.image.size == (4, 2)
+    assert torch.equal(large.latents, whole.latents)
+
+
+def test_an_ordinary_panorama_is_written_and_kept(pixelwise: Sampler, tmp_path: Path) -> None:
+    settings = {"height": 5, "width": 8, "steps": 2}
+    made = pixelwise.plan("a lake", **settings).make(out=str(tmp_path / "a.png"))
+    assert made.file is None
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.tobytes() == made.image.tobytes() == pixelwise("a lake", **settings).image.tobytes()
+
+
+def test_a_picture_that_is_not_finite_in_its_middle_leaves_no_file(
+    pixelwise: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strips = pixelwise._strips
+
+    def broken(run: Run) -> Iterator[torch.Tensor]:
+        for k, strip in enumerate(strips(run)):
+            yield pixelwise._finished(run, strip.fill_(torch.nan) if k else strip)
+
+    monkeypatch.setattr(pixelwise, "_strips", broken)
+    with pytest.raises(NotFiniteError):
+        pixelwise("a lake", height=5, width=12, steps=2, out=tmp_path / "a.png")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_out_is_tried_before_the_run_and_is_one_file(pixelwise: Sampler, tmp_path: Path) -> None:
+    for prompt, path, message in [
+        ("a lake", tmp_path / "missing" / "a.png", "make it first"),
+        ("a lake", tmp_path / "a.xyz", "names no picture format"),
+        (["a lake"], tmp_path / "a.png", "a list of prompts makes several: call with one prompt at a time"),
+    ]:
+        with pytest.raises((OutputError, SettingError), match=message):
+            pixelwise(prompt, height=5, width=12, steps=2, out=path, callbacks=[Refusing()])
+    assert not [*tmp_path.iterdir()]
+
+
+class Refusing:
+    """A callback that no run reaches."""
+
+    def on_run_start(self) -> None:
+        raise AssertionError("a run was started")
 
 
 def test_samplers_that_share_a_model_do_not_touch_each_other(tiny: Model, cpu: Runtime) -> None:

@@ -137,8 +137,8 @@ def rerun(
     """Make a picture again from the recipe in its file, with the same bits on the same machine.
 
     Args:
-        image: A picture that panokit wrote: PNG, JPEG or WebP.
-        out: The file of the new picture. The default is IMAGE-rerun.png.
+        image: A picture that panokit wrote: PNG, JPEG, WebP, TIFF or .dzi.
+        out: The file of the new picture. The default is IMAGE-rerun.png, or .dzi or .tif if IMAGE is such a file.
         trust: Allow the recipe to name classes, folders and hub ids, whose code then runs, and to ask for any size.
         devices: Number of devices that share the windows.
         offload: Keep only one network on the device at a time, for a device with little memory.
@@ -166,7 +166,8 @@ def rerun(
         job, runtime = Job.of(wanted), make(Devices, {**numerics, "devices": devices, "offload": offload})
     except SettingError as error:
         raise SettingError(f"the recipe in {image}: {error}") from error
-    output = Output(out=out or f"{Path(image).stem}-rerun.png", quiet=quiet)
+    ending = Path(image).suffix if Path(image).suffix.lower() in (".dzi", ".tif", ".tiff") else ".png"
+    output = Output(out=out or f"{Path(image).stem}-rerun{ending}", quiet=quiet)
     output.check(1)
     worker = _worker(runtime.as_data(), trusted=trust)
     task = prepare(job, worker, output)

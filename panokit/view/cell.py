@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from panokit.files import AREA, SIDE
 from panokit.view.page import page
-from panokit.view.picture import AREA, SIDE, Picture, encoded, within
+from panokit.view.picture import Picture, encoded, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -14,17 +15,18 @@ _TOOLS = "3rem"
 """The height of the buttons above the picture."""
 
 
-def cell(image: "Image", recipe: Mapping[str, Any]) -> str:
+def cell(image: "Image", recipe: Mapping[str, Any], size: tuple[int, int]) -> str:
     """The element that shows a panorama in a notebook. It is as high as the picture needs where the notebook is wide enough.
 
     Args:
-        image: the picture.
+        image: the picture, or a smaller copy of it.
         recipe: its recipe.
+        size: width and height of the picture, in pixels.
     """
-    width, height = image.size
+    width, height = size
     shown = within(image, SIDE, AREA)
-    note = "" if shown is image else f"its {width} x {height} pixels are shown as {shown.width} x {shown.height}"
-    picture = Picture(name="panorama", size=image.size, recipe=recipe, data=encoded(shown), note=note)
+    note = "" if shown.size == size else f"its {width} x {height} pixels are shown as {shown.width} x {shown.height}"
+    picture = Picture(name="panorama", size=size, recipe=recipe, data=encoded(shown), note=note)
     high = f"calc(min(100vw, 70rem) * {height / width:.4f} + {_TOOLS})"
     style = f"width: 100%; max-width: 70rem; height: {high}; min-height: 14rem; max-height: 48rem; border: 0"
     return f'<iframe srcdoc="{escape(page([picture], "cell"))}" style="{style}" allow="fullscreen; clipboard-write"></iframe>'

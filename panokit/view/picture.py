@@ -14,8 +14,6 @@ from panokit.settings import Settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE, AREA = 16_384, 1 << 27
-"""The most pixels of a side, and of all, that browsers show as one picture."""
 SPHERE = 8192
 """The most pixels of a side that graphics processors take as one texture."""
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "MPO": "image/jpeg"}

@@ -13,19 +13,19 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from panokit import recipe
+from panokit import deepzoom, recipe
 from panokit.errors import FallbackWarning, SettingError
-from panokit.files import try_files, written_aside
+from panokit.files import AREA, SIDE, try_files, written_aside
 from panokit.opening import decoded, opened
 from panokit.plain import check_depth
 from panokit.view import tiles
 from panokit.view.page import Form, page
-from panokit.view.picture import AREA, SIDE, SPHERE, Data, Picture, encoded, kind_of, size_of, sphere_of, upright, within
+from panokit.view.picture import SPHERE, Data, Picture, encoded, kind_of, size_of, sphere_of, upright, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", deepzoom.ENDING)
 """The endings of the files in a folder that are shown."""
 MOST = 8
 """The most pictures that are shown side by side. More make a gallery."""
@@ -155,6 +155,10 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
         number: which picture of the page it is.
         aside: makes the folder for tiles.
     """
+    if deepzoom.is_deep_zoom(path):
+        made = deepzoom.read(path)
+        source = tiles.source(made, f"{_address(made.folder, place)}/")
+        return Picture(name=name, size=made.size, recipe=_recipe(path), tiles=source)
     with opened(path) as image:
         known: dict[str, Any] = {"name": name, "size": size_of(image), "recipe": _recipe(path), "sphere": sphere_of(image)}
         if known["sphere"] is None and _is_too_large(image.size) and tiles.can_be_made():
@@ -194,17 +198,35 @@ def _in_page(image: "Image", path: Path, *, sphere: bool) -> tuple[Data, str]:
 
 def _small(path: Path, name: str, place: Path) -> Picture:
     """A picture of a gallery: small in the page, and whole where its file is."""
+    if deepzoom.is_deep_zoom(path):
+        made = deepzoom.read(path)
+        with opened(made.small(_SMALL)) as tile:
+            thumbnail = _thumbnail(upright(decoded(tile, path)))
+        note = "a browser does not show such a file: panokit view with this file alone shows its tiles"
+        return Picture(name=name, size=made.size, recipe=_recipe(path), thumbnail=thumbnail, note=note)
     with opened(path) as image:
         size, kind, is_sphere = size_of(image), kind_of(image), sphere_of(image) is not None
-        image.draft("RGB", (2 * _SMALL, 2 * _SMALL))
-        small = upright(decoded(image, path))
-    small.thumbnail((_SMALL, _SMALL))
-    thumbnail = encoded(small, "JPEG", quality=80)
+        if _is_too_large(image.size) and tiles.can_be_made():
+            small = upright(tiles.small(path, _SMALL))
+        else:
+            image.draft("RGB", (2 * _SMALL, 2 * _SMALL))
+            small = upright(decoded(image, path))
     note = "panokit view with this file alone shows it from inside the sphere" if is_sphere else ""
     note = note if kind else "a browser does not show files of this format: this is a small version"
     return Picture(
-        name=name, size=size, recipe=_recipe(path), url=_address(path, place) if kind else None, thumbnail=thumbnail, note=note
+        name=name,
+        size=size,
+        recipe=_recipe(path),
+        url=_address(path, place) if kind else None,
+        thumbnail=_thumbnail(small),
+        note=note,
     )
+
+
+def _thumbnail(image: "Image") -> Data:
+    """A small version of a picture for a gallery."""
+    image.thumbnail((_SMALL, _SMALL))
+    return encoded(image, "JPEG", quality=80)
 
 
 def _address(path: Path, place: Path) -> str:

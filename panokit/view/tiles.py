@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from panokit.deepzoom import FORMAT, OVERLAP, TILE, DeepZoom
 from panokit.errors import OutputError, SettingError, reason_of
 
-_SIDE, _OVERLAP, _ENDING = 510, 1, "jpg"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _MARK = "tiles of panokit view"
 """A file in each folder of tiles. A folder without it is somebody else's, and is not replaced."""
 
@@ -78,7 +81,7 @@ def tiled(path: Path, folder: Path, number: int, page: Path) -> dict[str, Any]:
         page: the file of the page.
 
     Returns:
-        The source of the tiles, as OpenSeadragon takes it in the place of a file, which a page without a server cannot read.
+        The source of the tiles: see `source`.
 
     Raises:
         SettingError: the file is damaged, or the tiles cannot be written.
@@ -87,17 +90,48 @@ def tiled(path: Path, folder: Path, number: int, page: Path) -> dict[str, Any]:
 
     try:
         image = pyvips.Image.new_from_file(str(path), fail_on="truncated").autorot()
-        image.dzsave(str(folder / str(number)), tile_size=_SIDE, overlap=_OVERLAP, suffix=f".{_ENDING}[Q=90]")
+        image.dzsave(str(folder / str(number)), tile_size=TILE, overlap=OVERLAP, suffix=f".{FORMAT}[Q=90]")
     except pyvips.Error as cause:
         shutil.rmtree(folder / f"{number}_files", ignore_errors=True)
         raise SettingError(f"{path} cannot be cut into tiles: {reason_of(cause)}") from cause
+    made = DeepZoom(folder / f"{number}_files", (image.width, image.height), TILE, OVERLAP, FORMAT)
+    return source(made, f"{quote(os.fsencode(folder_of(page).name))}/{number}_files/")
+
+
+def source(picture: DeepZoom, url: str) -> dict[str, Any]:
+    """A Deep Zoom picture as OpenSeadragon takes it in the place of a file, which a page without a server cannot read.
+
+    Args:
+        picture: what its file says.
+        url: the address of the folder of its tiles, for a page.
+    """
     return {
         "Image": {
             "xmlns": "http://schemas.microsoft.com/deepzoom/2008",
-            "Url": f"{quote(os.fsencode(folder_of(page).name))}/{number}_files/",
-            "Format": _ENDING,
-            "Overlap": str(_OVERLAP),
-            "TileSize": str(_SIDE),
-            "Size": {"Width": str(image.width), "Height": str(image.height)},
+            "Url": url,
+            "Format": picture.format,
+            "Overlap": str(picture.overlap),
+            "TileSize": str(picture.tile),
+            "Size": {"Width": str(picture.size[0]), "Height": str(picture.size[1])},
         }
     }
+
+
+def small(path: Path, side: int) -> "Image":
+    """A small copy of a picture, which is never whole in the memory.
+
+    Args:
+        path: the file of the picture.
+        side: pixels along the longer side of the copy.
+
+    Raises:
+        SettingError: the file is damaged.
+    """
+    import pyvips
+    from PIL import Image
+
+    try:
+        image = pyvips.Image.thumbnail(str(path), side, height=side, fail_on="truncated").colourspace("srgb").cast("uchar")
+        return Image.fromarray(image.numpy())
+    except pyvips.Error as cause:
+        raise SettingError(f"{path} is damaged, and cannot be read to its end: {reason_of(cause)}") from cause

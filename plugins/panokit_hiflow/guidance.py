@@ -92,14 +92,13 @@ class HiFlow(Guidance):
         return {}
 
     def known(self, step: Step, memory: Memory) -> Known | None:
-        level = step.level
-        last = level.step + 1 == level.steps and self.start < 1  # a step of the canvas's own, however few there are
-        if level.progress >= self.start or last:
+        if self._follows(step.level):
             return None
-        return Known(enlarged(self._path(step, memory)[-1], self.factor, step.windows.wrap))
+        return Known(enlarged(self._path(step, memory)[step.level.steps], self.factor, step.windows.wrap))
 
     def prepare(self, step: Step, memory: Memory) -> Reference:
         level, path, wrap = step.level, self._path(step, memory), step.windows.wrap
+        path.pop(level.steps, None)
         x0, target = enlarged(path[level.step], self.factor, wrap), None
         if before := memory.get("before"):
             canvas, alpha, sigma = before["canvas"], before["alpha"], before["sigma"]
@@ -107,6 +106,8 @@ class HiFlow(Guidance):
             if apart > 0:  # some solvers pass a level twice
                 kept = (sigma * step.canvas - level.sigma * canvas) / apart  # x = alpha x0 + sigma eps, at both levels
                 target = kept + x0 - enlarged(path[before["step"]], self.factor, wrap)
+            if before["step"] < level.step:
+                del path[before["step"]]
         memory["before"] = {"canvas": step.canvas.clone(), "alpha": level.alpha, "sigma": level.sigma, "step": level.step}
         return Reference(step.windows, x0, target)
 
@@ -126,13 +127,23 @@ class HiFlow(Guidance):
             energy = energy + self.acceleration / 2 * apart.square().flatten(1).sum(1)
         return energy * (1 - level.alpha * below.sigma / (level.sigma * below.alpha))
 
-    def _path(self, step: Step, memory: Memory) -> list[Tensor]:
-        """The clean estimates of the smaller canvas, one for each step, and at the end the finished canvas."""
+    def _follows(self, level: Level) -> bool:
+        """Whether the run's canvas is denoised at a step: the first ones only take the smaller canvas over."""
+        last = level.step + 1 == level.steps and self.start < 1  # a step of the canvas's own, however few there are
+        return level.progress >= self.start or last
+
+    def _path(self, step: Step, memory: Memory) -> dict[int, Tensor]:
+        """The clean estimates of the smaller canvas that are still needed, by their steps, and then the finished canvas."""
         if "path" not in memory:
-            below, path = step.windows.scaled(self.factor), list[Tensor]()
+            below, path = step.windows.scaled(self.factor), dict[int, Tensor]()
             guides = [guidance for guidance in (self, *step.others) if _works_on(guidance, below, step.level)]
-            finished = step.paint(below, guides, lambda seen: path.append(seen.x0))
-            memory["path"] = [*path, finished]
+
+            def keep(seen: Estimate) -> None:
+                if self._follows(seen.level):
+                    path[seen.level.step] = seen.x0
+
+            finished = step.paint(below, guides, keep)
+            memory["path"] = {**path, step.level.steps: finished}
         return memory["path"]
 
 

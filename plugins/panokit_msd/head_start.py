@@ -9,7 +9,6 @@ from torch import Tensor
 
 from panokit import Estimate, Guidance, Known, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory
-from panokit_msd.scale import enlarged_picture
 from panokit_msd.settings import require_shares
 
 
@@ -83,7 +82,7 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
     if "painted" not in memory:
         below = guidance.below(step.windows)
         painted = step.paint(below, _guides([guidance, *step.others], step.windows, below))
-        memory["painted"] = enlarged_picture(step, painted, guidance.factor)
+        memory["painted"] = step.magnify(painted, guidance.factor)
     return Known(memory["painted"])
 
 

@@ -1,11 +1,11 @@
-"""From a fine canvas to a coarse one, with the noise level of what comes out, and back."""
+"""From a fine canvas to a coarse one, with the noise level of what comes out."""
 
 from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit import Level, SettingError, Step, enlarged
+from panokit import Level, SettingError
 
 
 def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
@@ -29,18 +29,3 @@ def renoised(
     r"""The mean, with as much fresh noise as it took away: $D x + \sigma \sqrt{1 - f^{-a}}\; \xi$."""
     coarse = mean(x, factor, axes)
     return coarse + level.sigma * (1 - factor**-axes) ** 0.5 * noise(tuple(coarse.shape))
-
-
-def enlarged_picture(step: Step, x0: Float[Tensor, "*coarse"], factor: int) -> Float[Tensor, "*fine"]:
-    """The canvas of a picture that is `factor` times as large as that of a finished canvas.
-
-    Latents of a larger picture are not larger latents. Interpolated latents decode to a blur with a texture of its own, so the
-    picture is enlarged, and encoded again.
-
-    Args:
-        step: decodes and encodes.
-        x0: the finished canvas, `c *coarse`.
-        factor: how many times larger the picture becomes along each axis.
-    """
-    picture = enlarged(step.decode(x0), step.windows.wrap, factor)
-    return step.encode(picture.clamp(0, 1) if step.codec else picture)

@@ -16,9 +16,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from panokit import Panorama, Regions, Runtime, Sampler, recipe
+from panokit import Panorama, Regions, Runtime, Sampler, files, recipe
 from panokit.cli import main
 from panokit.composition import describe
+from panokit.panorama import is_whole
 from panokit_msd import MSDGuidance
 from panokit_syncdiffusion import SyncDiffusion
 
@@ -318,6 +319,69 @@ def test_rerun_makes_the_same_picture_again_and_changes_one_thing(folder: Path, 
     before, after = recipe.read(out), recipe.read(changed)
     before["guidances"][0]["weight"], before["seed"] = 0.0, 8
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["lake.dzi", "lake.tif", "lake.png"])
+def test_rerun_makes_the_same_files_of_a_large_picture(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyvips", reason="TIFF and Deep Zoom pictures are written by pyvips, which is not installed")
+    monkeypatch.setattr(files, "SIDE", 32)
+    monkeypatch.chdir(tmp_path)
+    assert generate(folder, Path(name), "--latents", "--sheet", "sheet.jpg", "--preview", "preview.png") == 0
+    assert capsys.readouterr().out == f"{name}: 40 x 24 pixels\nsheet.jpg: 1 picture\n"
+    assert is_whole(Path(name), Path("lake.safetensors"))
+    assert size(Path("sheet.jpg"))[0] == 2048
+    assert main(["rerun", name, "--trust"]) == 0
+
+    def content(stem: str) -> dict[str, bytes]:
+        made = [Path(stem).with_suffix(Path(name).suffix), *Path(f"{stem}_files").rglob("*.*")]
+        return {str(path).replace(stem, ""): path.read_bytes() for path in made}
+
+    assert content("lake") == content("lake-rerun")
+    assert main(["view", name, "--no_open", "--out", "page.html"]) == 0
+    assert "40 x 24 pixels" in Path("page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--out", "a.dzi"],
+            'a Deep Zoom picture needs pyvips, which is not installed: pip install "panokit[tiles]", or write .png',
+        ),
+        (
+            ["--out", "a.tif", "--width", "16400", "--height", "24"],
+            'a TIFF of 16400 x 24 pixels needs pyvips, which is not installed: pip install "panokit[tiles]", or write .png',
+        ),
+        (
+            ["--out", "a.webp", "--width", "16400"],
+            "WEBP holds 16383 pixels a side, and the picture is (16400, 24); try .png, .tif or .dzi",
+        ),
+        (["--out", "b.dzi"], "its tiles go into b_files, which panokit did not write: remove it, or choose another name"),
+        (["--out", "a.png", "--preview", "a.dzi"], "its ending '.dzi' names no picture format"),
+    ],
+)
+def test_a_large_picture_that_cannot_be_written_is_one_line_before_the_run(
+    options: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "b.dzi" in options:
+        pytest.importorskip("pyvips", reason="Deep Zoom pictures are written by pyvips, which is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "pyvips", None)
+    Path("b_files").mkdir()
+    small = ["--height", "24", "--width", "40", "--steps", "2"]
+    assert main(["generate", "a lake", "--model", str(folder), *small, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["b_files"]
 
 
 @pytest.mark.filterwarnings("default")

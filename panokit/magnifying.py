@@ -1,0 +1,83 @@
+"""From a finished canvas to that of a larger picture: decoded, enlarged and encoded, in tiles where the picture is large.
+
+A picture has many times the numbers of its canvas: 48 times with 4 channels and cells of 8 x 8 pixels. So a large one is never
+whole in the memory.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from panokit.decoding import decode, encode
+from panokit.denoiser import Codec
+from panokit.enlarging import enlarged
+from panokit.fuser import WeightedFuser
+from panokit.grid import Grid
+from panokit.runtime import Runtime
+from panokit.scheduler import CLEAN, Level
+from panokit.windows import Windows, divided
+
+WHOLE = 1 << 21
+"""The most pixels of a larger picture that is made in one piece."""
+TILE, SHARED = 1024, 256
+"""Pixels along a side of a tile of the larger picture, about, and of those, how many it shares with a neighbour."""
+
+
+def magnified(
+    codec: Codec | None, canvas: Float[Tensor, "*c_small"], wrap: tuple[bool, ...], runtime: Runtime, factor: int
+) -> Float[Tensor, "*c_large"]:
+    """The canvas of a picture that is `factor` times as large. Neighbouring tiles fade into each other.
+
+    Args:
+        codec: decodes and encodes; None where the canvas is the picture.
+        canvas: the finished canvas.
+        wrap: for each axis, whether the canvas is a ring along it.
+        runtime: deals the tiles out to ranks.
+        factor: how many times larger the picture becomes along each axis.
+    """
+    if codec is None:
+        return enlarged(canvas, wrap, factor)
+    size = (canvas.shape[-2], canvas.shape[-1])
+    if size[0] * size[1] * (codec.factor * factor) ** 2 <= WHOLE:
+        return encode(codec, enlarged(decode(codec, canvas, wrap, runtime), wrap, factor).clamp_(0, 1), wrap)
+    tiles = _tiles(size, wrap, codec, factor)
+    large = tiles.refined(factor)
+
+    def one(index: list[int]) -> tuple[Tensor]:
+        picture = enlarged(codec.decode(tiles.crop(canvas, index)), (False,) * len(wrap), factor)
+        return (codec.encode(picture.clamp_(0, 1)).to(canvas),)
+
+    (rows,) = runtime.map(one, len(tiles), [(len(canvas), *large.window)], micro_batch=1)
+    return _Fade(SHARED // codec.factor).fuse(rows, large, CLEAN)
+
+
+def _tiles(size: tuple[int, int], wrap: tuple[bool, ...], codec: Codec, factor: int) -> Grid:
+    """Tiles of one size on the smaller canvas, which begin at the codec's multiples."""
+    unit = codec.multiple
+    most, shared = (max(1, pixels // (codec.factor * factor * unit)) for pixels in (TILE, SHARED))
+    whole, windows, strides = divided(size, unit, "the canvas"), [], []
+    for cells, ring in zip(whole, wrap, strict=True):
+        count = max(2 if ring else 1, -(-max(1, cells - (0 if ring else shared)) // max(1, most - shared)))
+        stride = -(-(cells if ring else max(1, cells - shared)) // count)
+        windows.append(min(cells, stride + shared))
+        strides.append(stride)
+    return Grid(whole, tuple(windows), tuple(strides), wrap).refined(unit)
+
+
+@final
+@dataclass(frozen=True)
+class _Fade(WeightedFuser):
+    """Fades neighbouring tiles into each other, over `cells` towards each edge of a tile. The outer ones hardly count."""
+
+    constant: ClassVar[bool] = False  # the total weight is as large as the canvas: it is not kept
+    cells: int
+
+    def weight(self, windows: Windows, level: Level) -> Float[Tensor, "1 *window"]:
+        weight = torch.ones(1, *windows.window)
+        for axis, cells in enumerate(windows.window):
+            rise = ((torch.arange(cells) + 0.5) / self.cells - 1 / 6).mul(1.5).clamp(1e-6, 1)
+            weight = weight * torch.minimum(rise, rise.flip(0)).view(-1, *(1,) * (len(windows.window) - axis - 1))
+        return weight
