@@ -1,8 +1,7 @@
 """The memory of a large panorama that is written while it is decoded, compared with that of an ordinary one.
 
 Each is made by a process of its own, from the first noise to the file. The model is a toy, so that it takes seconds:
-its windows have 64 x 64 cells, and its decoder, of factor 8, repeats three of four channels. `pytest benchmarks/bench_writing.py
---benchmark-enable -s` prints the peaks and checks them against the bar. As a test it makes smaller panoramas.
+its windows have 64 x 64 cells, and its decoder, of factor 8, repeats three of four channels. As a test it makes smaller panoramas.
 """
 
 import os
@@ -13,10 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
-import pytest
 import torch
 from jaxtyping import Float
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from panokit import Model, Sampler

@@ -63,6 +63,14 @@ class Pieces:
             warnings.warn(message, ShardingWarning, stacklevel=2)
 
 
-def joined(rows: Sequence[Rows]) -> Rows:
-    """The rows of several pieces, concatenated."""
-    return rows[0] if len(rows) == 1 else tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+def joined(rows: list[Rows]) -> Rows:
+    """The rows of several pieces, concatenated. The list is emptied, so that the memory never holds all rows twice."""
+    if len(rows) == 1:
+        return rows[0]
+    columns = [list(parts) for parts in zip(*rows, strict=True)]
+    rows.clear()
+    made: list[Tensor] = []
+    for parts in columns:
+        made.append(torch.cat(parts))
+        parts.clear()
+    return tuple(made)

@@ -8,7 +8,7 @@ from typing import TypeVar, final
 import torch
 
 from panokit.runtime.group import Group
-from panokit.runtime.pieces import Pieces, Rows
+from panokit.runtime.pieces import Pieces, Rows, joined
 from panokit.runtime.sharding import Chunk, chunks, deal
 from panokit.signals import Stop
 
@@ -72,16 +72,7 @@ class OneRank(Alone):
 
     def map(self, fn: Callable[[Chunk], Rows], n: int, rows: Sequence[Sequence[int]], *, micro_batch: int, stop: Stop) -> Rows:
         stop.agreed |= stop.asked
-        made: Rows = ()
-        for chunk in chunks(n, micro_batch):
-            piece = self._pieces.rows(fn, chunk, micro_batch)
-            if len(chunk) == n:
-                return piece
-            # Filled in place, as a list of all pieces, joined at the end, would take the memory of all rows twice.
-            made = made or tuple(part.new_empty((n, *part.shape[1:])) for part in piece)
-            for whole, part in zip(made, piece, strict=True):
-                whole[chunk[0] : chunk[-1] + 1] = part
-        return made
+        return joined([self._pieces.rows(fn, chunk, micro_batch) for chunk in chunks(n, micro_batch)])
 
 
 @final
