@@ -53,7 +53,7 @@ def generate(
     options = {**settings.as_data(), **vars(composition)}
     engine.check(prompts, devices, output)
     if engine.engine == "ray" and not output.dry_run:
-        return _on_ray(_asked(prompts, options, output), devices, engine)
+        return _on_ray(lambda: _asked(prompts, options, output), devices, engine)
     asked, worker = _once(lambda: _asked(prompts, options, output), devices)
     if asked.file is None:
         tasks = [prepare(job, worker, asked.output) for job in asked.jobs.values()]
@@ -68,12 +68,14 @@ def generate(
     return 1 if failed or left_out else 0
 
 
-def _on_ray(asked: "_Asked", devices: Devices, engine: Engine) -> int:
+def _on_ray(read: Callable[[], "_Asked"], devices: Devices, engine: Engine) -> int:
     """Make the pictures of a file of jobs on a cluster of Ray. Return the exit status."""
-    if not find_spec("ray"):
-        raise SettingError('--engine ray needs ray, which is not installed: pip install "panokit[ray]"')
+    from panokit.cluster.joining import require_cluster
+
     if launcher.is_rank() and launcher.launched() not in (None, (1, 1)):
         raise SettingError("Ray starts the actors: run the command once, without torchrun or srun")
+    require_cluster(engine.address, devices.devices, engine.devices_per_picture)
+    asked = read()
     from panokit.cluster.painting import paint_jobs
 
     _hush()

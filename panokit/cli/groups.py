@@ -1,4 +1,4 @@
-"""Groups of options of `panokit generate`: prompts, devices and clusters. `Settings`, `Composition`, `Output` are the others."""
+"""Groups of options of `panokit generate`: prompts, devices and clusters. The others are elsewhere."""
 
 import re
 from collections.abc import Mapping

@@ -1,5 +1,1 @@
 """Many panoramas on Ray: actors that make pictures, each of its own or several together."""
-
-from panokit.cluster.painting import paint
-
-__all__ = ["paint"]

@@ -10,11 +10,11 @@ from threading import current_thread, main_thread
 from typing import Any, Literal, NamedTuple, final
 
 from panokit.errors import SettingError, reason_of
-from panokit.runtime.capacity import Machine
 from panokit.wording import counted
 
 _PATIENCE = 5.0
 """Seconds in which an address must answer."""
+_ADVICE = "start one with `ray start --head`, or leave --address out, and panokit starts one on this machine"
 _STORE = 80 << 20
 """Bytes of memory for objects, nearly the least that Ray takes: pictures go through files, never through Ray."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -52,12 +52,8 @@ def joined(
     Raises:
         SettingError: Ray is not installed, there is no cluster, or it has too few devices.
     """
-    if not find_spec("ray"):
-        raise SettingError('panokit on Ray needs ray, which is not installed: pip install "panokit[ray]"')
-    require_shares(devices, each)
+    require_cluster(address, devices, each)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is not None:
-        _require_cluster(address)
     import ray
 
     kept = ray.is_initialized()
@@ -73,6 +69,8 @@ def joined(
                 ray.init(address=address, **quiet)
     except (Exception, SystemExit) as cause:  # Ray ends the process where it finds no cluster
         ray.shutdown()
+        if address == "auto" and isinstance(cause, ConnectionError):
+            raise SettingError(f"there is no cluster on this machine: {_ADVICE}") from cause
         where = "on this machine" if address is None else f"at {address}"
         raise SettingError(f"Ray cannot be used {where}: {reason_of(cause, 300)}") from cause
     except BaseException:
@@ -88,12 +86,19 @@ def joined(
             ray.shutdown()
 
 
-def require_shares(devices: int | Literal["auto"], each: int) -> None:
-    """Check that devices can be shared out.
+def require_cluster(address: str | None, devices: int | Literal["auto"], each: int) -> None:
+    """Check what can be checked before hours of work, and before Ray is imported.
+
+    Args:
+        address: where the cluster is; see `joined`.
+        devices: number of devices that are needed.
+        each: number of devices that share a picture.
 
     Raises:
-        SettingError: their number is no multiple of those that share a picture.
+        SettingError: Ray is not installed, no cluster answers, or the devices cannot be shared out.
     """
+    if not find_spec("ray"):
+        raise SettingError('panokit on Ray needs ray, which is not installed: pip install "panokit[ray]"')
     if each < 1:
         raise SettingError(f"devices_per_picture is {each}: it must be 1 or more")
     if devices != "auto" and (devices < each or devices % each):
@@ -102,6 +107,8 @@ def require_shares(devices: int | Literal["auto"], each: int) -> None:
             f"{counted(devices, 'device')} cannot make pictures that {counted(each, 'device')} share each: set devices to "
             f"{better}, or to another multiple of {each}"
         )
+    if address is not None:
+        _require_answer(address)
 
 
 def _lent(resources: dict[str, float], devices: int | Literal["auto"], each: int, weights: Callable[[], int] | None) -> Cluster:
@@ -123,12 +130,14 @@ def _lent(resources: dict[str, float], devices: int | Literal["auto"], each: int
         )
     count = there - there % each if devices == "auto" else devices
     if weights:
+        from panokit.runtime.capacity import Machine  # with all of torch
+
         Machine.this().require(count, weights(), on_cpu=kind == "CPU")
     return Cluster(kind, count)
 
 
-def _require_cluster(address: str) -> None:
-    """Check that something answers at an address. Ray itself would try for minutes."""
+def _require_answer(address: str) -> None:
+    """Check that a server of gRPC answers at an address, as that of a cluster is. Ray itself would try for minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")
     if address == "auto":
@@ -146,9 +155,6 @@ def _require_cluster(address: str) -> None:
             end.sendall(_HELLO)
             answer = end.recv(9)
     except OSError as cause:
-        raise SettingError(
-            f"there is no cluster at {address} ({cause.strerror or cause}): start one with `ray start --head`, or leave "
-            "--address out, and panokit starts one on this machine"
-        ) from cause
+        raise SettingError(f"there is no cluster at {address} ({cause.strerror or cause}): {_ADVICE}") from cause
     if answer[3:4] != bytes([_SETTINGS]):
         raise SettingError(f"what listens at {address} is no cluster of Ray: give the address that `ray start --head` printed")
