@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TextIO, final
 
 from PIL.Image import Image
 
@@ -426,12 +426,18 @@ def hint(line: str) -> None:
         print(f"panokit: {line}", file=sys.stderr, flush=True)
 
 
-def print_line(what: str) -> None:
-    """Print a line, if there is still somebody to read it."""
-    encoding = sys.stdout.encoding or "utf-8"
+def print_line(what: str, to: TextIO | None = None) -> None:
+    """Print a line, if there is still somebody to read it.
+
+    Args:
+        what: the line.
+        to: where it is printed; None for standard output.
+    """
+    to = to or sys.stdout
+    encoding = to.encoding or "utf-8"
     with Extra("no more lines are printed"):
         try:
-            print(what.encode(encoding, "replace").decode(encoding), flush=True)
+            print(what.encode(encoding, "replace").decode(encoding), file=to, flush=True)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
             raise

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from signal import SIGTERM, getsignal, signal
 from threading import current_thread, main_thread
@@ -40,7 +40,9 @@ class Cluster(NamedTuple):
 def joined(
     address: str | None, devices: int | Literal["auto"], each: int, weights: Callable[[], int] = int
 ) -> Iterator[Cluster]:
-    """Inside, this process is connected to a cluster. If it was started for that, it ends with the context.
+    """Inside, this process is connected to a cluster, and standard output is closed to it.
+
+    A cluster that was started for that ends with the context.
 
     Args:
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT` of a cluster that runs; None starts one on this machine. If this
@@ -80,7 +82,12 @@ def joined(
         if current_thread() is main_thread():
             signal(SIGTERM, before)  # Ray puts its own in its place
     try:
-        yield _lent(ray.cluster_resources(), devices, each, None if address or kept else weights)
+        lent = _lent(ray.cluster_resources(), devices, each, None if address or kept else weights)
+        if kept:
+            yield lent
+            return
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # a thread of Ray prints there when an actor ends
+            yield lent
     finally:
         if not kept:
             ray.shutdown()

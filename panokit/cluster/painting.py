@@ -111,10 +111,10 @@ def paint_jobs(
     def weights() -> int:
         return max(map(bytes_of, models.values()), default=0)
 
-    folder = output.folder or Path()
+    folder, showing = output.folder or Path(), Showing(output)
     with joined(address, devices, each, weights) as cluster, _marked(folder) as mark:
         start = Start(each, cluster.kind, runtime, threads_for(cluster.devices), str(folder), mark)
-        work = _Work(file, jobs, wrong, output, part)
+        work = _Work(file, jobs, wrong, output, part, showing)
         with asking(work.stop) if output.checkpoint_every != 0 else nullcontext():
             return work.run(start, min(cluster.devices // each, len(jobs)))
 
@@ -138,11 +138,21 @@ class _Work:
         file: the file of the jobs, for messages.
         jobs: the jobs, by line number.
         wrong: what is wrong with other lines.
-        output: where the pictures go, and what is shown.
+        output: where the pictures go.
         part: which part of the jobs to make.
+        showing: shows what happens.
     """
 
-    def __init__(self, file: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], output: Output, part: str) -> None:
+    def __init__(
+        self,
+        file: str,
+        jobs: Mapping[int, Job],
+        wrong: Mapping[int, str],
+        output: Output,
+        part: str,
+        showing: Showing,
+    ) -> None:
+        self._showing = showing
         self._file, self._jobs, self._wrong, self._output, self._part = file, jobs, wrong, output, part
         self._theirs = replace(output, quiet=True, progress="bar")  # the driver alone shows something
         self._stopping, self._lock, self._planning = Event(), Lock(), Lock()
@@ -167,7 +177,7 @@ class _Work:
         """
         crews = [Crew(start, self._ends, lambda line: self._tell("hint", line)) for _ in range(count)]
         threads = [Thread(target=self._serve, args=(crew,), daemon=True, name="panokit-crew") for crew in crews]
-        showing = Showing(self._output)
+        showing = self._showing
         made: dict[int, Path | None] = dict.fromkeys(self._wrong)
         try:
             for thread in threads:

@@ -13,7 +13,7 @@ from panokit.painting import Tally, hint, note, note_of, print_line, summary
 
 @final
 class Showing:
-    """Shows how far all pictures are, and writes the errors of those that fail.
+    """Shows how far all pictures are, and writes the errors of those that fail. It keeps the standard output of now.
 
     Args:
         output: what is shown.
@@ -21,6 +21,7 @@ class Showing:
 
     def __init__(self, output: Output) -> None:
         self._as_json, self._quiet = output.progress == "json", output.quiet
+        self._out = sys.stdout
         self._ends: list[str] = []
         self._steps: dict[str, int] = {}
         self._bar: Any = None
@@ -40,7 +41,7 @@ class Showing:
     def event(self, event: Mapping[str, Any]) -> None:
         """Show the beginning or a step of a picture."""
         if self._as_json:
-            print_line(json.dumps(event))
+            print_line(json.dumps(event), self._out)
         elif self._bar is not None and event["event"] == "step":
             self._advance(event["file"], event["step"])
 
@@ -76,7 +77,7 @@ class Showing:
         line += self._tally.finish(task.width * task.height)
         if self._bar is not None:
             self._bar.clear()
-        print_line(json.dumps(event) if self._as_json else line)
+        print_line(json.dumps(event) if self._as_json else line, self._out)
         if self._bar is not None:
             self._bar.refresh()
 
@@ -94,7 +95,7 @@ class Showing:
     def summary(self) -> None:
         """Show how all pictures ended."""
         event, line = summary(self._ends)
-        print_line(json.dumps(event) if self._as_json else line)
+        print_line(json.dumps(event) if self._as_json else line, self._out)
 
     def close(self) -> None:
         """Close the bar."""
