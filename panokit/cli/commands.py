@@ -75,6 +75,7 @@ def _on_ray(read: Callable[[], "_Asked"], devices: Devices, engine: Engine) -> i
     if launcher.is_rank() and launcher.launched() not in (None, (1, 1)):
         raise SettingError("Ray starts the actors: run the command once, without torchrun or srun")
     require_cluster(engine.address, devices.devices, engine.devices_per_picture)
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a call after its end would start another cluster
     asked = read()
     from panokit.cluster.painting import paint_jobs
 

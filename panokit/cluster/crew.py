@@ -63,6 +63,7 @@ class Crew:
         self._group: Any = None
         self._members: list[Any] = []
         self._machines: list[str] = []
+        self._abandoned = False
 
     def start(self) -> None:
         """Start the actors, unless they run. It waits until the cluster has devices for them.
@@ -160,7 +161,7 @@ class Crew:
         try:
             while left:
                 _, left = ray.wait(left, num_returns=len(left), timeout=_PAUSE)
-                if hurried and self._ends():
+                if self._abandoned or (hurried and self._ends()):
                     raise EndedError
             values = ray.get([*references])
         except RayError as cause:
@@ -169,9 +170,13 @@ class Crew:
             raise LostError(f"{where}: {reason_of(cause, 300)}") from cause
         return values[0] if len(references) == 1 else values
 
+    def abandon(self) -> None:
+        """Ask Ray nothing any more: its processes have ended. It would wait for them, or start others."""
+        self._abandoned = True
+
     def end(self) -> None:
         """End the actors at once, and give their devices back."""
-        if self._group is None:
+        if self._group is None or self._abandoned:
             return
         import ray
         from ray.util.placement_group import remove_placement_group

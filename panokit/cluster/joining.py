@@ -2,12 +2,14 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from signal import SIGTERM, getsignal, signal
 from threading import current_thread, main_thread
 from typing import Any, Literal, NamedTuple, final
+
+import psutil
 
 from panokit.errors import SettingError, reason_of
 from panokit.wording import counted
@@ -15,6 +17,8 @@ from panokit.wording import counted
 _PATIENCE = 5.0
 """Seconds in which an address must answer."""
 _ADVICE = "start one with `ray start --head`, or leave --address out, and panokit starts one on this machine"
+_PROCESSES = ("gcs_server", "raylet")
+"""The processes without which Ray waits, and then aborts the program."""
 _STORE = 80 << 20
 """Bytes of memory for objects, nearly the least that Ray takes: pictures go through files, never through Ray."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -30,10 +34,17 @@ class Cluster(NamedTuple):
     Attributes:
         kind: the devices, as Ray names them.
         devices: their number.
+        own: the processes of Ray that this one has started.
     """
 
     kind: Literal["GPU", "CPU"]
     devices: int
+    own: Sequence[psutil.Process] = ()
+
+    @property
+    def lives(self) -> bool:
+        """Whether no process of it has ended that this one has started."""
+        return all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in self.own)
 
 
 @contextmanager
@@ -58,7 +69,7 @@ def joined(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    kept = ray.is_initialized()
+    kept, own = ray.is_initialized(), list[psutil.Process]()
     before = getsignal(SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
@@ -82,7 +93,9 @@ def joined(
         if current_thread() is main_thread():
             signal(SIGTERM, before)  # Ray puts its own in its place
     try:
-        lent = _lent(ray.cluster_resources(), devices, each, None if address or kept else weights)
+        if not kept and address is None:
+            own = [child for child in psutil.Process().children() if child.name() in _PROCESSES]
+        lent = _lent(ray.cluster_resources(), devices, each, None if address or kept else weights)._replace(own=own)
         if kept:
             yield lent
             return

@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread
 from typing import Any, Literal, final
 
 from panokit.cluster.crew import Crew, EndedError, LostError, Start, threads_for
-from panokit.cluster.joining import joined
+from panokit.cluster.joining import Cluster, joined
 from panokit.cluster.member import News, Planned
 from panokit.cluster.showing import Showing
 from panokit.errors import FallbackWarning, RankError
@@ -26,6 +26,8 @@ from panokit.panorama import is_whole
 from panokit.signals import asking
 from panokit.wording import counted
 
+_GRACE = 2.0
+"""Seconds in which threads may end whose calls of Ray nobody answers any more."""
 _TRIES = 3
 """How often actors may end at one job, or one after another at their start, before it is given up."""
 
@@ -116,7 +118,7 @@ def paint_jobs(
         start = Start(each, cluster.kind, runtime, threads_for(cluster.devices), str(folder), mark)
         work = _Work(file, jobs, wrong, output, part, showing)
         with asking(work.stop) if output.checkpoint_every != 0 else nullcontext():
-            return work.run(start, min(cluster.devices // each, len(jobs)))
+            return work.run(start, min(cluster.devices // each, len(jobs)), cluster)
 
 
 @contextmanager
@@ -168,12 +170,13 @@ class _Work:
         """Ask all crews to write checkpoints and to end."""
         self._stopping.set()
 
-    def run(self, start: Start, count: int) -> dict[int, Path | None]:
+    def run(self, start: Start, count: int, cluster: Cluster) -> dict[int, Path | None]:
         """Make all pictures.
 
         Args:
             start: how crews are started.
             count: the number of crews.
+            cluster: the cluster.
         """
         crews = [Crew(start, self._ends, lambda line: self._tell("hint", line)) for _ in range(count)]
         threads = [Thread(target=self._serve, args=(crew,), daemon=True, name="panokit-crew") for crew in crews]
@@ -186,7 +189,11 @@ class _Work:
                 try:
                     kind, value = self._news.get(timeout=0.2)
                 except queue.Empty:
-                    continue
+                    if cluster.lives:
+                        continue
+                    if self._stopping.is_set():  # who terminates all processes at once also means those of Ray
+                        raise KeyboardInterrupt("Ray was ended too; the same command goes on") from None
+                    raise RankError("Ray has ended on this machine: the same command goes on from the checkpoints") from None
                 if kind == "plan":
                     planned, there, problems = value
                     leave_out(self._file, {**self._wrong, **problems}, some=bool(self._planned))
@@ -207,10 +214,13 @@ class _Work:
             showing.close()
             self._stopping.set()
             for crew in crews:
-                crew.end()
+                if cluster.lives:
+                    crew.end()
+                else:
+                    crew.abandon()
             for thread in threads:
                 if thread.ident:
-                    thread.join()
+                    thread.join(None if cluster.lives else _GRACE)
         if self._error:
             raise self._error
         if self._waiting or self._planned is None:
