@@ -84,8 +84,11 @@ def joined(
         ray.shutdown()
         if address == "auto" and isinstance(cause, ConnectionError):
             raise SettingError(f"there is no cluster on this machine: {_ADVICE}") from cause
-        where = "on this machine" if address is None else f"at {address}"
-        raise SettingError(f"Ray cannot be used {where}: {reason_of(cause, 300)}") from cause
+        if address is None:
+            raise SettingError(f"Ray cannot be started on this machine: {reason_of(cause, 300)}") from cause
+        raise SettingError(
+            f"Ray cannot be used at {address}: {reason_of(cause, 300)}; if it asks for a token, set RAY_AUTH_MODE=token"
+        ) from cause
     except BaseException:
         ray.shutdown()
         raise
