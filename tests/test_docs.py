@@ -58,7 +58,9 @@ def test_code_blocks_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    module = ModuleType(page.stem.replace("-", "_"))  # one that can be found again, so that what it defines can be pickled
+    module = ModuleType(
+        f"docs_{page.stem}".replace("-", "_")
+    )  # one that can be found again, so that what it defines can be pickled
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks:
         if re.search(r"\bray\b|panokit.cluster", block) and not sweeps:

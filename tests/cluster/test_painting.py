@@ -47,6 +47,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder whose name is so short that Ray's sockets fit into it."""
     path = Path(mkdtemp(prefix="ray-", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)  # or Ray writes one into the home folder
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
