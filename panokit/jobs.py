@@ -7,21 +7,24 @@ a hash of the whole recipe. So the same job gives the same name on every machine
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, final
 
 from panokit import registry
+from panokit.checkpoint import Checkpoint
 from panokit.composition import Plugin, build, prompt_from
 from panokit.denoiser import Model
-from panokit.errors import SettingError, in_words
+from panokit.errors import OutputError, RankError, SettingError, in_words
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance
 from panokit.hints import make
 from panokit.layout import Layout
 from panokit.moved import no_attribute
-from panokit.panorama import Panorama
+from panokit.output import Output, checkpoint_of
+from panokit.panorama import Panorama, is_whole
 from panokit.plain import check_depth
 from panokit.recipe import MODEL_FILES, VERSIONS, check_files, check_names, check_plain, embedded
 from panokit.runtime import Runtime
@@ -167,12 +170,24 @@ class Worker:
     Args:
         config: defaults for the options in `JOB`, and arguments of `Runtime`. The model may be a `Model`.
         trusted: False for jobs from a file that somebody else may have written; see `composition.build`.
+        folder: a folder for the pictures of batches, which all machines share; None returns them as bytes. In the folder a
+            picture that exists is not made again, and one that was begun goes on from its checkpoint.
 
     Raises:
         SettingError: neither a job nor a `Runtime` has an option of that name.
+        OutputError: pictures cannot be written to the folder.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None, *, trusted: bool = True) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        trusted: bool = True,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._output = None if folder is None else Output(out=os.path.join(folder, ""), again=True)
+        if self._output:
+            self._output.check(0)
         options = dict(config or {})
         self.defaults = {key: options.pop(key) for key in JOB if key in options}
         self.trusted = trusted
@@ -194,22 +209,29 @@ class Worker:
             batch: columns by name, with one row for each job. Columns that `JOB` does not name are kept, and not read.
 
         Returns:
-            The batch with two more columns: `png`, the bytes of each picture's file; and `error`, the message of a job that
-            failed, or an empty text.
+            The batch with three more columns: `png`, the bytes of each picture's file, or `path`, the file, if the worker
+            has a folder; `recipe`, the picture's recipe as JSON; and `error`, the message of a job that failed, or an empty
+            text. The other two are then empty.
+
+        Raises:
+            OutputError: a picture cannot be written.
         """
         columns = [batch[key] for key in batch]
         jobs = [dict(zip(batch, row, strict=True)) for row in zip(*columns, strict=True)]
-        made = [self._attempt({key: _plain(value) for key, value in job.items() if key in JOB}) for job in jobs]
-        return {**batch, "png": [png for png, _ in made], "error": [error for _, error in made]}
+        made = [self._attempt({key: _cell(value) for key, value in job.items() if key in JOB}) for job in jobs]
+        pictures, recipes, errors = ([row[k] for row in made] for k in range(3))
+        return {**batch, "png" if self._output is None else "path": pictures, "recipe": recipes, "error": errors}
 
-    def _attempt(self, job: Mapping[str, Any]) -> tuple[bytes, str]:
-        file = io.BytesIO()
+    def _attempt(self, job: Mapping[str, Any]) -> tuple[bytes | str, str, str]:
+        """Make the picture of a job. Return its bytes or its file, its recipe, and what went wrong."""
         try:
-            panorama = self.make(job)
-            panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
+            plan = self.plan({key: value for key, value in job.items() if value is not None})
+            picture = _encoded(plan.make(progress=False)) if self._output is None else _written(plan, self._output)
+        except (OutputError, RankError):  # the others would probably fail too, and the library may try again elsewhere
+            raise
         except Exception as error:  # plugins raise errors of any type
-            return b"", in_words(error)
-        return file.getvalue(), ""
+            return b"" if self._output is None else "", "", in_words(error)
+        return picture, json.dumps(plan.recipe), ""
 
     def make(self, job: Mapping[str, Any] | Job, *, callbacks: Sequence[object] = (), progress: bool = False) -> Panorama:
         """Make the panorama of a job.
@@ -350,6 +372,37 @@ def part_of(jobs: Sequence[Any], part: str) -> list[Any]:
     return list(jobs[int(match[1]) - 1 :: int(match[2])])
 
 
+def _encoded(panorama: Panorama) -> bytes:
+    """The bytes of the file of a picture, with its recipe."""
+    file = io.BytesIO()
+    panorama.image.save(file, format="png", **embedded(panorama.recipe, "PNG"))
+    return file.getvalue()
+
+
+def _written(plan: Plan, output: Output) -> str:
+    """Make a picture and write it, unless it is there already. Return its file."""
+    path = output.path(plan.recipe)
+    if not is_whole(path):
+        kept = Checkpoint(checkpoint_of(path), again=True)
+        plan.make(callbacks=[kept], progress=False).save(path)
+        kept.clear()
+    return str(path)
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a column as plain data; None if it is empty.
+
+    A column of numbers has NaN in empty cells, and then its whole numbers are floats.
+    """
+    value = _plain(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
+
+
 def _plain(value: Any) -> Any:
-    """A cell of a column as plain data. Cells of numpy and Arrow have a `tolist`."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    """Nested data as plain data. Values of numpy and Arrow have a `tolist`, and structures have all keys of their column."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

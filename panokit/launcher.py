@@ -79,6 +79,23 @@ def launched() -> tuple[int, int] | None:
     return tasks // nodes, nodes
 
 
+def become(rank: int, size: int, address: str, port: int) -> None:
+    """Make this process a rank, as torchrun would on a machine with one device, whatever its own launcher said.
+
+    Args:
+        rank: the number of this rank.
+        size: the number of ranks. One rank alone needs no launcher.
+        address: the host of rank 0.
+        port: the port of its key-value store.
+    """
+    for name in _NAMES:
+        os.environ.pop(name, None)
+    if size > 1:
+        numbers = {"RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": 1}
+        os.environ.update({name: str(number) for name, number in numbers.items()})
+        os.environ.update({"MASTER_ADDR": address, "MASTER_PORT": str(port), ELASTIC: "panokit"})
+
+
 def mark() -> None:
     """Note that the launcher's variables are for this process, and not for the programs that it starts."""
     os.environ[_OWNER] = json.dumps([os.getpid(), _variables()])

@@ -6,12 +6,12 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TextIO, final
 
 from PIL.Image import Image
 
@@ -96,7 +96,26 @@ def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], wo
         SettingError: no job can be done.
         RankError: a rank is lost.
     """
-    problems = dict(wrong)
+    tasks, problems = prepared(jobs, worker, output)
+    leave_out(path, {**wrong, **problems}, some=bool(tasks))
+    return [*tasks.values()]
+
+
+def prepared(jobs: Mapping[int, Job], worker: Worker, output: Output) -> tuple[dict[int, Task], dict[int, str]]:
+    """Check jobs, and make their tasks.
+
+    Args:
+        jobs: the jobs, by line number.
+        worker: makes the plans.
+        output: where the pictures go.
+
+    Returns:
+        The tasks, by line number in the order of the jobs; and what is wrong with the other jobs, by line number.
+
+    Raises:
+        RankError: a rank is lost.
+    """
+    problems: dict[int, str] = {}
     tasks: dict[Path, tuple[int, Task]] = {}
     if jobs:
         worker.runtime.launch()  # a job that fails on one rank alone fails on all of them
@@ -111,12 +130,25 @@ def prepare_all(path: str, jobs: Mapping[int, Job], wrong: Mapping[int, str], wo
         first, _ = tasks.setdefault(task.path, (line, task))
         if first != line:
             problems[line] = f"its picture is that of line {first}, {task.path}: keep one of them"
-    if problems and not tasks:
+    return dict(tasks.values()), problems
+
+
+def leave_out(path: str, problems: Mapping[int, str], *, some: bool) -> None:
+    """Warn of the lines of a file whose jobs cannot be done.
+
+    Args:
+        path: the file.
+        problems: what is wrong, by line number.
+        some: whether some of its jobs can be done.
+
+    Raises:
+        SettingError: none can.
+    """
+    if problems and not some:
         shown = "; ".join(f"line {line}: {problems[line]}" for line in sorted(problems)[:5])
         raise SettingError(f"{path}, {shown}" + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
     for line in sorted(problems):
         warnings.warn(f"{path}, line {line}: {problems[line]}; this job is left out", FallbackWarning, stacklevel=2)
-    return [task for _, task in tasks.values()]
 
 
 def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
@@ -135,7 +167,7 @@ def paint(tasks: Sequence[Task], runtime: Runtime) -> None:
     sheet = Path(tasks[0].output.sheet) if tasks[0].output.sheet else None
     if sheet:
         check_format(sheet, sheet_size([task.plan.size for task in tasks]))
-    painter = _Painter(tasks, runtime)
+    painter = Painter(tasks, runtime)
     with painter.stopping():
         made = runtime.replicas(painter.one, len(tasks))
     if sheet and runtime.broadcast(lambda: _write_sheet(sheet, [panorama for panorama in made if panorama])):
@@ -149,9 +181,9 @@ def announce(tasks: Sequence[Task], runtime: Runtime) -> None:
         tasks: the pictures.
         runtime: the devices that would make them.
     """
-    for task in tasks:
+    for task in tasks if runtime.writes else ():
         event, line = forecast.data(task.path, task.plan), forecast.words(task.path, task.plan)
-        _print(runtime, json.dumps(event) if task.output.progress == "json" else line)
+        print_line(json.dumps(event) if task.output.progress == "json" else line)
 
 
 def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
@@ -168,12 +200,17 @@ def paint_all(tasks: Sequence[Task], runtime: Runtime) -> int:
         RankError: a rank is lost.
         OutputError: a picture cannot be written.
     """
-    painter = _Painter(tasks, runtime)
+    painter = Painter(tasks, runtime)
     with painter.stopping():
         ends = runtime.replicas(painter.attempt, len(tasks))
+    painter.report(*summary(ends))
+    return ends.count("failed")
+
+
+def summary(ends: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The ends of all tasks, counted: for a script, and for people."""
     counts = {end: ends.count(end) for end in ("made", "there already", "failed")}
-    painter.report({"event": "end", **counts}, ", ".join(f"{count} {end}" for end, count in counts.items()))
-    return counts["failed"]
+    return {"event": "end", **counts}, ", ".join(f"{count} {end}" for end, count in counts.items())
 
 
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -181,28 +218,66 @@ _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
 @final
-class _Painter:
-    """Makes the pictures of tasks one by one. The ranks share a picture, or each makes its own."""
+class Tally:
+    """Counts the pictures of a command that are finished, and says how long the others take.
 
-    def __init__(self, tasks: Sequence[Task], runtime: Runtime) -> None:
+    Args:
+        pixels: the pixels of each picture.
+    """
+
+    def __init__(self, pixels: Iterable[int]) -> None:
+        pixels = [*pixels]
+        self._start, self._all, self._left = time.monotonic(), len(pixels), sum(pixels)
+        self._done = self._painted = 0
+
+    def skip(self, pixels: int) -> None:
+        """Count a picture that was there already."""
+        self._done += 1
+        self._left -= pixels
+
+    def finish(self, pixels: int) -> str:
+        """Count a picture that was made or failed. Return what the line about it says of the others, if there are some."""
+        self.skip(pixels)
+        self._painted += pixels
+        left = (time.monotonic() - self._start) / self._painted * self._left
+        return f" ({self._done} of {self._all}{f', {left / 60:.0f} min left' * (left >= 60)})" if self._all > 1 else ""
+
+
+@final
+class Painter:
+    """Makes the pictures of tasks one by one. The ranks share a picture, or each makes its own.
+
+    Args:
+        tasks: the pictures.
+        runtime: the devices to run on.
+        tell: takes the events that a script would read, instead of standard output; None prints lines.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], runtime: Runtime, tell: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
         self._tasks, self._runtime, self._stopper = tasks, runtime, _Stopper()
-        self._start, self._done, self._painted = time.monotonic(), 0, 0
         # Each rank has read the pictures and models of its tasks itself, and may make some tasks alone.
         runtime.require_same({str(k): task.plan.recipe for k, task in enumerate(tasks)})
         shared = len(tasks) < runtime.world_size
         self._own = range(len(tasks)) if shared else range(runtime.global_rank, len(tasks), runtime.world_size)
-        self._left = sum(tasks[k].pixels for k in self._own)
+        self._tally = Tally(tasks[k].pixels for k in self._own)
         self._previews = [Preview(name) for name in {task.output.preview for task in tasks} if name]
-        self._as_json = any(task.output.progress == "json" for task in tasks)
+        as_json = any(task.output.progress == "json" for task in tasks)
+        self._tell = tell or (self._print_event if as_json else None)
         plans = {tasks[k].path: tasks[k].plan for k in self._own}
-        quiet = self._as_json or not runtime.writes or any(task.output.quiet for task in tasks)
-        self._forecast = Forecast(plans, None if quiet else _hint, self._emit if self._as_json else None)
+        quiet = bool(self._tell) or not runtime.writes or any(task.output.quiet for task in tasks)
+        self._forecast = Forecast(plans, None if quiet else hint, self._tell)
         self._notes = Extra("the files of errors are not up to date")
         self._kept = Extra("the checkpoint is not deleted")
 
     def stopping(self) -> AbstractContextManager[None]:
         """While it is open, the first signal makes all ranks write a checkpoint and end, if a task asks for checkpoints."""
-        return asking(self._stopper.stop) if any(task.output.checkpoint_every for task in self._tasks) else nullcontext()
+        return asking(self.stop) if any(task.output.checkpoint_every for task in self._tasks) else nullcontext()
+
+    def stop(self) -> None:
+        """Ask all ranks to write a checkpoint after their step, and to end."""
+        self._stopper.stop()
 
     def one(self, k: int) -> Panorama | None:
         """Make and write the picture of task `k`. Return a small copy for the contact sheet, if there is one."""
@@ -212,9 +287,9 @@ class _Painter:
     def attempt(self, k: int) -> str:
         """Make and write the picture of task `k`, unless it exists. Return the result in words."""
         runtime, task = self._runtime, self._tasks[k]
-        note = task.path.with_suffix(".error.txt")
+        problems = note_of(task.path)
         if runtime.broadcast(lambda: task.done):
-            self._count(task)
+            self._tally.skip(task.pixels)
             return "there already"
         try:
             self._make_on_all(task)
@@ -222,11 +297,11 @@ class _Painter:
             raise
         except Exception as error:  # plugins raise errors of any type
             problem = f"{type(error).__name__}: {error}"
-            runtime.broadcast(lambda: self._note(note, problem))
+            runtime.broadcast(lambda: self._note(problems, problem))
             event = {"event": "failed", "file": str(task.path), "error": problem}
             self._finish(task, event, f"{task.path}: failed, {' '.join(problem.split())}")
             return "failed"
-        runtime.broadcast(lambda: self._note(note, None))
+        runtime.broadcast(lambda: self._note(problems, None))
         return "made"
 
     def _make_on_all(self, task: Task) -> None:
@@ -240,7 +315,7 @@ class _Painter:
         self._forecast.begin(path)
         kept = Checkpoint(checkpoint_of(path), output.checkpoint_every, output.resume, again)
         try:
-            shown = not (output.quiet or self._as_json)
+            shown = not (output.quiet or self._tell)
             panorama = task.plan.make(
                 callbacks=[self._stopper, kept, *self._previews, self._forecast], progress=shown, out=path
             )
@@ -262,33 +337,23 @@ class _Painter:
             kept.clear()
 
     def _note(self, path: Path, problem: str | None) -> None:
-        """Write the error of a task into its file, or delete that of a task that has none any more."""
         with self._notes:
-            if problem is None:
-                path.unlink(missing_ok=True)
-                return
-            with written_aside(path) as aside:
-                aside.write_text(problem + "\n", encoding="utf-8", errors="replace")
+            note(path, problem)
 
     def report(self, event: Mapping[str, Any], line: str) -> None:
         """Print a line for people, or what it says for a script."""
-        _print(self._runtime, json.dumps(event) if self._as_json else line)
+        if self._tell:
+            self._tell(event)
+        elif self._runtime.writes:
+            print_line(line)
 
-    def _emit(self, event: Mapping[str, Any]) -> None:
-        _print(self._runtime, json.dumps(event))
+    def _print_event(self, event: Mapping[str, Any]) -> None:
+        if self._runtime.writes:
+            print_line(json.dumps(event))
 
     def _finish(self, task: Task, event: Mapping[str, Any], line: str) -> None:
         """Report the end of a task. With many tasks, the line also gives the number of finished ones and the time left."""
-        self._count(task)
-        self._painted += task.pixels
-        left = (time.monotonic() - self._start) / self._painted * self._left
-        count = len(self._own)
-        many = f" ({self._done} of {count}{f', {left / 60:.0f} min left' * (left >= 60)})" if count > 1 else ""
-        self.report(event, line + many)
-
-    def _count(self, task: Task) -> None:
-        self._done += 1
-        self._left -= task.pixels
+        self.report(event, line + self._tally.finish(task.pixels))
 
 
 @final
@@ -334,20 +399,46 @@ def _thumbnail(image: Image) -> Image:
     return small
 
 
-def _hint(line: str) -> None:
+def note(path: Path, problem: str | None) -> None:
+    """Write the error of a task into its file, or delete that of a task that has none any more.
+
+    Args:
+        path: the file.
+        problem: the error; None if there is none.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if problem is None:
+        path.unlink(missing_ok=True)
+        return
+    with written_aside(path) as aside:
+        aside.write_text(problem + "\n", encoding="utf-8", errors="replace")
+
+
+def note_of(path: Path) -> Path:
+    """The file of the error of a picture that could not be made."""
+    return path.with_suffix(".error.txt")
+
+
+def hint(line: str) -> None:
     """Print a line that is nice to know. Standard output is for results."""
     with Extra("no more lines are printed"):
         print(f"panokit: {line}", file=sys.stderr, flush=True)
 
 
-def _print(runtime: Runtime, what: str) -> None:
-    """Print a line, if there is still somebody to read it."""
-    if not runtime.writes:
-        return
-    encoding = sys.stdout.encoding or "utf-8"
+def print_line(what: str, to: TextIO | None = None) -> None:
+    """Print a line, if there is still somebody to read it.
+
+    Args:
+        what: the line.
+        to: where it is printed; None for standard output.
+    """
+    to = to or sys.stdout
+    encoding = to.encoding or "utf-8"
     with Extra("no more lines are printed"):
         try:
-            print(what.encode(encoding, "replace").decode(encoding), flush=True)
+            print(what.encode(encoding, "replace").decode(encoding), file=to, flush=True)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
             raise

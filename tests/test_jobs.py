@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from panokit import Model, SettingError
+from panokit import Model, SettingError, recipe
 from panokit.cli import main
-from panokit.errors import FallbackWarning
+from panokit.errors import FallbackWarning, OutputError
 from panokit.jobs import Worker, jobs_in, part_of
 from panokit.output import Output
 from panokit.painting import prepare_all
@@ -67,6 +67,31 @@ def test_a_worker_makes_a_batch_and_tells_what_failed(folder: Path) -> None:
     assert made["png"][1] == b""
     sizes = [Image.open(io.BytesIO(png)).size for png in (made["png"][0], made["png"][2])]
     assert sizes == [(32, 32), (24, 16)]
+
+
+def test_a_worker_with_a_folder_writes_pictures_once(folder: Path, tmp_path: Path) -> None:
+    worker = Worker({"model": str(folder), **SMALL, "accelerator": "cpu"}, folder=tmp_path)
+    empty = float("nan")
+    batch: dict[str, Any] = {
+        "prompt": np.array(["a lake", "a city"]),
+        "seed": np.array([3.0, empty]),
+        "guidances": [None, np.array([{"plugin": "msd", "weight": None}], dtype=object)],
+        "width": np.array([24.0, 25.0]),
+    }
+    made = worker(batch)
+    path, missing = made["path"]
+    assert recipe.read(path)["seed"] == json.loads(made["recipe"][0])["seed"] == 3
+    assert missing == made["recipe"][1] == made["error"][0] == ""
+    assert "25 is no multiple of 2" in made["error"][1]
+    assert [file.name for file in tmp_path.iterdir()] == [Path(path).name]
+    written = Path(path).stat().st_mtime_ns
+    assert worker(batch)["path"][0] == path
+    assert Path(path).stat().st_mtime_ns == written
+
+
+def test_a_folder_that_is_not_there_is_told_to_the_worker(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is no such folder; make it first"):
+        Worker({"accelerator": "cpu"}, folder=tmp_path / "made")
 
 
 def test_a_worker_takes_a_model_of_ones_own(tiny: Model) -> None:

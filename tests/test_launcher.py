@@ -175,3 +175,16 @@ def test_ranks_that_were_started_for_different_numbers_say_so() -> None:
         with pytest.raises(RankError, match="rank 0 was started as one of 3 and rank 1 as one of 2"):
             _met("127.0.0.1", port, 1, 2, 60.0)
         assert "rank 2 of 3 has not come within 1 s" in str(first.exception())
+
+
+def test_a_process_that_becomes_a_rank_forgets_its_own_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SRUN, "NODE_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    launcher.become(1, 3, "127.0.0.1", 29500)
+    assert launcher.launched() == (1, 3)
+    assert (launcher.rank(), launcher.local_rank()) == (1, 0)
+    assert not {*SRUN} & {*os.environ} - {"SLURM_JOB_NAME"}
+    runtime = Runtime(accelerator="cpu")
+    assert (runtime.global_rank, runtime.world_size) == (1, 3)
+    launcher.become(0, 1, "127.0.0.1", 29500)
+    assert not launcher.is_rank()

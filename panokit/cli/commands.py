@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from panokit import launcher, registry
-from panokit.cli.groups import Devices, Prompts, text_of
+from panokit.cli.groups import Devices, Engine, Prompts, text_of
 from panokit.errors import ContractError, FallbackWarning, OutputError, PluginNotFoundError, SettingError
 from panokit.hints import make
 from panokit.options import assign, configuration, plain
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from panokit.jobs import Job, Worker
 
 
-def generate(prompts: Prompts, settings: Settings, composition: Composition, devices: Devices, output: Output) -> int:
+def generate(
+    prompts: Prompts,
+    settings: Settings,
+    composition: Composition,
+    devices: Devices,
+    engine: Engine,
+    output: Output,
+) -> int:
     """Make panoramas from prompts and write them to files.
 
     Args:
@@ -34,6 +41,7 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         settings: size, steps and so on. The seed of `prompts` replaces the one here.
         composition: model, scheduler, fuser and guidances.
         devices: where and how the networks run.
+        engine: what starts the processes.
         output: the files to write.
 
     Returns:
@@ -43,6 +51,9 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
     from panokit.painting import announce, paint, paint_all, prepare, prepare_all
 
     options = {**settings.as_data(), **vars(composition)}
+    engine.check(prompts, devices, output)
+    if engine.engine == "ray" and not output.dry_run:
+        return _on_ray(lambda: _asked(prompts, options, output), devices, engine)
     asked, worker = _once(lambda: _asked(prompts, options, output), devices)
     if asked.file is None:
         tasks = [prepare(job, worker, asked.output) for job in asked.jobs.values()]
@@ -55,6 +66,32 @@ def generate(prompts: Prompts, settings: Settings, composition: Composition, dev
         return int(left_out)
     failed = paint_all(part_of(tasks, asked.part), worker.runtime)
     return 1 if failed or left_out else 0
+
+
+def _on_ray(read: Callable[[], "_Asked"], devices: Devices, engine: Engine) -> int:
+    """Make the pictures of a file of jobs on a cluster of Ray. Return the exit status."""
+    from panokit.cluster.joining import require_cluster
+
+    if launcher.is_rank() and launcher.launched() not in (None, (1, 1)):
+        raise SettingError("Ray starts the actors: run the command once, without torchrun or srun")
+    require_cluster(engine.address, devices.devices, engine.devices_per_picture)
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a call after its end would start another cluster
+    asked = read()
+    from panokit.cluster.painting import paint_jobs
+
+    _hush()
+    made = paint_jobs(
+        asked.file or "",
+        asked.jobs,
+        asked.wrong,
+        asked.output,
+        runtime=devices.as_data(),
+        devices=devices.devices,
+        each=engine.devices_per_picture,
+        address=engine.address,
+        part=asked.part,
+    )
+    return int(None in made.values())
 
 
 class _Asked(NamedTuple):

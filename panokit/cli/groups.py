@@ -1,4 +1,4 @@
-"""Groups of options of `panokit generate`: prompts and devices. `Settings`, `Composition` and `Output` are the others."""
+"""Groups of options of `panokit generate`: prompts, devices and clusters. The others are elsewhere."""
 
 import re
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 from panokit.errors import SettingError
 from panokit.hints import fitted
+from panokit.output import Output
 from panokit.settings import Attention, Precision
 
 
@@ -92,6 +93,47 @@ class Devices:
     def as_data(self) -> Mapping[str, Any]:
         """The arguments of a `Runtime`."""
         return asdict(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Clusters.
+
+    Attributes:
+        engine: What starts the processes. panokit does so itself; ray makes the jobs of a file on a cluster of Ray, where
+            devices counts the actors in all.
+        address: The cluster of Ray, such as auto, HOST:PORT or ray://HOST:PORT. Without it, one is started on this machine.
+        devices_per_picture: Number of devices that share one picture of Ray's.
+    """
+
+    engine: Literal["panokit", "ray"] = "panokit"
+    address: str | None = None
+    devices_per_picture: int = 1
+
+    def __post_init__(self) -> None:
+        fitted(type(self), vars(self))
+        if self.engine != "ray" and (self.address or self.devices_per_picture != 1):
+            name = "address" if self.address else "devices_per_picture"
+            raise SettingError(f"{name} is about a cluster of Ray: write --engine ray too, or leave it out")
+
+    def check(self, prompts: Prompts, devices: Devices, output: Output) -> None:
+        """Check that Ray can do what the other options ask for.
+
+        Raises:
+            SettingError: it cannot.
+        """
+        if self.engine != "ray":
+            return
+        if prompts.jobs is None:
+            raise SettingError("Ray makes the jobs of a file: write one on each line, and give the file, --jobs FILE")
+        if devices.num_nodes != 1:
+            raise SettingError(
+                f"num_nodes is {devices.num_nodes}, and Ray itself finds machines: leave it out, and set devices to the number "
+                "of all devices"
+            )
+        if output.preview:
+            raise SettingError("a preview shows one picture, and actors make several at once: leave out --preview")
 
 
 def text_of(path: str, what: str, form: str, errors: str = "strict") -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from panokit import launcher, registry
 from panokit.cli import commands
-from panokit.cli.groups import Devices, Prompts
+from panokit.cli.groups import Devices, Engine, Prompts
 from panokit.cli.values import all_expanded, read
 from panokit.cli.words import PARTS, Words, sort
 from panokit.errors import (
@@ -64,6 +64,7 @@ _GROUPS: Mapping[type, set[str]] = {
     Settings: {"seed"},
     Composition: set(),
     Devices: set(),
+    Engine: set(),
     Output: {"again"},
 }
 """The groups of options of `generate`, and the fields that are not options. The seed of `Prompts` may be a range."""
@@ -170,10 +171,11 @@ def _generate(words: Words, hints: Mapping[str, Any]) -> int:
         return make(cls, {name: given[name] for name in names & given.keys()})
 
     prompts, settings, composition = group(Prompts), group(Settings), group(Composition)
-    devices, output = group(Devices), group(Output)
+    devices, engine, output = group(Devices), group(Engine), group(Output)
     if "print_config" not in words.flags:
-        return commands.generate(prompts, settings, composition, devices, output)
-    shown = {**asdict(prompts), **asdict(settings), **commands.resolved(composition), **asdict(devices), **asdict(output)}
+        return commands.generate(prompts, settings, composition, devices, engine, output)
+    shown = {**asdict(prompts), **asdict(settings), **commands.resolved(composition), **asdict(devices)}
+    shown |= {**asdict(engine), **asdict(output)}
     shown = {name: value for name, value in shown.items() if name in hints} | {"seed": prompts.seed}
     print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
     return 0
