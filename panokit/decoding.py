@@ -38,7 +38,7 @@ OVERLAP = 12
 """Cells around a tile that a decoder reads which is not known in stages. Over two thirds of them tiles fade."""
 FEATURES = 1 << 18
 """The most cells of a canvas whose coarse stages are computed in one piece: 2048 x 8192 pixels, half a gigabyte."""
-SAMPLE, SIDE, AROUND = 256, 4, 2
+SAMPLE, SIDE, AROUND = 128, 4, 2
 """The tiles on which statistics are measured, cells along their sides, and cells around them."""
 PAD = 16
 """Cells that are repeated at both ends of a wrapped axis, for a network that is not known in stages."""

@@ -1,5 +1,6 @@
 """Tiles: parts of a canvas that pass through the stages of a decoder, each with as many neighbouring cells as it needs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -167,7 +168,9 @@ def sample(size: Sequence[int], side: int, count: int) -> list[Box]:
         for length, of in zip(size, sides, strict=True)
     )
     every = -(-len(rows) * len(columns) // count)
-    step = max(1, round(every * 0.382))  # of the golden section, so that rows far apart differ too
+    step = max(1, round(every * 0.382))  # of the golden section, so that rows far apart differ, too
+    while math.gcd(step, every) > 1:
+        step += 1
     return (
         [whole]
         if every == 1

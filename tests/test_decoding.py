@@ -354,11 +354,12 @@ def test_a_picture_that_does_not_fit_in_one_piece_is_decoded_in_tiles(monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore:.*does not fit the memory")
-def test_a_tile_that_fits_nowhere_is_one_line() -> None:
+def test_a_tile_that_fits_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "SIDE", 1)
     with pytest.raises(
         OutOfMemoryError, match=r"a tile of \d+ pixels does not fit the memory of cpu \(.*\): try checkpointing"
     ):
-        decode(Staged(fits=300), latents(3, 40, 48).double(), (False, False), tiled())
+        decode(Staged(fits=60), latents(3, 40, 48).double(), (False, False), tiled())
 
 
 # --- settings ---------------------------------------------------------------------------------------------------
