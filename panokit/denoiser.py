@@ -2,9 +2,9 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -144,6 +144,26 @@ class WrappedDenoiser(Denoiser):
         return self.inner.condition(embeddings, windows, index)
 
 
+@final
+@dataclass(frozen=True)
+class Stage:
+    """A part of a decoder: it takes what the stage before it returned. Its last two axes are height and width.
+
+    Attributes:
+        run: computes it. It may normalise by `torch.nn.functional.group_norm`, and attend by `scaled_dot_product_attention` or
+            a matrix product over all cells. In tiles these use the statistics and keys of the whole canvas.
+        reach: how many cells of its input a cell of its output depends on, to each side, besides by such norms and attention.
+            A larger number is right too, and takes more time.
+        factor: cells of its output along a side of a cell of its input.
+        attends: whether each cell of its output depends on all cells of its input, by attention.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    reach: int = 0
+    factor: int = 1
+    attends: bool = False
+
+
 class Codec(ABC):
     """Converts images to latents and back."""
 
@@ -187,6 +207,17 @@ class Codec(ABC):
         Returns:
             The images, `n 3 H W`, in about [0, 1] and not clamped: a clamp would stop the gradient.
         """
+
+    def stages(self) -> Sequence[Stage]:
+        """The decoder in stages, which one after the other compute what `decode` does. Called without gradients.
+
+        With them, a canvas that is decoded in tiles becomes the picture of the whole canvas, at little extra work. Without
+        them, neighbouring tiles overlap and fade into each other.
+
+        Returns:
+            The stages, from latents, `n c h w`, to images, `n 3 H W`; empty if they are not known, which is the default.
+        """
+        return ()
 
 
 @dataclass(frozen=True)

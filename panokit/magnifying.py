@@ -20,7 +20,7 @@ from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN, Level
 from panokit.windows import Windows, divided
 
-WHOLE = 1 << 21
+WHOLE = 1 << 23
 """The most pixels of a larger picture that is made in one piece."""
 TILE, SHARED = 1024, 256
 """Pixels along a side of a tile of the larger picture, about, and of those, how many it shares with a neighbour."""

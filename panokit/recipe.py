@@ -38,6 +38,8 @@ BOUNDS = {
     "stride": 1 << 15,
     "micro_batch": 256,
     "guided_micro_batch": 256,
+    "tile": 1 << 12,
+    "tile_overlap": 1 << 12,
     "seed": (1 << 64) - 1,
 }
 """The largest numbers in a recipe that is not trusted."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from panokit import models
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
-from panokit.decoding import decode, strips
+from panokit.decoding import decode, require_tiles, strips
 from panokit.denoiser import Model
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
@@ -393,6 +393,8 @@ class Sampler:
         labels = {name: label(source, hashes.get(name, "")) for name, source in given.items()}
         chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image", pictures.get("control_image")))
         windows, read_prompt = self._windows(chosen), prompt
+        if self.model.codec:
+            require_tiles(self.model.codec, self.runtime, windows.size)
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
             read_prompt.maps(windows.size)  # it raises if regions do not fit

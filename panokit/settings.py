@@ -15,7 +15,16 @@ Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed",
 Attention = Literal["auto", "sdpa", "xformers", "sliced"]
 Wrap = bool | Literal["x", "y", "xy"]
 
-NUMERICS = ("micro_batch", "guided_micro_batch", "checkpointing", "attention", "channels_last", "compile")
+NUMERICS = (
+    "micro_batch",
+    "guided_micro_batch",
+    "checkpointing",
+    "attention",
+    "channels_last",
+    "compile",
+    "tile",
+    "tile_overlap",
+)
 """Runtime settings that change rounding, and so must be kept to reproduce a picture bit for bit."""
 
 

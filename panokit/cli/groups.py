@@ -72,6 +72,9 @@ class Devices:
         channels_last: Store channels last in memory, which is faster on some GPUs.
         offload: Keep only one network on the device at a time, for a device with little memory.
         compile: Compile the repeated blocks of the model. The first step takes longer, later ones less.
+        tile: Pixels along a side of the tiles in which a large picture is decoded. Smaller ones need less memory and more
+            time. The default is 512.
+        tile_overlap: Pixels around a tile that are computed with it. The default is as many as the decoder reads.
     """
 
     devices: int | Literal["auto"] = 1
@@ -85,6 +88,8 @@ class Devices:
     channels_last: bool = False
     offload: bool = False
     compile: bool = False
+    tile: int | None = None
+    tile_overlap: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in fitted(type(self), vars(self)).items():

@@ -66,6 +66,17 @@ def turns_on(networks: Iterable[Any]) -> torch.device | None:
     return next((hook.turns.device for hook in hooks if isinstance(hook, _CallIn)), None)
 
 
+def let_in(network: nn.Module) -> None:
+    """Bring a network to the device if it takes turns, before parts of it are called alone.
+
+    Args:
+        network: the network.
+    """
+    for hook in network._forward_pre_hooks.values():
+        if isinstance(hook, _CallIn):
+            hook.turns.let_in(hook.network)
+
+
 def release(network: nn.Module) -> None:
     """Have a network take no more turns. It stays on the device where it is."""
     for part in (network, *network.children()):

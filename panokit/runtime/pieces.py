@@ -1,7 +1,7 @@
 """Pieces: as many windows at once as the memory holds."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import final
 
 import torch

@@ -55,6 +55,10 @@ class Runtime:
         offload: whether networks take turns on the device and wait in the memory of the host, for a device that cannot hold
             all of them. It is slow with guidances that decode, and changes nothing on a CPU.
         compile: whether torch compiles the repeated blocks of the denoiser, once in each process. This takes minutes on a CPU.
+        tile: pixels along a side of the tiles in which a large picture is decoded, a multiple of the codec's factor. Smaller
+            ones take less memory and more time. The default is 512, and a canvas of up to 1024 x 2048 pixels in one piece.
+        tile_overlap: pixels around a tile that are computed with it, up to half of a tile. The default is as many as the
+            decoder reads, 56 for Stable Diffusion; fewer of them are faster, and leave traces of the tiles.
         timeout: seconds that a device waits for another before it gives up, above 0.
         fabric: a Fabric object of your own, launched or not. It then decides devices, machines, strategy, precision and
             timeout.
@@ -78,12 +82,18 @@ class Runtime:
         channels_last: bool = False,
         compile: bool = False,
         offload: bool = False,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
         timeout: float = 300.0,
         fabric: "Fabric | None" = None,
     ) -> None:
         for name, value in (("micro_batch", micro_batch), ("guided_micro_batch", guided_micro_batch)):
             if value is not None and value < 1:
                 raise SettingError(f"{name} is {value}: at least 1 window goes through the denoiser at once")
+        if tile is not None and tile < 1:
+            raise SettingError(f"tile is {tile}: it must be 1 pixel or more, such as 512")
+        if tile_overlap is not None and tile_overlap < 0:
+            raise SettingError(f"tile_overlap is {tile_overlap}: it must be 0 pixels or more, such as 64")
         if devices != "auto" and devices < 1:
             raise SettingError(f'devices is {devices}: it must be 1 or more, or "auto"')
         if num_nodes < 1:
@@ -92,6 +102,7 @@ class Runtime:
             raise SettingError(f"timeout is {timeout}: it must be a number of seconds above 0")
         execution = Execution(checkpointing, attention, compile)
         self.micro_batch, self.guided_micro_batch, self.timeout = micro_batch, guided_micro_batch, timeout
+        self.tile, self.tile_overlap = tile, tile_overlap
         self.fabric = fabric or fabric_for(accelerator, devices, num_nodes, strategy, precision, timeout)
         offload = offload and self.device != HOST
         self.placement = Placement.on(

@@ -1,7 +1,10 @@
 """The codec of every autoencoder of diffusers: the network, and an affine map of its latents."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -10,7 +13,10 @@ from torch import Tensor, nn
 
 from panokit.backbones.diffusers.execution import set_checkpointing
 from panokit.backbones.diffusers.networks import computing, copied, moves_itself, weights_kept
-from panokit.denoiser import Codec
+from panokit.backbones.diffusers.stages import stages_of
+from panokit.denoiser import Codec, Stage
+from panokit.errors import FallbackWarning
+from panokit.runtime.offload import let_in
 from panokit.settings import Execution
 
 
@@ -33,6 +39,7 @@ class VAECodec(Codec):
     def __init__(self, vae: Any, factor: int | None = None) -> None:
         self.vae, config = vae, vae.config
         self._moves = moves_itself(vae)
+        self._staged: bool | None = None
         self.multiple = 2 if hasattr(vae, "bn") else 1
         self.factor = factor or 2 ** (len(config.block_out_channels) - 1)
         self.channels: int = config.get("latent_channels") or config.z_dim
@@ -67,6 +74,44 @@ class VAECodec(Codec):
         with computing("the vae"), weights_kept() if self._moves else nullcontext():
             images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
         return (images[:, :, 0] if self.films else images)[:, :3].to(latents.dtype) / 2 + 0.5
+
+    def stages(self) -> Sequence[Stage]:
+        if self._moves or self._staged is False or not (stages := stages_of(self.vae)):
+            return ()  # parts of a network that moves itself cannot be called alone
+        first, *middle, last = stages
+
+        def begin(latents: Tensor) -> Tensor:
+            scale, mean = self._tiled(latents)
+            return first.run(self._as_film((latents / scale + mean).to(self._dtype)))
+
+        def end(x: Tensor) -> Tensor:
+            images = last.run(x)
+            images = (images[:, :, 0] if self.films else images)[:, :3]
+            return images.to(torch.promote_types(images.dtype, torch.float32)) / 2 + 0.5
+
+        def placed(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+            with computing("the vae"):
+                let_in(self.vae)
+                return run(x)
+
+        stages = [replace(first, run=begin), *middle, replace(last, run=end)]
+        stages = [replace(stage, run=partial(placed, stage.run)) for stage in stages]
+        if self._staged is None:
+            self._staged = self._is_made_of(stages)
+        return stages if self._staged else ()
+
+    def _is_made_of(self, stages: Sequence[Stage]) -> bool:
+        """Whether stages make the picture that the autoencoder makes: another version of diffusers may compute otherwise."""
+        let_in(self.vae)
+        latents = torch.randn(1, self.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        picture = latents = latents.to(next(self.vae.parameters()).device)
+        for stage in stages:
+            picture = stage.run(picture)
+        if torch.allclose(picture, self.decode(latents), rtol=0, atol=0.01):
+            return True
+        message = f"diffusers' {type(self.vae).__name__} decodes otherwise than panokit knows: tiles fade into each other"
+        warnings.warn(message, FallbackWarning, stacklevel=2)
+        return False
 
     def _tiled(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and mean, over the latents. They stay on the device, for a copy to it waits."""

@@ -58,15 +58,21 @@ def wan_kl() -> AutoencoderKLWan:
     )
 
 
-def dc() -> AutoencoderDC:
-    """The deep compression autoencoder of Sana, which is no variational one: its latents have no posterior."""
+def dc(levels: int = 2, attention: int = 0) -> AutoencoderDC:
+    """The deep compression autoencoder of Sana, which is no variational one: its latents have no posterior.
+
+    Args:
+        levels: resolutions, each half of the one before.
+        attention: how many of them, from the coarsest, have linear attention.
+    """
+    plain = levels - attention
     sides: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
         sides |= {
-            f"{side}_block_types": ("ResBlock", "ResBlock"),
-            f"{side}_block_out_channels": (8, 8),
-            f"{side}_layers_per_block": (1, 1),
-            f"{side}_qkv_multiscales": ((), ()),
+            f"{side}_block_types": ("ResBlock",) * plain + ("EfficientViTBlock",) * attention,
+            f"{side}_block_out_channels": (8,) * levels,
+            f"{side}_layers_per_block": (1,) * levels,
+            f"{side}_qkv_multiscales": ((),) * plain + ((5,),) * attention,
         }
     return AutoencoderDC(latent_channels=CHANNELS, attention_head_dim=2, scaling_factor=0.41407, **sides)
 
