@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import Any, final
 
 from PIL.Image import Image
 
@@ -427,7 +427,7 @@ def hint(line: str) -> None:
         print(f"panokit: {line}", file=sys.stderr, flush=True)
 
 
-def print_line(what: str, to: TextIO | None = None) -> None:
+def print_line(what: str, to: Any = None) -> None:
     """Print a line, if there is still somebody to read it.
 
     Args:
