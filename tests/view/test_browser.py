@@ -189,6 +189,12 @@ def test_tiles_are_drawn(show: Open, tmp_path: Path) -> None:
     wait_until_drawn(page)
 
 
+def test_a_deep_zoom_picture_is_drawn(show: Open, tmp_path: Path) -> None:
+    pytest.importorskip("pyvips", reason="Deep Zoom pictures are written by pyvips, which is not installed")
+    (tmp_path / "elsewhere").mkdir()
+    wait_until_drawn(show(picture(tmp_path / "elsewhere" / "a.dzi")))
+
+
 def test_a_notebook_draws_it(browser: "Browser", tmp_path: Path) -> None:
     panorama = Panorama(torch.zeros(4, 2, 3), striped((512, 128), "red"), RECIPE)
     (tmp_path / "notebook.html").write_text(f"<meta charset=utf-8><body>{panorama._repr_html_()}", encoding="utf-8")

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from panokit import Panorama, SettingError
 from panokit.cli import main
 from panokit.errors import FallbackWarning, OutputError
 from panokit.recipe_text import as_command
-from panokit.view import tiles
+from panokit.view import show, tiles
 from panokit.view.picture import sphere_of
 from panokit.view.show import write
 
@@ -400,6 +401,37 @@ def test_tiles_replace_nothing_of_somebody_else(large: Path, tmp_path: Path, out
         view(large, out=out)
     assert (tmp_path / "page_files" / "thesis.txt").exists()
     assert not out.exists()
+
+
+def test_a_deep_zoom_picture_is_shown_from_its_own_tiles(tmp_path: Path, out: Path) -> None:
+    pytest.importorskip("pyvips", reason="Deep Zoom pictures are written by pyvips, which is not installed")
+    (tmp_path / "in").mkdir()
+    (of_picture,) = view(picture(tmp_path / "in" / "a b.dzi", (700, 300), width=700, height=300), out=out)["pictures"]
+    source = of_picture["tiles"]["Image"]
+    assert (source["Url"], source["Format"]) == ("in/a%20b_files/", "jpg")
+    assert source["Size"] == {"Width": "700", "Height": "300"}
+    assert dict(of_picture["rows"])["Prompt"] == "a lake"
+    assert not (tmp_path / "page_files").exists()
+    ((small),) = view(tmp_path / "in", out=out)["pictures"]
+    assert (small["name"], dict(small["rows"])["Size"]) == ("a b.dzi", "700 x 300 pixels")
+    shutil.rmtree(tmp_path / "in" / "a b_files")
+    with pytest.raises(SettingError, match=r"the tiles of .* are missing: keep the folder a b_files beside it"):
+        view(tmp_path / "in" / "a b.dzi", out=out)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_gallery_reads_a_large_picture_without_its_whole_pixels(
+    name: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyvips", reason="small copies of large pictures are made by pyvips, which is not installed")
+    monkeypatch.setattr("panokit.files.SIDE", 600)
+    monkeypatch.setattr(show, "_is_too_large", lambda size: max(size) > 600)
+    monkeypatch.setattr(show, "decoded", None)
+    picture(tmp_path / name, (700, 300), width=700, height=300)
+    (small,) = view(tmp_path, out=out)["pictures"]
+    assert dict(small["rows"])["Size"] == "700 x 300 pixels"
+    with Image.open(io.BytesIO(base64.b64decode(small["thumbnail"].partition(",")[2]))) as thumbnail:
+        assert thumbnail.size == (320, 137)
 
 
 def test_without_tiles_a_large_picture_is_smaller(large: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
