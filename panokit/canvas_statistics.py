@@ -17,6 +17,10 @@ from torch.overrides import TorchFunctionMode
 Values = tuple[Tensor, ...]
 """What one norm, or one attention, takes from the canvas."""
 
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+_ASKS = (functional.group_norm, functional.scaled_dot_product_attention, *_PRODUCTS)
+"""The functions that may take something from the whole canvas."""
+
 KEYS = 1 << 16
 """The most cells that attention reads. Of a larger canvas it reads so many, evenly spread: else its work would be quadratic."""
 
@@ -82,13 +86,19 @@ class _Intercepted(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _ASKS and not self._is_asked(args[0] if args else next(iter(kwargs.values()))):
+            return func(*args, **kwargs)
         if func is functional.group_norm:
             return self._normalise(*args, **kwargs)
         if func is functional.scaled_dot_product_attention and self._is_over_cells(args, kwargs):
             return self._attend(*args, **kwargs)
-        if func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and self._sums_cells(*args):
+        if func in _PRODUCTS and self._sums_cells(*args):
             return self._summed(*args)
         return func(*args, **kwargs)
+
+    def _is_asked(self, x: Tensor) -> bool:
+        """Whether there are values for a batch: not if a network cuts it up, or computes a tile in more calls than a sample."""
+        return self._asked < len(self._values) if self._cores is None else len(x) == len(self._cores)
 
     def _value(self, measure: Callable[[], Values]) -> Values:
         """The next value."""

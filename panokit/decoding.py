@@ -30,7 +30,7 @@ from panokit.windows import Windows, divided
 
 WHOLE = 128 * 256
 """The most cells of a canvas that is decoded in one piece: 1024 x 2048 pixels at factor 8, which takes some gigabytes."""
-TILE = 64
+TILE = 48
 """The most cells along a side of a tile, of a decoder in stages. What it computes takes about a gigabyte."""
 APART = 96
 """The same of a decoder that is not known in stages. All of its stages compute the cells around a tile, too."""
@@ -41,7 +41,7 @@ FEATURES = 1 << 18
 SAMPLE, SIDE, AROUND = 128, 4, 2
 """The tiles on which statistics are measured, cells along their sides, and cells around them."""
 PAD = 16
-"""Cells that are repeated at both ends of a wrapped axis, for a network that is not known in stages."""
+"""Cells that are repeated at both ends of a wrapped axis of a canvas that is decoded in one piece."""
 FACTOR = 8
 """The factor that these numbers are for. Above it they are divided, so that as many pixels remain."""
 
@@ -103,7 +103,7 @@ def strips(
             return
         if runtime.global_rank == 0:
             message = (
-                f"the picture does not fit the memory in one piece ({reason}), so it is decoded in tiles: set tile=512, their "
+                f"the picture does not fit the memory in one piece ({reason}), so it is decoded in tiles: set tile=384, their "
                 "side in pixels, to avoid the failed attempt"
             )
             warnings.warn(message, ShardingWarning, stacklevel=2)
@@ -190,6 +190,7 @@ class Tiling:
                 near = max(unit, round(pixels / unit) * unit)
                 raise SettingError(f"{name} is {pixels} pixels: this model needs a multiple of {unit}; the nearest is {near}")
         stages, chosen = codec.stages(), None if runtime.tile_overlap is None else runtime.tile_overlap // codec.factor
+        usual = TILE if stages else APART
         coarse = _coarse(stages)
         if size[0] * size[1] * _scale(stages[:coarse]) ** 2 > FEATURES * whole:
             coarse = 0
@@ -205,7 +206,7 @@ class Tiling:
         if runtime.tile:
             tile = runtime.tile // codec.factor
         else:
-            tile = _rounded((TILE if len(stages) > 1 else APART) // coarser(codec), codec.multiple)
+            tile = _rounded(usual // coarser(codec), codec.multiple)
             tile = tile if runtime.tile_overlap else max(tile, least)
         if tile < least:
             shown = around * codec.factor
@@ -294,8 +295,8 @@ class _Tiles:
                 if not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
-            side, unit = self._most * self._codec.factor, self._codec.multiple
-            self._most = min(self._most, max(box[0].length, box[1].length)) // 2 // unit * unit
+            most, unit = min(self._most, max(span.length for span in box)), self._codec.multiple
+            side, self._most = most * self._codec.factor, most // 2 // unit * unit
             if self._most < max(unit, 2 * tiling.around):
                 raise OutOfMemoryError(f"a tile of {side} pixels does not fit the memory of {device} ({reason}): {ADVICE}")
             if device.type == "cuda":
@@ -312,6 +313,7 @@ class _Tiles:
         chain = Chain(self._tiling.stages[: self._tiling.coarse], self._size, self._wrap, multiple=self._codec.multiple)
         return chain.compute(self._canvas, [_all(self._size)], CanvasStatistics(), [1.0])[0]
 
+    @memory_explained("a sample of the picture")
     def _measured(self) -> CanvasStatistics:
         """What the stages of tiles take from the whole canvas, measured on a sample."""
         unit, by = self._codec.multiple, coarser(self._codec)
@@ -320,8 +322,7 @@ class _Tiles:
         chain = replace(self._chain, most=AROUND, free=free)
         side = _rounded(max(1, SIDE // by), unit)
         statistics, count = CanvasStatistics(), SAMPLE
-        with memory_explained("a sample of the picture"):
-            chain.compute(self._source, sample(self._size, side, 1)[:1], statistics, [1.0])
+        chain.compute(self._source, sample(self._size, side, 1)[:1], statistics, [1.0])
         while any(statistics.values.values()):  # else the stages take nothing from it
             boxes = sample(self._size, side, count)
             try:
@@ -409,13 +410,9 @@ def _in_one_piece(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...], runtime:
 
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
-    """The picture in one piece. A ring is one tile, whose neighbour is its own other end, and each cell counts once."""
-    if not any(wrap):
-        return codec.decode(canvas[None])[0]
-    size = canvas.shape[-2], canvas.shape[-1]
-    stages = codec.stages() or (Stage(codec.decode, PAD, codec.factor),)
-    chain = Chain(stages, size, wrap, multiple=codec.multiple)
-    return chain.compute(canvas, [_all(size)], CanvasStatistics(), [1.0])[0]
+    """The picture in one piece."""
+    pads = _pads(canvas.shape[-2:], wrap)
+    return _without(codec.decode(_repeated(canvas, pads))[0], [pad * codec.factor for pad in pads])
 
 
 def _all(size: Sequence[int]) -> Box:
@@ -427,14 +424,14 @@ def _pads(size: Sequence[int], wrap: tuple[bool, ...]) -> list[int]:
     return [min(PAD, cells) if ring else 0 for cells, ring in zip(size, wrap, strict=True)]
 
 
-def _repeated(picture: Tensor, pads: Sequence[int]) -> Tensor:
-    """A batch of one picture with the other end repeated at both ends of each axis."""
+def _repeated(canvas: Tensor, pads: Sequence[int]) -> Tensor:
+    """A batch of one canvas, or picture, with the other end repeated at both ends of each axis."""
     high, wide = pads
-    return nn.functional.pad(picture[None], (wide, wide, high, high), mode="circular")
+    return nn.functional.pad(canvas[None], (wide, wide, high, high), mode="circular")
 
 
 def _without(canvas: Tensor, pads: Sequence[int]) -> Tensor:
-    """A canvas without what was repeated."""
+    """A canvas, or picture, without what was repeated."""
     (high, wide), (height, width) = pads, canvas.shape[-2:]
     return canvas[..., high : height - high, wide : width - wide]
 

@@ -339,7 +339,7 @@ def test_on_a_ring_the_picture_is_encoded_without_a_join(tiny: Model) -> None:
 
 
 def test_a_large_picture_is_encoded_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, cells in {"WHOLE": 64, "TILE": 24, "OVERLAP": 12, "PAD": 4}.items():
+    for name, cells in {"WHOLE": 64, "APART": 12, "OVERLAP": 6, "PAD": 4}.items():
         monkeypatch.setattr(f"panokit.decoding.{name}", cells)
     picture = torch.rand(3, 48, 100, generator=torch.Generator().manual_seed(0))
     codec = ToyCodec()

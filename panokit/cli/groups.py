@@ -73,7 +73,7 @@ class Devices:
         offload: Keep only one network on the device at a time, for a device with little memory.
         compile: Compile the repeated blocks of the model. The first step takes longer, later ones less.
         tile: Pixels along a side of the tiles in which a large picture is decoded. Smaller ones need less memory and more
-            time. The default is 512.
+            time. The default is 384.
         tile_overlap: Pixels around a tile that are computed with it. The default is as many as the decoder reads.
     """
 

@@ -61,6 +61,8 @@ EXAMPLES: Mapping[str, str] = {
     "strength": "0.6",
     "stride": "64",
     "sweep": "guidances.weight=0,1,10",
+    "tile": "256",
+    "tile_overlap": "64",
     "timeout": "60",
     "width": "2048",
     "wrap": "x",

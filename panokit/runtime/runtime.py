@@ -56,7 +56,7 @@ class Runtime:
             all of them. It is slow with guidances that decode, and changes nothing on a CPU.
         compile: whether torch compiles the repeated blocks of the denoiser, once in each process. This takes minutes on a CPU.
         tile: pixels along a side of the tiles in which a large picture is decoded, a multiple of the codec's factor. Smaller
-            ones take less memory and more time. The default is 512, and a canvas of up to 1024 x 2048 pixels in one piece.
+            ones take less memory and more time. The default is 384, and a canvas of up to 1024 x 2048 pixels in one piece.
         tile_overlap: pixels around a tile that are computed with it, up to half of a tile. The default is as many as the
             decoder reads, 56 for Stable Diffusion; fewer of them are faster, and leave traces of the tiles.
         timeout: seconds that a device waits for another before it gives up, above 0.
@@ -91,7 +91,7 @@ class Runtime:
             if value is not None and value < 1:
                 raise SettingError(f"{name} is {value}: at least 1 window goes through the denoiser at once")
         if tile is not None and tile < 1:
-            raise SettingError(f"tile is {tile}: it must be 1 pixel or more, such as 512")
+            raise SettingError(f"tile is {tile}: it must be 1 pixel or more, such as 384")
         if tile_overlap is not None and tile_overlap < 0:
             raise SettingError(f"tile_overlap is {tile_overlap}: it must be 0 pixels or more, such as 64")
         if devices != "auto" and devices < 1:
