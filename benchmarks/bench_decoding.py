@@ -1,7 +1,7 @@
 """A large canvas decoded in tiles, compared with the whole: operations, peak memory and the difference of the pictures.
 
-`pytest benchmarks/bench_decoding.py --benchmark-enable -s` decodes the paper's canvas of 128 x 512 cells, prints the numbers of
-[Large pictures](../docs/large.md) and checks them against bars. It takes some minutes and 4 GB. A test decodes a small one.
+The canvas is the paper's, 128 x 512 cells, and docs/large.md has the numbers. This takes minutes, and 4 GB. A test decodes a small
+canvas.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from measuring import Bench
 from panokit import Runtime, Sampler, decoding
 from panokit.backbones.diffusers.codec import VAECodec
 from panokit.denoiser import Codec
@@ -50,28 +50,25 @@ def measured(decode: Callable[[], Tensor]) -> tuple[Tensor, int, int]:
     return picture, operations.get_total_flops(), most
 
 
-def test_tiles_take_little_memory_and_little_more_work(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_take_little_memory_and_little_more_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the topology of Stable Diffusion's autoencoder, a part of its channels and random weights."""
-    full = not benchmark.disabled
+    full = bench.enabled
     if not full:
         monkeypatch.setattr(decoding, "SAMPLE", 32)
     codec, canvas = (codec_like_sd(4), canvas_of(128, 512)) if full else (codec_like_sd(16), canvas_of(64, 128))
     runtime = Runtime(accelerator="cpu", tile=None if full else 192)
     codec.stages()  # their check is made once
     _, work, most = measured(lambda: codec.decode(canvas[None]))
-    picture, more, less = measured(lambda: benchmark.pedantic(lambda: decoding.decode(codec, canvas, PLANE, runtime)))
-    print(
-        f"\n{canvas.shape[1]} x {canvas.shape[2]} cells in tiles: {more / work:.2f} times the operations, bar 1.4, and "
-        f"{less / most:.3f} of the memory, {most / 1e9:.2f} GB; bar 0.125"
-    )
+    picture, more, less = measured(lambda: decoding.decode(codec, canvas, PLANE, runtime))
     assert picture.isfinite().all()
-    assert more / work <= (1.4 if full else 2.0)
-    assert less / most <= (1 / 8 if full else 0.5)
+    what = f"{canvas.shape[1]} x {canvas.shape[2]} cells decoded in tiles"
+    bench.record("P18", f"{what}: operations", more / work, "of the whole", most=1.4 if full else 2.0, always=True)
+    bench.record("P18", f"{what}: peak memory", less / most, "of the whole", most=1 / 8 if full else 0.5, always=True)
 
 
-def test_the_picture_in_tiles_is_near_that_of_the_whole(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the autoencoder of the embedded model, and latents of true scenes."""
-    full, codec = not benchmark.disabled, Sampler().model.codec
+def test_the_picture_in_tiles_is_near_that_of_the_whole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the autoencoder of the embedded model, and latents of true scenes. Steps are from a column of pixels to the next."""
+    full, codec = bench.enabled, Sampler().model.codec
     assert codec
     height, width = (1024, 4096) if full else (256, 512)
     if not full:
@@ -83,21 +80,15 @@ def test_the_picture_in_tiles_is_near_that_of_the_whole(benchmark: BenchmarkFixt
         with torch.no_grad():
             canvas = decoding.encode(codec, pixels, PLANE)
             whole = codec.decode(canvas[None])[0]
-            pictures = {
-                "alone": alone(codec, canvas, 104 if full else 32),
-                "one canvas": decoding.decode(codec, canvas, PLANE, runtime),
-            }
-        for name, picture in pictures.items():
-            apart = 255 * (picture - whole)
-            print(
-                f"\n{scene.family}, {canvas.shape[1]} x {canvas.shape[2]} cells, tiles {name}: mean {apart.abs().mean():.3f}, "
-                f"at most {apart.abs().max():.2f} of 255; steps of columns at borders {steps(apart, 512 if full else 128):.3f} "
-                f"and elsewhere {steps(apart):.3f}",
-                end="",
-            )
-    benchmark.pedantic(lambda: None)
-    assert apart.abs().mean() < 0.5
-    assert steps(apart, 512 if full else 128) < 2 * steps(apart) + 0.01
+            apart = 255 * (decoding.decode(codec, canvas, PLANE, runtime) - whole)
+            before = 255 * (alone(codec, canvas, 104 if full else 32) - whole)
+        what, unit = f"{scene.family}, {height} x {width} pixels in tiles", "grey levels of 255"
+        mean, worst = float(apart.abs().mean()), float(apart.abs().max())
+        at_borders, elsewhere = steps(apart, 384 if full else 128), steps(apart)
+        bench.record("P18", f"{what}: mean difference", mean, unit, most=0.5, peer=float(before.abs().mean()), always=True)
+        bench.record("P18", f"{what}: largest difference", worst, unit, peer=float(before.abs().max()))
+        allowed = 2 * elsewhere + 0.01
+        bench.record("P18", f"{what}: steps of the difference at tile borders", at_borders, unit, most=allowed, always=True)
 
 
 PLANE = (False, False)
