@@ -10,8 +10,8 @@ steps, and G of them are guided. A window takes two samples through the network,
 | MSD, with a head start of H steps | 2 (T M + (G - H) (N + M) + (T - G) N) | 0 | 0 |
 | SyncDiffusion | 2 (2 G N + (T - G) N) | 2 G (N - 1) | G N |
 
-The energy of the anchor of SyncDiffusion has no gradient. So where it goes through the network alone, it takes one pass there, and
-one in which it is looked at before.
+The energy of the anchor of SyncDiffusion has no gradient. So where it goes through the network alone, it takes one pass there,
+and one in which it is looked at before.
 
 Two models stand in for Stable Diffusion: a network that returns its input, and a decoder that returns colours. Both count.
 """
