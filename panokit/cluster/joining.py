@@ -5,13 +5,12 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
-from signal import SIGTERM, getsignal, signal
-from threading import current_thread, main_thread
 from typing import Any, Literal, NamedTuple, final
 
 import psutil
 
 from panokit.errors import SettingError, reason_of
+from panokit.signals import asking
 from panokit.wording import counted
 
 _PATIENCE = 5.0
@@ -70,16 +69,19 @@ def joined(
     import ray
 
     kept, own = ray.is_initialized(), list[psutil.Process]()
-    before = getsignal(SIGTERM)
+    asked: list[bool] = []
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if not kept:
-            if address is None:
-                cpus = devices if devices != "auto" else os.cpu_count()
-                local = {"num_cpus": cpus, "object_store_memory": _STORE, "include_dashboard": False}
-                ray.init(address="local", **local, **quiet)
-            else:
-                ray.init(address=address, **quiet)
+            with asking(lambda: asked.append(True)):  # Ray may swallow an interrupt, and puts a handler of its own in place
+                if address is None:
+                    cpus = devices if devices != "auto" else os.cpu_count()
+                    local = {"num_cpus": cpus, "object_store_memory": _STORE, "include_dashboard": False}
+                    ray.init(address="local", **local, **quiet)
+                else:
+                    ray.init(address=address, **quiet)
+            if asked:
+                raise KeyboardInterrupt("the same command goes on")
     except (Exception, SystemExit) as cause:  # Ray ends the process where it finds no cluster
         ray.shutdown()
         if address == "auto" and isinstance(cause, ConnectionError):
@@ -92,9 +94,6 @@ def joined(
     except BaseException:
         ray.shutdown()
         raise
-    finally:
-        if current_thread() is main_thread():
-            signal(SIGTERM, before)  # Ray puts its own in its place
     try:
         if not kept and address is None:
             own = [child for child in psutil.Process().children() if child.name() in _PROCESSES]
