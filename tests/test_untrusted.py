@@ -273,9 +273,11 @@ def painted(read_once: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) 
     """The recipes of what is painted, without a step."""
     asked: list[Any] = []
 
-    def start(self: Plan, **options: Any) -> Panorama:
+    def start(self: Plan, out: Path, **options: Any) -> Panorama:
         asked.append(json.loads(json.dumps(self.recipe)))
-        return Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), self.recipe)
+        panorama = Panorama(torch.zeros(4, 2, 3), Image.new("RGB", (4, 4)), self.recipe)
+        panorama.save(out)
+        return panorama
 
     monkeypatch.setattr(Plan, "make", start)
     monkeypatch.setattr("panokit.models.load_model", read_once)
