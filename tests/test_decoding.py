@@ -18,6 +18,7 @@ from panokit.decoding import decode, strips
 from panokit.denoiser import Codec, Stage
 from panokit.errors import FallbackWarning, OutOfMemoryError, SettingError, ShardingWarning
 from panokit.testing.families import codecs
+from panokit.testing.living import peak
 from panokit.testing.ranks import same_on_ranks
 from panokit.testing.tiny import tiny_model
 from panokit.tiles import sample, shares
@@ -364,6 +365,26 @@ def test_a_picture_that_does_not_fit_in_one_piece_is_decoded_in_tiles(monkeypatc
     ):
         picture = decode(Staged(fits=40 * 48 * 4 - 1), canvas, (False, False), tiled())
     torch.testing.assert_close(picture, Staged().decode(canvas[None])[0], rtol=0, atol=1e-11)
+
+
+def test_strips_take_the_memory_of_a_strip(small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A canvas four times as high takes no more than itself and its latents: nothing is as large as the picture."""
+    monkeypatch.setattr(decoding, "FEATURES", 0)
+    monkeypatch.setattr(decoding, "SAMPLE", 8)
+
+    def rest(height: int) -> tuple[int, int]:
+        canvas = latents(3, height, 48).double()
+        codec, runtime = Staged(norms=True), tiled()
+
+        def all_strips() -> Tensor:
+            return torch.stack([strip.mean() for strip in strips(codec, canvas, (False, False), runtime)])
+
+        made, most = peak(all_strips)
+        assert len(made) == height // 12
+        return most, canvas.nbytes
+
+    (low, small), (high, large) = rest(48), rest(192)
+    assert high <= 1.1 * low + 3 * (large - small)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not fit the memory")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panokit.runtime.offload import HOST, Turns, release
+from panokit.runtime.offload import HOST, Turns, let_in, release
 
 DEVICE = torch.device("cpu", 0)  # the same memory by another name
 
@@ -53,6 +53,18 @@ def test_the_one_that_is_called_comes_and_the_other_leaves(pair: tuple[Traveller
     assert (first.sent, second.sent) == ([HOST, DEVICE, HOST], [HOST, DEVICE])
     first(ONE, scale=ONE)
     assert (first.sent, second.sent) == ([HOST, DEVICE, HOST, DEVICE], [HOST, DEVICE, HOST])
+
+
+@torch.no_grad()
+def test_one_whose_parts_are_called_alone_is_let_in(pair: tuple[Traveller, Traveller]) -> None:
+    first, second = pair
+    first(ONE, scale=ONE)
+    let_in(second)
+    assert (first.sent, second.sent) == ([HOST, DEVICE, HOST], [HOST, DEVICE])
+    release(second)
+    let_in(second)
+    let_in(nn.Linear(2, 2))
+    assert second.sent == [HOST, DEVICE]
 
 
 def test_nobody_leaves_while_gradients_are_recorded(pair: tuple[Traveller, Traveller]) -> None:
