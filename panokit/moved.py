@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, final
 
@@ -85,7 +85,7 @@ class _OldModules:
     """The last of the finders: nobody else knows the module."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
+    def find_spec(name: str, path: Iterable[str] | None = None, target: Any = None) -> None:
         """Raise if the module has moved."""
         if name in MODULES:
             raise ModuleNotFoundError(f"{name} is {MODULES[name]} now: import it from there", name=name)
