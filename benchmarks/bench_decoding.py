@@ -96,9 +96,9 @@ PLANE = (False, False)
 def alone(codec: Codec, canvas: Tensor, tile: int) -> Tensor:
     """The picture of tiles that know nothing of each other, and fade into each other over 24 cells."""
     size = (canvas.shape[1], canvas.shape[2])
-    tiles = decoding._grid(size, (tile,) * 2, 24, PLANE, 1)
+    tiles = decoding.even_grid(size, (tile,) * 2, 24, PLANE, 1)
     rows = torch.cat([codec.decode(tiles.crop(canvas, [i])) for i in range(len(tiles))])
-    return decoding._Fade(24 * codec.factor).fuse(rows, tiles.refined(codec.factor), CLEAN)
+    return decoding.Fade(24 * codec.factor).fuse(rows, tiles.refined(codec.factor), CLEAN)
 
 
 def steps(apart: Tensor, every: int = 1) -> float:

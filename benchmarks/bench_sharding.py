@@ -79,8 +79,8 @@ def test_a_step_exchanges_what_its_windows_made_and_nothing_more(
     bench: Bench, request: pytest.FixtureRequest, tmp_path: Path, name: str, collectives: Sequence[Sequence[tuple[int, int]]]
 ) -> None:
     """The paper's panorama at an eighth of its size, on two ranks: 45 windows and 7 below. tests/runtime has other ones."""
-    told, _ = made(tmp_path, 2, "collectives", name, len(collectives), 128)
-    for step, expected, taken in zip(("first", "last"), collectives, told, strict=True):
+    received, _ = made(tmp_path, 2, "collectives", name, len(collectives), 128)
+    for step, expected, taken in zip(("first", "last"), collectives, received, strict=True):
         what = f"{request.node.callspec.id}, the {step} step, {'guided' if len(expected) > 1 else 'not guided'}"
         bench.record("P15", f"{what}: exchanges of all ranks", len(taken), "a step", exactly=len(expected))
         rows = sum(4 * n * width for n, width in expected)
@@ -137,5 +137,5 @@ def test_what_is_killed_goes_on_to_the_same_bits(bench: Bench, tmp_path: Path) -
             latents = [torch.load(folder / f"latents.{rank}", weights_only=True) for rank in range(again)]
             tally[what] += all(torch.equal(canvas, expected) for canvas in latents)
     for what, kept in tally.items():
-        told = f"{what} of 2 or 3 ranks is killed, and the run resumed on 1 to 3: the same bits"
-        bench.record("P16", told, kept, f"of {count} times", exactly=count, always=True)
+        case = f"{what} of 2 or 3 ranks is killed, and the run resumed on 1 to 3: the same bits"
+        bench.record("P16", case, kept, f"of {count} times", exactly=count, always=True)

@@ -66,8 +66,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         **{name: version(name) for name in ("panokit", "torch", "diffusers", "lightning")},
     }
     commit = config.hook.pytest_benchmark_generate_commit_info(config=config)
-    told = [{**asdict(case), "bar": case.bar, "holds": case.holds} for case in cases]
-    RESULTS.write_text(json.dumps({"machine": where, "commit": commit, "cases": told}, indent=1, ensure_ascii=False) + "\n")
+    rows = [{**asdict(case), "bar": case.bar, "holds": case.holds} for case in cases]
+    RESULTS.write_text(json.dumps({"machine": where, "commit": commit, "cases": rows}, indent=1, ensure_ascii=False) + "\n")
     terminalreporter.section("cases")
     terminalreporter.write_line(table(cases))
     terminalreporter.write_line(f"{', '.join(f'{key} {value}' for key, value in where.items())}; one thread")

@@ -131,10 +131,10 @@ def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]
         latents = codec.encode(_repeated(picture, [pad * codec.factor for pad in pads]))[0]
         return _without(latents, pads)
     fade = 2 * (OVERLAP // coarser(codec))
-    tiles = _grid(size, (APART // coarser(codec),) * 2, fade, wrap, codec.multiple)
+    tiles = even_grid(size, (APART // coarser(codec),) * 2, fade, wrap, codec.multiple)
     pixels = tiles.refined(codec.factor)
     rows = torch.cat([codec.encode(pixels.crop(picture, [i])) for i in range(len(tiles))])
-    return _Fade(fade).fuse(rows, tiles, CLEAN)
+    return Fade(fade).fuse(rows, tiles, CLEAN)
 
 
 def require_tiles(codec: Codec, runtime: Runtime, size: tuple[int, ...]) -> None:
@@ -192,12 +192,14 @@ class Tiling:
         stages, chosen = codec.stages(), None if runtime.tile_overlap is None else runtime.tile_overlap // codec.factor
         usual = TILE if stages else APART
         coarse = _coarse(stages)
-        if size[0] * size[1] * _scale(stages[:coarse]) ** 2 > FEATURES * whole:
+        if not whole or size[0] * size[1] * _scale(stages[:coarse]) ** 2 > FEATURES:
             coarse = 0
         if stages:
             chain = Chain(stages[coarse:], size, (False, False), scale=_scale(stages[:coarse]), multiple=codec.multiple)
             needed, fade = chain.around, 0
             around = needed if chosen is None else min(chosen, needed)
+            if runtime.tile and not whole:  # what was asked for before the memory was known must do
+                around = min(around, runtime.tile // codec.factor // 2 // codec.multiple * codec.multiple)
         else:
             around = _rounded(OVERLAP // coarser(codec), codec.multiple) if chosen is None else chosen
             fade = around * 2 // 3 // codec.multiple * codec.multiple
@@ -235,8 +237,17 @@ class _Tiles:
         if tiling.coarse:
             try:
                 self._source = runtime.barrier(self._coarse)
-            except OutOfMemoryError:  # tiles then pass through all stages
+            except OutOfMemoryError as error:  # tiles then pass through all stages
+                reason = reason_of(error)
                 self._tiling = Tiling.of(codec, runtime, self._size, whole=False)
+                if canvas.is_cuda:
+                    torch.cuda.empty_cache()
+                if runtime.global_rank == 0:
+                    message = (
+                        f"the coarse part of the decoder does not fit the memory for the whole canvas ({reason}), so it is "
+                        "computed in tiles, which takes more time and is a little less exact"
+                    )
+                    warnings.warn(message, ShardingWarning, stacklevel=2)
         stages, coarse, self._most = self._tiling.stages, self._tiling.coarse, self._tiling.tile
         self._chain = Chain(
             stages[coarse:], self._size, wrap, coarse, _scale(stages[:coarse]), codec.multiple, self._tiling.around
@@ -260,7 +271,7 @@ class _Tiles:
     def _rows(self) -> list[Span]:
         """The rows of tiles. With a fade, each begins within the one before it."""
         shared, unit, (height, _) = 2 * self._tiling.fade, self._codec.multiple, self._size
-        grid = _grid((height, unit), (self._tiling.tile, unit), shared, (self._wrap[0], False), unit)
+        grid = even_grid((height, unit), (self._tiling.tile, unit), shared, (self._wrap[0], False), unit)
         if shared:
             return [Span(top, top + grid.window[0]) for top, _ in grid.origins]
         return [Span(*edges) for edges in pairwise([*range(0, height, grid.stride[0]), height])]
@@ -269,20 +280,20 @@ class _Tiles:
         """A row of tiles, `3 h W` in pixels."""
         tiling, factor = self._tiling, self._codec.factor
         shared, size = 2 * tiling.fade, (row.length, self._size[1])
-        grid = _grid(size, (row.length, tiling.tile), shared, (False, self._wrap[1]), self._codec.multiple)
+        grid = even_grid(size, (row.length, tiling.tile), shared, (False, self._wrap[1]), self._codec.multiple)
         boxes = [(row, Span(left, left + grid.window[1])) for _, left in grid.origins]
         pixels = grid.refined(factor)
         (tiles,) = self._runtime.map(
             lambda index: (self._tile(boxes[index[0]])[None],), len(boxes), [(3, *pixels.window)], micro_batch=1
         )
-        return _Fade(shared * factor).fuse(tiles, pixels, CLEAN)
+        return Fade(shared * factor).fuse(tiles, pixels, CLEAN)
 
     def _tile(self, box: Box) -> Tensor:
         """A tile, `3 h w` in pixels, in as many parts as fit the memory."""
         tiling, device = self._tiling, self._runtime.device
         while True:
             shared = 2 * tiling.fade
-            grid = _grid([span.length for span in box], (self._most,) * 2, shared, (False, False), self._codec.multiple)
+            grid = even_grid([span.length for span in box], (self._most,) * 2, shared, (False, False), self._codec.multiple)
             try:
                 parts = [
                     self._chain.compute(self._source, [_part(box, origin, grid.window)], self._statistics)
@@ -290,7 +301,7 @@ class _Tiles:
                 ]
                 if len(parts) == 1:
                     return parts[0][0]
-                return _Fade(shared * self._codec.factor).fuse(torch.cat(parts), grid.refined(self._codec.factor), CLEAN)
+                return Fade(shared * self._codec.factor).fuse(torch.cat(parts), grid.refined(self._codec.factor), CLEAN)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -358,7 +369,7 @@ def _rounded(cells: int, unit: int) -> int:
     return -(-cells // unit) * unit
 
 
-def _grid(size: Sequence[int], most: Sequence[int], shared: int, wrap: tuple[bool, ...], unit: int) -> Grid:
+def even_grid(size: Sequence[int], most: Sequence[int], shared: int, wrap: tuple[bool, ...], unit: int) -> Grid:
     """Tiles of one size, which share cells with their neighbours and begin at multiples of a unit.
 
     Args:
@@ -438,7 +449,7 @@ def _without(canvas: Tensor, pads: Sequence[int]) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class _Fade(WeightedFuser):
+class Fade(WeightedFuser):
     """Fades neighbouring tiles into each other, over `pixels` towards each edge of a tile; 0 if they end at the edge.
 
     The outer sixth of the fade has almost no weight: there a network may have seen zeros, not the neighbouring cells. At the

@@ -140,7 +140,7 @@ def check_format(path: Path, size: tuple[int, int] = (1, 1)) -> str:
 
 
 def is_large(size: tuple[int, int]) -> bool:
-    """Whether a picture of this width and height is larger than ordinary ones."""
+    """Whether a picture of this width and height is written while it is decoded: above 16,384 a side, or 134 million pixels."""
     return max(size) > SIDE or size[0] * size[1] > AREA
 
 

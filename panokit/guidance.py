@@ -191,7 +191,10 @@ class Step(Protocol):
         Args:
             windows: the windows of the new canvas, whose size this is.
             guidances: the guidances of the new run, and no others.
-            watch: gets the estimate of the new canvas, `c *size`, at each of its steps; None for a finished canvas alone.
+            watch: gets the estimate of the new canvas, `c *size`, at each of its steps; None for a finished canvas alone. A run
+                that continues from a checkpoint may do so in the middle of the new canvas, and then `watch` gets the later
+                estimates. So keep the earlier ones in the guidance's memory. In the same way, a guidance that paints several
+                canvases in one step keeps those that are finished.
 
         Returns:
             The finished canvas, clean, `c *size` of `windows`, the same on every rank.

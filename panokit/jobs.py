@@ -384,7 +384,7 @@ def _written(plan: Plan, output: Output) -> str:
     path = output.path(plan.recipe)
     if not is_whole(path):
         kept = Checkpoint(checkpoint_of(path), again=True)
-        plan.make(callbacks=[kept], progress=False).save(path)
+        plan.make(callbacks=[kept], progress=False, out=path)
         kept.clear()
     return str(path)
 

@@ -4,21 +4,16 @@ A picture has many times the numbers of its canvas: 48 times with 4 channels and
 whole in the memory.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, final
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.decoding import decode, encode
+from panokit.decoding import Fade, decode, encode, even_grid
 from panokit.denoiser import Codec
 from panokit.enlarging import enlarged
-from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
+from panokit.memory import memory_explained
 from panokit.runtime import Runtime
-from panokit.scheduler import CLEAN, Level
-from panokit.windows import Windows, divided
+from panokit.scheduler import CLEAN
 
 WHOLE = 1 << 23
 """The most pixels of a larger picture that is made in one piece."""
@@ -47,37 +42,16 @@ def magnified(
     large = tiles.refined(factor)
 
     def one(index: list[int]) -> tuple[Tensor]:
-        picture = enlarged(codec.decode(tiles.crop(canvas, index)), (False,) * len(wrap), factor)
-        return (codec.encode(picture.clamp_(0, 1)).to(canvas),)
+        with memory_explained("a tile of the larger picture"):
+            picture = enlarged(codec.decode(tiles.crop(canvas, index)), (False,) * len(wrap), factor)
+            return (codec.encode(picture.clamp_(0, 1)).to(canvas),)
 
     (rows,) = runtime.map(one, len(tiles), [(len(canvas), *large.window)], micro_batch=1)
-    return _Fade(SHARED // codec.factor).fuse(rows, large, CLEAN)
+    return Fade(SHARED // codec.factor).fuse(rows, large, CLEAN)
 
 
 def _tiles(size: tuple[int, int], wrap: tuple[bool, ...], codec: Codec, factor: int) -> Grid:
     """Tiles of one size on the smaller canvas, which begin at the codec's multiples."""
     unit = codec.multiple
     most, shared = (max(1, pixels // (codec.factor * factor * unit)) for pixels in (TILE, SHARED))
-    whole, windows, strides = divided(size, unit, "the canvas"), [], []
-    for cells, ring in zip(whole, wrap, strict=True):
-        count = max(2 if ring else 1, -(-max(1, cells - (0 if ring else shared)) // max(1, most - shared)))
-        stride = -(-(cells if ring else max(1, cells - shared)) // count)
-        windows.append(min(cells, stride + shared))
-        strides.append(stride)
-    return Grid(whole, tuple(windows), tuple(strides), wrap).refined(unit)
-
-
-@final
-@dataclass(frozen=True)
-class _Fade(WeightedFuser):
-    """Fades neighbouring tiles into each other, over `cells` towards each edge of a tile. The outer ones hardly count."""
-
-    constant: ClassVar[bool] = False  # the total weight is as large as the canvas: it is not kept
-    cells: int
-
-    def weight(self, windows: Windows, level: Level) -> Float[Tensor, "1 *window"]:
-        weight = torch.ones(1, *windows.window)
-        for axis, cells in enumerate(windows.window):
-            rise = ((torch.arange(cells) + 0.5) / self.cells - 1 / 6).mul(1.5).clamp(1e-6, 1)
-            weight = weight * torch.minimum(rise, rise.flip(0)).view(-1, *(1,) * (len(windows.window) - axis - 1))
-        return weight
+    return even_grid(size, (max(1, most - shared) * unit,) * 2, shared * unit, wrap, unit)

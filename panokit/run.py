@@ -1,6 +1,7 @@
 """The loop: one panorama from noise to latents."""
 
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Run:
         windows: where the windows lie; `Windows.at` says where at each level.
         seed: seed of the generator, from 0 to 2^64 - 1.
         recipe: plain data that the picture and its checkpoints carry.
-        checks: the checks of the run that this canvas is painted for, which reads them; None for checks of its own.
+        inner: whether a guidance of another run paints this canvas. Errors say so.
 
     Attributes:
         canvas: `c *size`, at noise level `level`.
@@ -46,7 +47,7 @@ class Run:
         computed: how many windows of the canvas have been computed. Those of smaller canvases do not count.
         guided: pairs of a guidance and its memory.
         start: the picture that the run starts from, encoded for its canvas; None for noise alone.
-        inner: the run of another canvas that a guidance paints now (`Step.paint`); None between such runs.
+        inner: the run of another canvas that a guidance paints now (`Step.paint`); None while there is none.
         on_inner_step: called after each step of `inner`, and of runs inside it.
 
     Raises:
@@ -62,7 +63,7 @@ class Run:
         windows: Windows,
         seed: int,
         recipe: Mapping[str, Any] | None = None,
-        checks: Checks | None = None,
+        inner: bool = False,
     ) -> None:
         for guidance in guidances:
             if guidance.jacobian not in get_args(Jacobian):
@@ -75,7 +76,7 @@ class Run:
         require_cover(windows)
         self.parts, self.windows, self.seed, self.recipe = parts, windows, seed, recipe or {}
         self.codec, self.runtime, self.solver = parts.codec, parts.runtime, parts.begin()
-        self._owns_checks, self._checks = checks is None, checks or Checks()
+        self._checks, self._is_inner = Checks(), inner
         self.model_pass = Pass(parts, self.solver, self._checks)
         self.guided: Guided = [(guidance, guidance.begin(windows, self.solver.levels)) for guidance in guidances]
         self.generator = _generator(seed)
@@ -85,9 +86,8 @@ class Run:
         self.computed = 0
         self.inner: Run | None = None
         self.on_inner_step: Callable[[], None] = lambda: None
-        self._watched: list[tuple[Tensor, Tensor, int]] = []
         self._broken_off: Mapping[str, Any] | None = None
-        self._known_x0: Tensor | None = None
+        self._known_x0: weakref.ref[Tensor] | None = None
         self._last: tuple[Passed, Level] | None = None
         self._main: tuple[Passed, Level] | None = None
 
@@ -165,10 +165,10 @@ class Run:
         if not isinstance(known, Known):
             raise ContractError(f"{name} returned a {type(known).__name__}; it must return Known(x0, where=None), or None")
         x0 = expect(known.x0, self.canvas.shape, name, "x0 must be the clean canvas").to(self.canvas)
-        if x0 is not self._known_x0:  # most guidances return the same canvas at each step
+        if self._known_x0 is None or x0 is not self._known_x0():  # most guidances return the same canvas at each step
             message = f"the canvas that {name} returned at step {self.level.step + 1} holds NaN or infinity"
             self._checks.add(torch.stack(x0.aminmax()), lambda: NotFiniteError(message))
-            self._known_x0 = x0
+            self._known_x0 = weakref.ref(x0)
         if known.where is None:
             return Known(x0)
         where = expect(known.where, self.windows.size, name, "where must be one truth value for each cell").bool()
@@ -219,16 +219,16 @@ class Run:
     def _check(self, pred: Tensor) -> None:
         """Check that a prediction is finite. All checks of a step are read here, at once."""
         level = self.level
+        where = f" of a canvas of {' x '.join(map(str, self.windows.size))} cells that a guidance paints" * self._is_inner
         # The least and the largest value are NaN if any is. This is several times as fast as a test of every value.
         self._checks.add(
             torch.stack(pred.aminmax()),
             lambda: NotFiniteError(
-                f"the prediction at step {level.step + 1} of {level.steps} (level {level.index}, t = {level.t}) holds NaN or "
-                f"infinity, so the picture would be black: try {steadier(self.runtime.precision)}, or weaker guidance"
+                f"the prediction at step {level.step + 1} of {level.steps}{where} (level {level.index}, t = {level.t}) holds "
+                f"NaN or infinity, so the picture would be black: try {steadier(self.runtime.precision)}, or weaker guidance"
             ),
         )
-        if self._owns_checks:
-            self._checks.read()
+        self._checks.read()
 
     def paint(
         self,
@@ -251,23 +251,18 @@ class Run:
         Raises:
             KeyboardInterrupt: this run was asked to stop.
         """
-        run = self.inner = Run(self.parts, guidances=guidances, windows=windows, seed=seed, checks=self._checks)
+        run = self.inner = Run(self.parts, guidances=guidances, windows=windows, seed=seed, inner=True)
         run.on_inner_step = self.on_inner_step
         try:
             self._continue(run)
-            for x, x0, index in run._watched:
-                level = run.solver.levels[index]
-                if watch:
-                    watch(Estimate(x, x0, level, run.model_pass.below(level)))
             while not run.done:
                 run.step()
                 if watch and run._main:  # what inner stages of a solver see belongs to no step
                     passed, level = run._main
-                    estimate = run.model_pass.read(passed.x, passed.pred, level)
-                    run._watched.append((estimate.x, estimate.x0, level.index))
-                    watch(estimate)
-                if not run.done:
-                    self.on_inner_step()
+                    watch(run.model_pass.read(passed.x, passed.pred, level))
+                if run.done:  # the step of this run goes on, and leaves a checkpoint if it is to stop
+                    break
+                self.on_inner_step()
                 if self.stopping:
                     raise KeyboardInterrupt(f"stopped after step {run.level.step} of {run.level.steps} of a smaller canvas")
         finally:
@@ -276,10 +271,13 @@ class Run:
 
     def _continue(self, run: "Run") -> None:
         """Continue an inner run where it was broken off, if the state that this run continues from holds it."""
-        state, self._broken_off = self._broken_off, None
-        if state and (state["seed"], tuple(state["state"]["canvas"].shape)) == (run.seed, tuple(run.canvas.shape)):
-            run.restore(state["state"])
-            run._watched = [(x.to(run.canvas), x0.to(run.canvas), index) for x, x0, index in state["watched"]]
+        if self._broken_off is None:
+            return
+        seed, state = self._broken_off["seed"], self._broken_off["state"]
+        came = seed, tuple(state["canvas"].shape), len(state["memories"])
+        if came == (run.seed, tuple(run.canvas.shape), len(run.guided)):
+            run.restore(state)
+            self._broken_off = None
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
@@ -334,12 +332,8 @@ class Run:
 
         Returns:
             A dict of tensors, numbers, text, and lists, tuples and dicts of them.
-
-        Raises:
-            NotFiniteError: the canvas of a guidance holds NaN or infinity.
         """
-        self._checks.read()
-        state = {
+        state: dict[str, Any] = {
             "canvas": self.canvas,
             "level": self.level.index,
             "generator": self.generator.get_state(),
@@ -347,7 +341,7 @@ class Run:
             "memories": deepcopy([memory for _, memory in self.guided]),
         }
         if self.inner:
-            state["inner"] = {"seed": self.inner.seed, "state": self.inner.state(), "watched": [*self.inner._watched]}
+            state["inner"] = {"seed": self.inner.seed, "state": self.inner.state()}
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:

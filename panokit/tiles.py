@@ -186,7 +186,8 @@ def shares(canvas: Tensor, boxes: Sequence[Box]) -> list[float]:
     """The share that each tile of a sample has in a canvas, so that the sample has the means of the canvas.
 
     The shares are as equal as they can be while the means of the latents, and of their squares, are those of the whole canvas.
-    What depends on the latents then is nearer to the whole, too: calibration of a sample (Deville & Särndal 1992).
+    What depends on the latents then is nearer to the whole, too: calibration of a sample (Deville & Särndal 1992). No tile has
+    less than a fifth of the equal share, so that no variance comes out negative.
 
     Args:
         canvas: the latents, `c h w`.
@@ -202,6 +203,7 @@ def shares(canvas: Tensor, boxes: Sequence[Box]) -> list[float]:
     ridge = 1e-3 * len(boxes) * torch.eye(len(target), dtype=torch.float64)
     equal = ones[:, 0] / len(boxes)
     fitted = equal + design @ torch.linalg.solve(design.T @ design + ridge, target - design.T @ equal)
+    fitted = fitted.clamp(min=0.2 / len(boxes))
     return (fitted / fitted.sum()).tolist()
 
 

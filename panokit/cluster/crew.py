@@ -99,12 +99,12 @@ class Crew:
         self._machines = self._got(*entered)
 
     def _await_devices(self) -> None:
-        begun, told = time.monotonic(), False
+        begun, hinted = time.monotonic(), False
         while not self._group.wait(1):
             if self._ends():
                 raise EndedError
-            if not told and time.monotonic() - begun > _LATE:
-                told = True
+            if not hinted and time.monotonic() - begun > _LATE:
+                hinted = True
                 count = counted(self._start.size, self._start.kind)
                 self._hint(f"actors wait for {count}: others use the cluster, or machines of it are lost")
 
@@ -220,7 +220,7 @@ def looker() -> Callable[[str, str, str, str], str]:
                 mine.touch()
                 mine.unlink()
             except OSError as error:
-                return f"{machine} cannot write to {path} ({error.strerror}): let it, or choose another folder for --out"
+                return f"{machine} cannot write to {path} ({error.strerror}): allow it to, or choose another folder for --out"
         finally:
             os.chdir(before)
         return ""

@@ -195,8 +195,8 @@ class _Work:
                         raise KeyboardInterrupt("Ray was ended too; the same command goes on") from None
                     raise RankError("Ray has ended on this machine: the same command goes on from the checkpoints") from None
                 if kind == "plan":
-                    planned, there, problems = value
-                    leave_out(self._file, {**self._wrong, **problems}, some=bool(self._planned))
+                    planned, there, problems, some = value
+                    leave_out(self._file, {**self._wrong, **problems}, some=some)
                     made |= {**dict.fromkeys(problems), **{line: planned[line].path for line in there}}
                     showing.begin([planned[line] for line in planned], [planned[line] for line in there])
                 elif kind == "end":
@@ -280,14 +280,16 @@ class _Work:
             if self._planned is not None:
                 return
             news = crew.work("plan", self._jobs, self._theirs)
-            if news.kind != "result":
+            if news.kind == "error":
                 raise news.value
+            if news.kind != "result":
+                raise EndedError
             planned, problems = news.value
             chosen: dict[int, Planned] = dict(part_of([*planned.items()], self._part))
             there = [line for line, task in chosen.items() if self._is_there(task)]
             self._waiting.extend(line for line in chosen if line not in {*there})
             self._planned = chosen
-            self._tell("plan", (chosen, there, problems))
+            self._tell("plan", (chosen, there, problems, bool(planned)))
         finally:
             self._planning.release()
 

@@ -134,17 +134,18 @@ class HiFlow(Guidance):
 
     def _path(self, step: Step, memory: Memory) -> dict[int, Tensor]:
         """The clean estimates of the smaller canvas that are still needed, by their steps, and then the finished canvas."""
-        if "path" not in memory:
-            below, path = step.windows.scaled(self.factor), dict[int, Tensor]()
+        path = memory.setdefault("path", {})
+        if not memory.get("painted"):
+            below = step.windows.scaled(self.factor)
             guides = [guidance for guidance in (self, *step.others) if _works_on(guidance, below, step.level)]
 
             def keep(seen: Estimate) -> None:
                 if self._follows(seen.level):
                     path[seen.level.step] = seen.x0
 
-            finished = step.paint(below, guides, keep)
-            memory["path"] = {**path, step.level.steps: finished}
-        return memory["path"]
+            path[step.level.steps] = step.paint(below, guides, keep)
+            memory["painted"] = True
+        return path
 
 
 def _works_on(guidance: Guidance, windows: Windows, level: Level) -> bool:

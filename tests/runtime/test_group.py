@@ -414,18 +414,24 @@ def test_a_raw_error_of_one_rank_ends_its_job_on_all_ranks_and_no_other(
     assert len([*(tmp_path / "made").glob("a-lake-*.png")]) == 1
 
 
-PLAIN, COARSE, GUIDED = (21, 256), (3, 256), (21, 2 * 256 + 3)
-"""Rows and the numbers of one: of windows that are not guided, of a coarse canvas, and of guided windows."""
+PLAIN, COARSE, GUIDED, PICTURE = (21, 256), (3, 256), (21, 2 * 256 + 3), (1, 3 * 16 * 32)
+"""Rows and the numbers of one: windows that are not guided, those of a coarse canvas, guided ones, and the coarse picture."""
 
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("none", [[PLAIN]] * 4), ("msd", [[COARSE] * 4, [COARSE, GUIDED], [PLAIN], [PLAIN]])],  # a head start of one step
+    [
+        ("none", [[PLAIN]] * 4),
+        ("msd", [[COARSE] * 4 + [PICTURE], [COARSE, GUIDED], [PLAIN], [PLAIN]]),
+    ],
 )
 def test_a_step_takes_one_collective_and_one_more_for_a_coarse_canvas(
     ranks: Run, tmp_path: Path, name: str, steps: list[list[tuple[int, int]]]
 ) -> None:
-    """And no more bytes than the closed form: on each rank the longest share's rows and a number, from every rank."""
+    """And no more bytes than the closed form: on each rank the longest share's rows and a number, from every rank.
+
+    MSD has a head start of one step, in which one rank decodes the coarse picture for all.
+    """
     size = 2
     assert ranks(size, "collectives", str(tmp_path / "told"), name, len(steps)).wait() == [0] * size
     expected = [[4 * size * (width * busiest(n, 2, size) + 1) for n, width in rows] for rows in steps]
