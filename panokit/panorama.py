@@ -41,7 +41,7 @@ class Panorama:
         image: the picture, RGB with 8 bits a channel; a smaller copy, of up to `SMALL` pixels a side, if `file` is set.
         recipe: everything that is needed to make the picture again, as plain data.
         size: width and height of the picture in pixels. The default is that of `image`.
-        file: the file of the picture, if it was written while it was decoded; None for a picture that is in the memory, `image`.
+        file: the file of the picture, if it was written while it was decoded; None for a picture in the memory, `image`.
     """
 
     latents: Float[Tensor, "c h w"]

@@ -49,7 +49,7 @@ def test_a_machine_that_does_not_see_the_folder_is_told(tmp_path: Path, monkeypa
         raise OSError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.touch", refused)
-    assert f"cannot write to {tmp_path}/made (Permission denied): let it, or choose another folder" in look(
+    assert f"cannot write to {tmp_path}/made (Permission denied): allow it to, or choose another folder" in look(
         HERE, folder, "made", "mark"
     )
 

@@ -96,7 +96,7 @@ def _chain(parts: Iterable[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Te
 
 
 def _stage(run: Any, parts: Iterable[nn.Module], factor: int = 1, attends: bool = False) -> Stage:
-    """A stage whose convolutions follow each other. Of two that lie side by side both are counted: a larger reach is right too."""
+    """A stage whose convolutions follow each other. Two that lie side by side both count: a larger reach is right too."""
     modules = [module for part in parts for module in part.modules()]
     reach = sum(max(module.kernel_size[-2:]) // 2 for module in modules if isinstance(module, nn.Conv2d | nn.Conv3d))
     return Stage(run, reach, factor, attends)
