@@ -89,11 +89,12 @@ class Crew:
         for place in places:
             options = {"scheduling_strategy": place, "max_retries": 0}
             wanted = version("panokit"), folder, self._start.out, self._start.mark
-            if problem := self._got(look.options(**options).remote(*wanted)):
+            (problem,) = self._got(look.options(**options).remote(*wanted))
+            if problem:
                 raise SettingError(problem)
         actor: Any = ray.remote(num_cpus=1, num_gpus=device.get("GPU", 0), max_concurrency=4, max_restarts=0)(Member)
         self._members = [actor.options(scheduling_strategy=place).remote(folder, self._start.threads) for place in places]
-        place = self._got(self._members[0].place.remote())
+        (place,) = self._got(self._members[0].place.remote())
         ranks = enumerate(self._members)
         entered = [member.enter.remote(k, len(self._members), place, self._start.runtime) for k, member in ranks]
         self._machines = self._got(*entered)
@@ -130,10 +131,11 @@ class Crew:
                     raise EndedError
                 asked = True
                 self._members[0].stop.remote()
-            news: Sequence[News] = self._got(self._members[0].news.remote(), hurried=False)
+            (news,) = self._got(self._members[0].news.remote(), hurried=False)
             for item in news:
                 if item.kind == "lost":
-                    raise LostError(str(item.value))
+                    lost = str(item.value).partition("; the same command")[0]  # which needs not be given again
+                    raise LostError(f"an actor on {' or '.join(dict.fromkeys(self._machines))} has ended: {lost}")
                 if item.last:
                     return item
                 tell(item)
@@ -147,8 +149,8 @@ class Crew:
         ended, _ = ray.wait([*works], num_returns=len(works), timeout=0)
         self._got(*ended)
 
-    def _got(self, *references: Any, hurried: bool = True) -> Any:
-        """The values of references; of one alone, its value.
+    def _got(self, *references: Any, hurried: bool = True) -> list[Any]:
+        """The values of references.
 
         Args:
             references: of tasks.
@@ -163,12 +165,11 @@ class Crew:
                 _, left = ray.wait(left, num_returns=len(left), timeout=_PAUSE)
                 if self._abandoned or (hurried and self._ends()):
                     raise EndedError
-            values = ray.get([*references])
+            return [*ray.get([*references])]
         except RayError as cause:
             machines = " or ".join(dict.fromkeys(self._machines))
             where = f"an actor on {machines} has ended" if machines else "an actor has ended at its start"
-            raise LostError(f"{where}: {reason_of(cause, 300)}") from cause
-        return values[0] if len(references) == 1 else values
+            raise LostError(f"{where}: {_why(cause)}") from cause
 
     def abandon(self) -> None:
         """Ask Ray nothing any more: its processes have ended. It would wait for them, or start others."""
@@ -187,6 +188,13 @@ class Crew:
         with suppress(Exception):
             remove_placement_group(self._group)
         self._group, self._members, self._machines = None, [], []
+
+
+def _why(error: Exception) -> str:
+    """Why an actor has ended: of all that Ray says, the first sentence of what it calls a detail."""
+    reason = reason_of(error, 2000)
+    detail = reason.partition("Worker exit detail: ")[2]
+    return f"{detail.partition('. ')[0]}"[:200] if detail else reason[:300]
 
 
 def looker() -> Callable[[str, str, str, str], str]:

@@ -94,17 +94,15 @@ def joined(
     except BaseException:
         ray.shutdown()
         raise
-    try:
-        if not kept and address is None:
-            own = [child for child in psutil.Process().children() if child.name() in _PROCESSES]
-        lent = _lent(ray.cluster_resources(), devices, each, None if address or kept else weights)._replace(own=own)
-        if kept:
-            yield lent
-            return
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # a thread of Ray prints there when an actor ends
-            yield lent
-    finally:
-        if not kept:
+    if kept:
+        yield _lent(ray.cluster_resources(), devices, each, None)
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Ray prints there when an actor ends, and at its own end
+        try:
+            if address is None:
+                own = [child for child in psutil.Process().children() if child.name() in _PROCESSES]
+            yield _lent(ray.cluster_resources(), devices, each, weights if address is None else None)._replace(own=own)
+        finally:
             ray.shutdown()
 
 

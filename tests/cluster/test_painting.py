@@ -147,15 +147,18 @@ def test_a_job_whose_actor_is_killed_goes_on_from_its_checkpoint(
     wanted = without_ray(tmp_path / "without", jobs, *LONG)
     running = run("--devices", "2", "--devices_per_picture", str(each), *LONG)
     assert until(lambda: len(running.events("step")) > 8, 120.0), running.command.stderr()
-    killed = running.actors()[-1]
-    os.kill(killed, SIGKILL)
+    for actor in running.actors()[-1:] if each == 2 else running.actors():  # of several, one may not have begun yet
+        os.kill(actor, SIGKILL)
     assert running.wait() == 0, running.command.stderr()
     assert pictures(tmp_path / "made") == wanted
     assert Counter(event["file"] for event in running.events("done")) == {f"made/{name}": 1 for name in wanted}
     assert running.events("end") == [{"event": "end", "made": 3, "there already": 0, "failed": 0}]
-    assert len(running.events("begin")) == 4  # one is begun again,
-    assert len(running.events("step")) < 3 * 40 + 4  # from its checkpoint
-    assert running.command.stderr().count("has ended") == 1
+    again = len(running.events("begin")) - 3
+    assert again in range(1, 3 - each // 2)
+    assert len(running.events("step")) <= 3 * 40 + 2 * again  # from checkpoints
+    told = running.command.stderr().count("its picture goes on with other actors")
+    assert again <= told < 3  # it may have been taken, and not begun
+    assert "panokit: warning: an actor on " in running.command.stderr()
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted(wanted)
 
 
