@@ -199,7 +199,10 @@ def test_what_is_wrong_is_one_line(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
     upload(page, "#open", broken)
-    assert line(page) == "broken.png cannot be read as a picture: give a PNG, JPEG or WebP that panokit wrote"
+    assert (
+        line(page)
+        == "broken.png cannot be read as a picture: give a PNG, JPEG, WebP, TIFF or Deep Zoom picture that panokit wrote"
+    )
     page.get_by_role("tab", name="Start from a picture").click()
     upload(page, "#choose", broken)
     assert line(page) == "broken.png is no picture that can be read: give a PNG, JPEG or WebP file"
