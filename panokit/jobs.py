@@ -218,14 +218,16 @@ class Worker:
         """
         columns = [batch[key] for key in batch]
         jobs = [dict(zip(batch, row, strict=True)) for row in zip(*columns, strict=True)]
-        made = [self._attempt({key: _cell(value) for key, value in job.items() if key in JOB}) for job in jobs]
+        made = [self._attempt({key: value for key, value in job.items() if key in JOB}) for job in jobs]
         pictures, recipes, errors = ([row[k] for row in made] for k in range(3))
         return {**batch, "png" if self._output is None else "path": pictures, "recipe": recipes, "error": errors}
 
     def _attempt(self, job: Mapping[str, Any]) -> tuple[bytes | str, str, str]:
         """Make the picture of a job. Return its bytes or its file, its recipe, and what went wrong."""
         try:
-            plan = self.plan({key: value for key, value in job.items() if value is not None})
+            check_depth(job, "the job")
+            cells = {key: _cell(value) for key, value in job.items()}
+            plan = self.plan({key: value for key, value in cells.items() if value is not None})
             picture = _encoded(plan.make(progress=False)) if self._output is None else _written(plan, self._output)
         except (OutputError, RankError):  # the others would probably fail too, and the library may try again elsewhere
             raise

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
-from panokit.testing.living import peak
 from torch import Tensor, nn
 
 from panokit import Runtime, Sampler, decoding
@@ -19,6 +18,7 @@ from panokit.decoding import decode, strips
 from panokit.denoiser import Codec, Stage
 from panokit.errors import FallbackWarning, OutOfMemoryError, SettingError, ShardingWarning
 from panokit.testing.families import codecs
+from panokit.testing.memory import peak
 from panokit.testing.ranks import same_on_ranks
 from panokit.testing.tiny import tiny_model
 from panokit.tiles import sample, shares

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from measuring import Bench, Case, in_turns, peak, table
+from measuring import Bench, Case, in_turns, table
+from panokit.testing.memory import peak
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ REGIONS = {
 NUMERICS = {
     "precision": "32-true",
     "micro_batch": 8,
+    "tile": 512,
+    "tile_overlap": 64,
     "guided_micro_batch": 4,
     "checkpointing": False,
     "attention": "auto",
