@@ -58,7 +58,7 @@ class Runtime:
         tile: pixels along a side of the tiles in which a large picture is decoded, a multiple of the codec's factor. Smaller
             ones take less memory and more time. The default is 384, and a canvas of up to 1024 x 2048 pixels in one piece.
         tile_overlap: pixels around a tile that are computed with it, up to half of a tile. The default is as many as the
-            decoder reads, 56 for Stable Diffusion; fewer of them are faster, and leave traces of the tiles.
+            decoder reads, 64 for Stable Diffusion; fewer of them are faster, and leave traces of the tiles.
         timeout: seconds that a device waits for another before it gives up, above 0.
         fabric: a Fabric object of your own, launched or not. It then decides devices, machines, strategy, precision and
             timeout.
