@@ -150,6 +150,7 @@ def test_what_holds_no_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         ({"steps": "1000000"}, "steps came as '1000000': it must be a whole number"),
         ({"height": True}, "height came as True"),
         ({"guided_micro_batch": 1_000_000}, "the recipe asks for guided_micro_batch"),
+        ({"tile": 1_000_000}, "the recipe asks for tile"),
         ({"scheduler": {"plugin": "unipc", "options": {"solver_order": 200_000_000}}}, "the recipe sets a plugin to 200000000"),
         ({"steps": 10**400}, "the recipe asks for steps 1000"),
         ({"guidances": [{"plugin": "msd"}] * 100}, "the recipe has more than 16 plugins"),
