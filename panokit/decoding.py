@@ -211,10 +211,10 @@ class Tiling:
             tile = _rounded(usual // coarser(codec), codec.multiple)
             tile = tile if runtime.tile_overlap else max(tile, least)
         if tile < least:
-            shown = around * codec.factor
+            half = tile // 2 // codec.multiple * unit
             raise SettingError(
-                f"tile is {tile * codec.factor} pixels, smaller than twice its overlap of {shown}: make tile "
-                f"{least * codec.factor} or larger, or tile_overlap {tile // 2 // codec.multiple * unit} or smaller"
+                f"tile is {tile * codec.factor} pixels, smaller than twice its overlap of {around * codec.factor}: make tile "
+                f"{least * codec.factor} or larger" + (f", or tile_overlap {half} or smaller" if half else "")
             )
         return cls(stages, tile, around, fade, coarse)
 
