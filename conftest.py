@@ -23,6 +23,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sweeps", action="store_true", help="run sweeps whole, where tests make a few cases: minutes more")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of tests that sweeps alone run."""
+    config.addinivalue_line("markers", "sweep: no test without --sweeps, because it takes many seconds")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that sweeps alone run."""
+    if not config.getoption("--sweeps"):
+        left_out = [item for item in items if item.get_closest_marker("sweep")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes share the tests: one a core, up to eight, because each imports torch and diffusers for itself.
 

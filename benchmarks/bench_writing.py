@@ -7,45 +7,24 @@ Each is made by a process of its own, from the first noise to the file. The mode
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import final
 
 import pytest
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from measuring import Bench
 from panokit import Model, Sampler
-from panokit.denoiser import Codec
 from panokit.testing.memory import peak
-from panokit.testing.toys import ToyDenoiser, ToyScheduler
+from panokit.testing.toys import RepeatingCodec, ToyDenoiser, ToyScheduler
 
 BAR = 1.5
 """The most memory of the large panorama, as a multiple of that of the ordinary one."""
 
 
-@final
-class Nearest(Codec):
-    """A decoder that repeats each cell, and looks at no other."""
-
-    factor = 8
-
-    def modules(self) -> Iterable[nn.Module]:
-        return ()
-
-    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 4 h w"]:
-        return nn.functional.pad(nn.functional.avg_pool2d(images, 8), (0, 0, 0, 0, 0, 1))
-
-    def decode(self, latents: Float[Tensor, "n 4 h w"]) -> Float[Tensor, "n 3 H W"]:
-        return nn.functional.interpolate(latents[:, :3] / 4 + 0.5, scale_factor=8)
-
-
 def paint(width: int, height: int, out: str) -> None:
     """Make a panorama, and print the most memory that the process had, in bytes."""
     torch.set_num_threads(1)
-    sampler = Sampler(Model(ToyDenoiser((64, 64), 4), Nearest(), "toy"), scheduler=ToyScheduler())
+    sampler = Sampler(Model(ToyDenoiser((64, 64), 4), RepeatingCodec(), "toy"), scheduler=ToyScheduler())
     panorama = sampler("a lake", width=width, height=height, steps=2, out=out, progress=False)
     assert panorama.size == (width, height)
     print(sampler.runtime.peak_memory)
@@ -76,7 +55,7 @@ def _tensors_are_few(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the strips, the tensors that are made while a picture is written are a small part of it."""
     pytest.importorskip("pyvips", reason="TIFF and Deep Zoom pictures are written by pyvips, which is not installed")
     size = (17_600, 1024)
-    sampler = Sampler(Model(ToyDenoiser((64, 64), 4), Nearest(), "toy"), scheduler=ToyScheduler())
+    sampler = Sampler(Model(ToyDenoiser((64, 64), 4), RepeatingCodec(), "toy"), scheduler=ToyScheduler())
     run = sampler.begin("a lake", width=512, height=512, steps=1)
     monkeypatch.setattr(sampler, "_strips", lambda run: (torch.rand(1).expand(3, 512, size[0]) for _ in range(2)))
     panorama, most = peak(lambda: sampler._streamed(run, path, size))

@@ -128,7 +128,7 @@ class _Intercepted(TorchFunctionMode):
         grids = x if x.ndim > 3 else x.unflatten(-1, self._grid(x.shape[-1]))
         wide = torch.promote_types(x.dtype, torch.float32)
         parts = [torch.var_mean(grid.reshape(groups, -1).to(wide), 1, correction=0) for grid in self._of_cores(grids)]
-        variances, means = (torch.stack(each, 1) for each in zip(*parts, strict=True))
+        variances, means = (torch.stack(column, 1) for column in zip(*parts, strict=True))
         shares = torch.tensor([core.share for core in self._cores or ()]).to(means)
         mean = means @ shares
         return mean, ((variances + (means - mean[:, None]).square()) @ shares).clamp(min=0)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, final
@@ -241,8 +242,8 @@ def _reason(error: Exception) -> str:
 def _has_vips() -> bool:
     """Whether pyvips is installed, and the library that it calls."""
     try:
-        import pyvips  # noqa: F401 - without the library it raises an OSError
-    except (ImportError, OSError):
+        import_module("pyvips")
+    except (ImportError, OSError):  # the package is missing, or the library
         return False
     return True
 

@@ -116,8 +116,8 @@ def test_the_peak_of_a_card_is_read_off_its_name(gpu: Any, name: str, peak: floa
     assert importlib.import_module("gpu.card").peak_of(name) == peak
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_it_says_so(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_device_it_says_so(gpu: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words, line in ((["--device", "cuda"], "there is no CUDA device"), (["--device", "cpu"], "add --tiny")):
         with pytest.raises(SystemExit) as ended:
             gpu.main(words)

@@ -95,7 +95,7 @@ def run(bench: Bench, report: Report, limit: float, chosen: list[str]) -> None:
     """
     end = time.monotonic() + limit
     for name, section in SECTIONS.items():
-        bench.until = min(end, time.monotonic() + section.seconds * limit / sum(each.seconds for each in SECTIONS.values()))
+        bench.until = min(end, time.monotonic() + section.seconds * limit / sum(part.seconds for part in SECTIONS.values()))
         bench.forget()
         for what, function in section.checks.items():
             if name in chosen:

@@ -87,7 +87,7 @@ def _on_ray(read: Callable[[], "_Asked"], devices: Devices, engine: Engine) -> i
         asked.output,
         runtime=devices.as_data(),
         devices=devices.devices,
-        each=engine.devices_per_picture,
+        devices_per_picture=engine.devices_per_picture,
         address=engine.address,
         part=asked.part,
     )

@@ -48,7 +48,7 @@ class Cluster(NamedTuple):
 
 @contextmanager
 def joined(
-    address: str | None, devices: int | Literal["auto"], each: int, weights: Callable[[], int] = int
+    address: str | None, devices: int | Literal["auto"], devices_per_picture: int, weights: Callable[[], int] = int
 ) -> Iterator[Cluster]:
     """Inside, this process is connected to a cluster, and standard output is closed to it.
 
@@ -58,13 +58,13 @@ def joined(
         address: `auto`, `HOST:PORT` or `ray://HOST:PORT` of a cluster that runs; None starts one on this machine. If this
             program has joined a cluster before, that one is used, and kept.
         devices: number of devices that are needed; `"auto"` for all.
-        each: number of devices that share a picture.
+        devices_per_picture: number of devices that share a picture.
         weights: returns the bytes of the weights that each process is going to read, about.
 
     Raises:
         SettingError: Ray is not installed, there is no cluster, or it has too few devices.
     """
-    require_cluster(address, devices, each)
+    require_cluster(address, devices, devices_per_picture)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -95,60 +95,64 @@ def joined(
         ray.shutdown()
         raise
     if kept:
-        yield _lent(ray.cluster_resources(), devices, each, None)
+        yield _lent(ray.cluster_resources(), devices, devices_per_picture, None)
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Ray prints there when an actor ends, and at its own end
         try:
             if address is None:
                 own = [child for child in psutil.Process().children() if child.name() in _PROCESSES]
-            yield _lent(ray.cluster_resources(), devices, each, weights if address is None else None)._replace(own=own)
+            yield _lent(ray.cluster_resources(), devices, devices_per_picture, weights if address is None else None)._replace(
+                own=own
+            )
         finally:
             ray.shutdown()
 
 
-def require_cluster(address: str | None, devices: int | Literal["auto"], each: int) -> None:
+def require_cluster(address: str | None, devices: int | Literal["auto"], devices_per_picture: int) -> None:
     """Check what can be checked before hours of work, and before Ray is imported.
 
     Args:
         address: where the cluster is; see `joined`.
         devices: number of devices that are needed.
-        each: number of devices that share a picture.
+        devices_per_picture: number of devices that share a picture.
 
     Raises:
         SettingError: Ray is not installed, no cluster answers, or the devices cannot be shared out.
     """
     if not find_spec("ray"):
         raise SettingError('panokit on Ray needs ray, which is not installed: pip install "panokit[ray]"')
-    if each < 1:
-        raise SettingError(f"devices_per_picture is {each}: it must be 1 or more")
-    if devices != "auto" and (devices < each or devices % each):
-        better = max(each, devices - devices % each)
+    if devices_per_picture < 1:
+        raise SettingError(f"devices_per_picture is {devices_per_picture}: it must be 1 or more")
+    if devices != "auto" and (devices < devices_per_picture or devices % devices_per_picture):
+        better = max(devices_per_picture, devices - devices % devices_per_picture)
         raise SettingError(
-            f"{counted(devices, 'device')} cannot make pictures that {counted(each, 'device')} share each: set devices to "
-            f"{better}, or to another multiple of {each}"
+            f"{counted(devices, 'device')} cannot make pictures that {counted(devices_per_picture, 'device')} share each: "
+            f"set devices to {better}, or to another multiple of {devices_per_picture}"
         )
     if address is not None:
         _require_answer(address)
 
 
-def _lent(resources: dict[str, float], devices: int | Literal["auto"], each: int, weights: Callable[[], int] | None) -> Cluster:
+def _lent(
+    resources: dict[str, float], devices: int | Literal["auto"], devices_per_picture: int, weights: Callable[[], int] | None
+) -> Cluster:
     """Choose the devices of a cluster: its GPUs if it has some.
 
     Args:
         resources: what the whole cluster has.
         devices: number of devices that are needed.
-        each: number of devices that share a picture.
+        devices_per_picture: number of devices that share a picture.
         weights: for a cluster on this machine alone; see `joined`.
     """
     kind: Literal["GPU", "CPU"] = "GPU" if resources.get("GPU", 0) >= 1 else "CPU"
     there = int(resources.get(kind, 0))
-    needed = each if devices == "auto" else devices
+    needed = devices_per_picture if devices == "auto" else devices
     if needed > there:
         raise SettingError(
             f"{counted(needed, 'device')} are needed, and the cluster has {counted(there, kind)}: set devices to {there} at "
             "most, or add machines to it"
         )
-    count = there - there % each if devices == "auto" else devices
+    count = there - there % devices_per_picture if devices == "auto" else devices
     if weights:
         from panokit.runtime.capacity import Machine  # with all of torch
 

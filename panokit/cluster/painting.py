@@ -67,7 +67,14 @@ def paint(
     output.check(len(jobs))
     numbered = {number: Job.of(job) for number, job in enumerate(jobs, start=1)}
     made = paint_jobs(
-        "the list of jobs", numbered, {}, output, runtime=runtime, devices=devices, each=devices_per_picture, address=address
+        "the list of jobs",
+        numbered,
+        {},
+        output,
+        runtime=runtime,
+        devices=devices,
+        devices_per_picture=devices_per_picture,
+        address=address,
     )
     return [made.get(number) for number in numbered]
 
@@ -80,7 +87,7 @@ def paint_jobs(
     *,
     runtime: Mapping[str, Any],
     devices: int | Literal["auto"] = 1,
-    each: int = 1,
+    devices_per_picture: int = 1,
     address: str | None = None,
     part: str = "1/1",
 ) -> dict[int, Path | None]:
@@ -93,7 +100,7 @@ def paint_jobs(
         output: where the pictures go, and what is shown.
         runtime: arguments of a `Runtime`.
         devices: number of actors; each has a device.
-        each: number of actors that share a picture.
+        devices_per_picture: number of actors that share a picture.
         address: where the cluster is; None starts one on this machine.
         part: which part of the jobs to make.
 
@@ -114,11 +121,11 @@ def paint_jobs(
         return max(map(bytes_of, models.values()), default=0)
 
     folder, showing = output.folder or Path(), Showing(output)
-    with joined(address, devices, each, weights) as cluster, _marked(folder) as mark:
-        start = Start(each, cluster.kind, runtime, threads_for(cluster.devices), str(folder), mark)
+    with joined(address, devices, devices_per_picture, weights) as cluster, _marked(folder) as mark:
+        start = Start(devices_per_picture, cluster.kind, runtime, threads_for(cluster.devices), str(folder), mark)
         work = _Work(file, jobs, wrong, output, part, showing)
         with asking(work.stop) if output.checkpoint_every != 0 else nullcontext():
-            return work.run(start, min(cluster.devices // each, len(jobs)), cluster)
+            return work.run(start, min(cluster.devices // devices_per_picture, len(jobs)), cluster)
 
 
 @contextmanager

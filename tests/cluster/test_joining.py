@@ -74,20 +74,20 @@ def test_an_address_of_another_form_is_told(ray: None, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "each", "message"),
+    ("devices", "devices_per_picture", "message"),
     [
         (1, 2, "1 device cannot make pictures that 2 devices share each: set devices to 2, or to another multiple of 2"),
         (5, 2, "5 devices cannot .* set devices to 4, or"),
         (2, 0, "devices_per_picture is 0: it must be 1 or more"),
     ],
 )
-def test_devices_that_cannot_be_shared_out_are_told(ray: None, devices: int, each: int, message: str) -> None:
+def test_devices_that_cannot_be_shared_out_are_told(ray: None, devices: int, devices_per_picture: int, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        joining.require_cluster(None, devices, each)
+        joining.require_cluster(None, devices, devices_per_picture)
 
 
 @pytest.mark.parametrize(
-    ("resources", "devices", "each", "lent"),
+    ("resources", "devices", "devices_per_picture", "lent"),
     [
         ({"CPU": 7.0}, 3, 1, ("CPU", 3)),
         ({"CPU": 7.0}, "auto", 2, ("CPU", 6)),
@@ -96,12 +96,14 @@ def test_devices_that_cannot_be_shared_out_are_told(ray: None, devices: int, eac
         ({"CPU": 1.0}, "auto", 2, "2 devices are needed, and the cluster has 1 CPU: set devices to 1 at most"),
     ],
 )
-def test_gpus_come_before_cpus_and_no_more_than_there_are(resources: Any, devices: Any, each: int, lent: Any) -> None:
+def test_gpus_come_before_cpus_and_no_more_than_there_are(
+    resources: Any, devices: Any, devices_per_picture: int, lent: Any
+) -> None:
     if isinstance(lent, str):
         with pytest.raises(SettingError, match=lent):
-            joining._lent(resources, devices, each, None)
+            joining._lent(resources, devices, devices_per_picture, None)
     else:
-        assert joining._lent(resources, devices, each, None)[:2] == lent
+        assert joining._lent(resources, devices, devices_per_picture, None)[:2] == lent
 
 
 @pytest.mark.parametrize(

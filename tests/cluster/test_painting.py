@@ -52,12 +52,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture
-def sweeping(sweeps: bool) -> None:
-    if not sweeps:  # each starts actors, which import torch: a minute for all
-        pytest.skip("actors are killed in sweeps alone")
-
-
 def write(path: Path, *jobs: dict[str, Any]) -> str:
     path.write_text("".join(json.dumps(job) + "\n" for job in jobs))
     return str(path)
@@ -124,7 +118,7 @@ class Running:
 
 
 @pytest.fixture
-def run(tmp_path: Path, short: Path, sweeping: None) -> Iterator[Callable[..., Running]]:
+def run(tmp_path: Path, short: Path) -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def start(*options: str) -> Running:
@@ -139,22 +133,24 @@ def run(tmp_path: Path, short: Path, sweeping: None) -> Iterator[Callable[..., R
 LONG = ["--steps", "40", "--checkpoint_every", "1"]
 
 
-@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("devices_per_picture", [1, 2])
+@pytest.mark.sweep
 def test_a_job_whose_actor_is_killed_goes_on_from_its_checkpoint(
-    tmp_path: Path, run: Callable[..., Running], each: int
+    tmp_path: Path, run: Callable[..., Running], devices_per_picture: int
 ) -> None:
     jobs = write(tmp_path / "jobs.jsonl", *({"prompt": "a lake", "seed": seed} for seed in range(3)))
     wanted = without_ray(tmp_path / "without", jobs, *LONG)
-    running = run("--devices", "2", "--devices_per_picture", str(each), *LONG)
+    running = run("--devices", "2", "--devices_per_picture", str(devices_per_picture), *LONG)
     assert until(lambda: len(running.events("step")) > 8, 120.0), running.command.stderr()
-    for actor in running.actors()[-1:] if each == 2 else running.actors():  # of several, one may not have begun yet
+    actors = running.actors()  # of several that work alone, one may not have begun yet
+    for actor in actors[-1:] if devices_per_picture == 2 else actors:
         os.kill(actor, SIGKILL)
     assert running.wait() == 0, running.command.stderr()
     assert pictures(tmp_path / "made") == wanted
     assert Counter(event["file"] for event in running.events("done")) == {f"made/{name}": 1 for name in wanted}
     assert running.events("end") == [{"event": "end", "made": 3, "there already": 0, "failed": 0}]
     again = len(running.events("begin")) - 3
-    assert again in range(1, 3 - each // 2)
+    assert again in range(1, 3 - devices_per_picture // 2)
     assert len(running.events("step")) <= 3 * 40 + 2 * again  # from checkpoints
     told = running.command.stderr().count("its picture goes on with other actors")
     assert again <= told < 3  # it may have been taken, and not begun
@@ -170,6 +166,7 @@ def test_a_job_whose_actor_is_killed_goes_on_from_its_checkpoint(
         (SIGTERM, os.killpg, 143),  # as SLURM does, also to the processes of Ray
     ],
 )
+@pytest.mark.sweep
 def test_an_interrupted_command_leaves_checkpoints_and_nothing_else_and_goes_on(
     tmp_path: Path, run: Callable[..., Running], signal: int, send: Callable[[int, int], None], status: int
 ) -> None:
@@ -190,6 +187,7 @@ def test_an_interrupted_command_leaves_checkpoints_and_nothing_else_and_goes_on(
     assert Counter(event["file"] for event in again.events("done")) == {f"made/{name}": 1 for name in wanted}
 
 
+@pytest.mark.sweep
 def test_a_driver_that_is_killed_leaves_no_process(tmp_path: Path, run: Callable[..., Running]) -> None:
     write(tmp_path / "jobs.jsonl", {"prompt": "a lake"})
     running = run(*LONG)
@@ -199,6 +197,7 @@ def test_a_driver_that_is_killed_leaves_no_process(tmp_path: Path, run: Callable
     assert running.wait(ended=180.0) == -SIGKILL  # helpers of Ray first try to tell it why they end
 
 
+@pytest.mark.sweep
 def test_a_job_that_kills_its_actors_fails_alone(tmp_path: Path, run: Callable[..., Running]) -> None:
     (tmp_path / "poison.py").write_text(POISON)
     write(tmp_path / "jobs.jsonl", {"prompt": "a lake", "guidances": ["poison:Poison"]}, {"prompt": "a lake", "seed": 1})

@@ -1,40 +1,20 @@
 """The memory of guidances that look at the canvas as a whole: a few canvases, and never a picture."""
 
-from collections.abc import Iterable
-from typing import Any, final
+from typing import Any
 
 import pytest
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from panokit import Model, Run, Runtime, Sampler, magnifying
-from panokit.denoiser import Codec
 from panokit.testing.memory import peak
-from panokit.testing.toys import ToyDenoiser, ToyScheduler
+from panokit.testing.toys import RepeatingCodec, ToyDenoiser, ToyScheduler
 
 MOST = 8
 """The most canvases."""
 
 
-@final
-class Shades(Codec):
-    """A codec with cells of 8 x 8 pixels, so that a picture has the memory of 48 canvases."""
-
-    factor = 8
-
-    def modules(self) -> Iterable[nn.Module]:
-        return ()
-
-    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 4 h w"]:
-        return nn.functional.pad(nn.functional.avg_pool2d(images, 8), (0, 0, 0, 0, 0, 1))
-
-    def decode(self, latents: Float[Tensor, "n 4 h w"]) -> Float[Tensor, "n 3 H W"]:
-        return nn.functional.interpolate(latents[:, :3], scale_factor=8)
-
-
 def memory(runtime: Runtime, guidances: list[Any], high: int, wide: int, **parts: Any) -> tuple[int, int, int]:
     """The most bytes of the tensors of a run, those of its canvas, and those of all its windows."""
-    model = Model(ToyDenoiser((16, 16), 4), Shades(), "toy")
+    model = Model(ToyDenoiser((16, 16), 4), RepeatingCodec(), "toy")
     sampler = Sampler(model, scheduler=ToyScheduler(), guidances=guidances, runtime=runtime, **parts)
 
     def paint() -> Run:
@@ -47,13 +27,12 @@ def memory(runtime: Runtime, guidances: list[Any], high: int, wide: int, **parts
     return most, run.canvas.nbytes, len(run.windows) * 4 * 16 * 16 * 4
 
 
-@pytest.mark.parametrize("name", ["msd", "head_start", "syncdiffusion", "demofusion", "hiflow"])
-def test_a_canvas_four_times_as_wide_costs_a_guidance_a_few_canvases_more(
-    name: str, sweeps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+SLOW = [pytest.param(name, marks=pytest.mark.sweep) for name in ("msd", "syncdiffusion", "demofusion")]
+
+
+@pytest.mark.parametrize("name", ["head_start", "hiflow", *SLOW])
+def test_a_canvas_four_times_as_wide_costs_a_guidance_a_few_canvases_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the run has without it, but for the moved windows, which every guidance leaves to the fuser."""
-    if not sweeps and name not in ("head_start", "hiflow"):
-        pytest.skip("the others take seconds each: --sweeps counts their bytes, too")
     for constant, pixels in {"WHOLE": 1 << 14, "TILE": 128, "SHARED": 32}.items():
         monkeypatch.setattr(magnifying, constant, pixels)
     alone = Runtime(accelerator="cpu", micro_batch=1)  # a chunk of windows is then as large whatever the canvas
