@@ -12,8 +12,8 @@ _SIDE, _FIELDS = 32, 8
 """Cells along a side of the random latents that the map is fitted to, and how many there are."""
 
 
-def preview(codec: Codec | None, x0: Float[Tensor, "c h w"]) -> Float[Tensor, "3 h w"]:
-    r"""A small picture of latents, $A x_0 + b$ at each cell.
+def preview(codec: Codec | None, x0: Float[Tensor, "c *size"]) -> Float[Tensor, "3 *size"]:
+    r"""A small picture or film of latents, $A x_0 + b$ at each cell.
 
     The map is fitted by least squares, once for each codec. Its targets are decoded pictures of smooth random latents, averaged
     over the pixels of a cell.
@@ -23,12 +23,13 @@ def preview(codec: Codec | None, x0: Float[Tensor, "c h w"]) -> Float[Tensor, "3
         x0: the clean estimate of the canvas.
 
     Returns:
-        The picture in [0, 1], one pixel for each cell.
+        The picture, `3 h w`, in [0, 1], one pixel for each cell; of a film, `3 t h w`, one frame for each latent frame.
     """
     if codec is None:
         return x0.clamp(0, 1)
     weight, bias = _linear(codec, x0.shape[0], x0.device, x0.dtype)
-    return (torch.einsum("oc,chw->ohw", weight, x0) + bias[:, None, None]).clamp(0, 1)
+    bias = bias.view(-1, *(1,) * (x0.ndim - 1))
+    return (torch.einsum("oc,c...->o...", weight, x0) + bias).clamp(0, 1)
 
 
 @lru_cache(maxsize=4)

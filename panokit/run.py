@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.decoding import decode, encode
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
+from panokit.footage import decode, encode
 from panokit.guidance import Estimate, Guidance, Jacobian, Known
 from panokit.magnifying import magnified
 from panokit.memory import memory_explained
@@ -22,7 +22,7 @@ from panokit.passes import Checks, Guided, Partial, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
 from panokit.scheduler import Level
 from panokit.settings import steadier
-from panokit.windows import Windows, require_cover
+from panokit.windows import Factor, Windows, require_cover
 
 
 @final
@@ -414,7 +414,7 @@ class CanvasStep:
         return encode(self.codec, _at_least_single(picture), self.windows.wrap).to(picture) if self.codec else picture
 
     @torch.no_grad()
-    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: int) -> Float[Tensor, "*c_large"]:
+    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: Factor) -> Float[Tensor, "*c_large"]:
         return magnified(self.codec, _at_least_single(canvas), self.windows.wrap, self.run.runtime, factor).to(canvas)
 
     @torch.no_grad()

@@ -138,12 +138,14 @@ class Regions:
         """The share of each text in each cell of a canvas. The shares of a cell sum to 1.
 
         Args:
-            size: cells of a canvas of two axes.
+            size: cells of a canvas of two axes, or of a film's three.
 
         Raises:
             SettingError: the canvas has another number of axes, a mask cannot be read, or a region with a weight overlaps one
                 without.
         """
+        if len(size) == 3:  # a film's regions are the same in all frames
+            return self.maps(size[1:])[:, None].expand(-1, *size)
         if len(size) != 2:
             raise SettingError(
                 f"regions lie on a canvas of two axes, and this one has {len(size)}: give one text for all of it"

@@ -18,14 +18,17 @@ class CrossScale(Guidance):
 
     Attributes:
         levels: number of canvases, with the run's own, 2 to 32; None for as many as the run's canvas holds.
-        factor: number of cells along each axis that become one cell of the next smaller canvas, 2 or more.
+        factor: number of cells along each axis that become one cell of the next smaller canvas, 2 or more. A film keeps its
+            time. With a number for each axis, one must be 2 or more, and 1 keeps an axis.
     """
 
     levels: int | None
-    factor: int
+    factor: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        require_at_least(2, levels=self.levels, factor=self.factor)
+        factors = (self.factor,) if isinstance(self.factor, int) else self.factor
+        require_at_least(2, levels=self.levels, factor=max(factors, default=0))
+        require_at_least(1, factor=min(factors, default=0))
         if self.levels is not None and self.levels > 32:
             raise SettingError(f"levels is {self.levels}: there are 32 at most, of which the largest canvas holds a few")
 
@@ -39,29 +42,46 @@ class CrossScale(Guidance):
         Raises:
             SettingError: the canvas does not hold that many levels, or `factor` does not divide window or stride.
         """
-        levels_here, room = self._levels(windows), self._room(windows)
-        if any(window % self.factor for window in windows.window):
-            fit = [str(factor) for factor in range(2, min(windows.window) + 1) if not any(w % factor for w in windows.window)]
+        factors, levels_here, room = self.factors(windows), self._levels(windows), self._room(windows)
+        if any(window % by for window, by in zip(windows.window, factors, strict=True)):
+            scaled = [window for window, by in zip(windows.window, factors, strict=True) if by > 1]
+            fit = [str(factor) for factor in range(2, min(scaled) + 1) if not any(w % factor for w in scaled)]
             raise SettingError(
                 f"factor is {self.factor}, which does not divide the model's window of {_by(windows.window)} cells: "
                 f"choose {' or '.join(fit) or 'another model'}"
             )
-        larger = tuple(window * self.factor for window in windows.window)
-        windows.on(larger).coarsened(self.factor)  # raises where the stride cannot be divided
+        larger = tuple(window * by for window, by in zip(windows.window, factors, strict=True))
+        windows.on(larger).coarsened(factors)  # raises where the stride cannot be divided
         if room < levels_here:
-            unit = self.factor ** (levels_here - 1)
-            fits = (max(-(-size // unit), window) * unit for size, window in zip(windows.size, windows.window, strict=True))
+            units = tuple(by ** (levels_here - 1) for by in factors)
+            axes = [*zip(windows.size, windows.window, units, strict=True)]
             raise SettingError(
                 f"{type(self).__name__} with {levels_here} levels of factor {self.factor} needs a canvas of "
-                f"{_by(window * unit for window in windows.window)} cells or more, in steps of {unit}, and this one is "
-                f"{_by(windows.size)}: the next that works is {_by(fits)}"
+                f"{_by(window * unit for _, window, unit in axes)} cells or more, in steps of {max(units)}, and this one is "
+                f"{_by(windows.size)}: the next that works is "
+                f"{_by(max(-(-size // unit), window) * unit for size, window, unit in axes)}"
                 + (f", and {room} levels fit this one" if room > 1 else "")
             )
         return {}
 
+    def factors(self, windows: Windows) -> tuple[int, ...]:
+        """The factor of each axis. A number alone is that of space: a film keeps its time.
+
+        Raises:
+            SettingError: there is another number of factors than of axes.
+        """
+        axes = len(windows.size)
+        if isinstance(self.factor, int):
+            return (1,) * (axes - 2) + (self.factor,) * min(axes, 2)
+        if len(self.factor) != axes:
+            raise SettingError(
+                f"factor is {self.factor}, and the canvas has {axes} axes: give a number for each, or one for height and width"
+            )
+        return tuple(self.factor)
+
     def below(self, windows: Windows) -> Windows:
         """The windows of the next smaller canvas, in the same layout."""
-        return windows.scaled(self.factor)
+        return windows.scaled(self.factors(windows))
 
     def lowered(self, windows: Windows, below: Windows) -> "tuple[CrossScale, ...]":
         """The guidance that replaces this one on a smaller canvas.
@@ -101,11 +121,13 @@ class CrossScale(Guidance):
 
     def _room(self, windows: Windows) -> int:
         """The largest possible number of canvases. Each has whole cells, and holds at least one window."""
-        room, unit = 1, self.factor
+        factors = self.factors(windows)
+        room, units = 1, factors
         while all(
-            size % unit == 0 and size >= window * unit for size, window in zip(windows.size, windows.window, strict=True)
+            size % unit == 0 and size >= window * unit
+            for size, window, unit in zip(windows.size, windows.window, units, strict=True)
         ):
-            room, unit = room + 1, unit * self.factor
+            room, units = room + 1, tuple(unit * by for unit, by in zip(units, factors, strict=True))
         return room
 
 
@@ -116,15 +138,12 @@ class Target(NamedTuple):
     Attributes:
         canvas: the denoised coarse canvas, `c *size`.
         windows: where the fine windows lie on it.
+        factors: how many fine cells one of its cells is along each axis.
     """
 
     canvas: Float[Tensor, "*c_size"]
     windows: Windows
-
-    @property
-    def axes(self) -> int:
-        """The number of axes of the canvas."""
-        return len(self.windows.size)
+    factors: tuple[int, ...]
 
     def distance(self, rows: Float[Tensor, "n *c_window"], index: Sequence[int]) -> Float[Tensor, " n"]:
         """The squared distances of shrunk windows from the parts of the coarse canvas that the fine windows `index` cover."""
