@@ -43,7 +43,8 @@ def picture(run: Run) -> Image.Image | None:
     if run.seen is None:
         return None
     x0 = run.seen.x0.float()
-    small = to_image(preview(run.codec, x0 if x0.ndim == 3 else x0[:, x0.shape[1] // 2]))
+    middle = x0[:, x0.shape[1] // 2] if len(run.windows.window) == 3 else x0
+    small = to_image(preview(run.codec, middle, run.windows))
     factor = run.codec.factor if run.codec else 1
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
 

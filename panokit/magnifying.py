@@ -14,9 +14,10 @@ from panokit.errors import SettingError
 from panokit.footage import decode, decoded, encode, encoded
 from panokit.grid import Grid
 from panokit.memory import memory_explained
+from panokit.projecting import canvas_of, picture_of
 from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN
-from panokit.windows import Factor
+from panokit.windows import Factor, Projected, Windows
 
 WHOLE = 1 << 23
 """The most pixels of a larger picture that is made in one piece."""
@@ -25,21 +26,27 @@ TILE, SHARED = 1024, 256
 
 
 def magnified(
-    codec: Codec | None, canvas: Float[Tensor, "*c_small"], wrap: tuple[bool, ...], runtime: Runtime, factor: Factor
+    codec: Codec | None, canvas: Float[Tensor, "*c_small"], windows: Windows, runtime: Runtime, factor: Factor
 ) -> Float[Tensor, "*c_large"]:
     """The canvas of a picture, or a film, that is `factor` times as large. Neighbouring tiles fade into each other.
 
     Args:
         codec: decodes and encodes; None where the canvas is the picture.
         canvas: the finished canvas.
-        wrap: for each axis, whether the canvas is a ring along it.
+        windows: windows of the canvas; of a plane, windows of any canvas of its scene.
         runtime: deals the tiles out to ranks.
         factor: how many times larger the picture becomes along its height and width.
 
     Raises:
         SettingError: there are several factors, and they are not one for height and width, and 1 for time.
     """
-    by, rings, size = _in_space(factor, wrap), wrap[-2:], (canvas.shape[-2], canvas.shape[-1])
+    wrap = windows.wrap
+    by, rings, size = _in_space(factor, len(windows.window)), wrap[-2:], (canvas.shape[-2], canvas.shape[-1])
+    if isinstance(windows, Projected):
+        larger = windows.on(tuple(cells * by**2 for cells in windows.size))
+        pixels = codec.factor if codec else 1
+        size = larger.picture[0] * pixels, larger.picture[1] * pixels
+        return canvas_of(codec, picture_of(codec, canvas, windows, runtime, size).clamp_(0, 1), larger)
     if codec is None:
         return enlarged(canvas, rings, by)
     loop, frames = len(wrap) == 3 and wrap[0], canvas.shape[1] * codec.time if canvas.ndim == 4 else 1
@@ -57,12 +64,13 @@ def magnified(
     return Fade(SHARED // codec.factor).fuse(rows, large, CLEAN)
 
 
-def _in_space(factor: Factor, wrap: tuple[bool, ...]) -> int:
+def _in_space(factor: Factor, axes: int) -> int:
     """The factor of height and width."""
-    *time, high, wide = (*(1,) * (len(wrap) - 2), factor, factor) if isinstance(factor, int) else factor
-    if len(time) != len(wrap) - 2 or any(by != 1 for by in time) or high != wide:
+    if isinstance(factor, int):
+        return factor
+    if len(factor) != axes or any(by != 1 for by in factor[:-2]) or len(set(factor[-2:])) > 1:
         raise SettingError(f"a picture cannot become larger by {factor}: give one factor for height and width, and 1 for time")
-    return high
+    return factor[-1]
 
 
 def _tiles(size: tuple[int, int], wrap: tuple[bool, ...], codec: Codec, factor: int) -> Grid:

@@ -39,7 +39,7 @@ class Panorama:
     """A finished panorama.
 
     Attributes:
-        latents: the canvas that the picture was decoded from, `c h w`; of a film, `c t h w`.
+        latents: the canvas that the picture was decoded from, `c *size`: `c h w`, of a film `c t h w`, unless it is no plane.
         image: the picture, RGB with 8 bits a channel; a smaller copy, of up to `SMALL` pixels a side, if `file` is set. Of a
             film, the frame in its middle.
         recipe: everything that is needed to make the picture again, as plain data.
@@ -106,7 +106,7 @@ class Panorama:
             write_picture(path, self.image, **embedded(self.recipe, check_format(path)))
 
     def save_latents(self, path: str | os.PathLike[str]) -> None:
-        """Write the latents as safetensors, as one tensor `latents`, `c h w`. There is never half a file.
+        """Write the latents as safetensors, as one tensor `latents`, `c *size`. There is never half a file.
 
         Args:
             path: the file.

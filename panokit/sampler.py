@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from panokit.composition import build, describe
 from panokit.decoding import require_tiles, strips
 from panokit.denoiser import Model
 from panokit.errors import ContractError, NotFiniteError, SettingError
-from panokit.footage import decode, frames_of
+from panokit.footage import frames_of
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
@@ -31,6 +31,7 @@ from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
 from panokit.progress import steps_bar
+from panokit.projecting import picture_of
 from panokit.recipe import PICTURES
 from panokit.run import Run
 from panokit.runtime import Runtime
@@ -38,7 +39,7 @@ from panokit.runtime.placement import sharing
 from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, steadier, takes_settings
-from panokit.windows import Windows, require_cover
+from panokit.windows import Projected, Windows, require_cover
 from panokit.writing import is_streamed, writing
 
 LARGEST = 1 << 30
@@ -80,15 +81,15 @@ class Plan:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
+        high, wide = _pictured(self.windows)
         factor = self.sampler.model.factor
-        high, wide = self.windows.size[-2:]
         return wide * factor, high * factor
 
     @property
     def frames(self) -> int:
         """Frames of the film; 1 for a picture."""
-        time, model = self.windows.size[:-2], self.sampler.model
-        return frames_of(time[0], model.time, self.windows.wrap[0]) if time else 1
+        windows, model = self.windows, self.sampler.model
+        return frames_of(windows.size[0], model.time, windows.wrap[0]) if len(windows.window) == 3 else 1
 
     @property
     def passes(self) -> int:
@@ -338,8 +339,12 @@ class Sampler:
 
     def _strips(self, run: Run) -> Iterator[Float[torch.Tensor, "3 h W"]]:
         """The picture of a run in strips, from the top."""
-        codec, canvas, top = self.model.codec, run.canvas.float(), 0
-        for strip in strips(codec, canvas, run.windows.wrap, self.runtime) if codec else canvas.split(_ROWS, dim=1):
+        codec, canvas, windows, top = self.model.codec, run.canvas.float(), run.windows, 0
+        if codec is None or isinstance(windows, Projected):
+            parts: Iterable[torch.Tensor] = picture_of(codec, canvas, windows, self.runtime).split(_ROWS, dim=1)
+        else:
+            parts = strips(codec, canvas, windows.wrap, self.runtime)
+        for strip in parts:
             yield self._finished(run, strip, top)
             top += strip.shape[1]
 
@@ -402,12 +407,13 @@ class Sampler:
         chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image", pictures.get("control_image")))
         windows, read_prompt = self._windows(chosen), prompt
         if self.model.codec:
-            require_tiles(self.model.codec, self.runtime, windows.size[-2:])
-        if len(windows.size) == 3:
+            require_tiles(self.model.codec, self.runtime, _pictured(windows))
+        if len(windows.window) == 3:
             _require_no_pictures(given)
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
-            read_prompt.maps(windows.size)  # it raises if regions do not fit
+            places = windows.places() if isinstance(windows, Projected) else None
+            read_prompt.maps(windows.size, places)  # it raises if regions do not fit
             hashes |= masks
         ip_adapter_image = pictures.pop("ip_adapter_image", None)
         fields = self._fields(chosen, pictures)
@@ -426,7 +432,10 @@ class Sampler:
                 "cannot start from an image: leave it out"
             )
         begins = start(chosen, pictures, self.model.factor, self.model.unit) if "image" in pictures else None
-        return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
+        recipe = self._recipe(prompt, chosen, hashes)
+        if isinstance(windows, Projected):
+            recipe["projection"] = windows.projection
+        return Plan(self, prompt, chosen, windows, scene, begins, recipe)
 
     def _require_ip_adapter_images(self, scene: Scene) -> None:
         """Check that the pictures for an IP-Adapter are there where the model reads them, and nowhere else.
@@ -516,7 +525,8 @@ class Sampler:
         name = f"{type(self.layout).__name__}.begin"
         if not isinstance(windows, Windows):
             raise ContractError(f"{name} returned a {type(windows).__name__}; it must return Windows")
-        came, asked = (windows.size, windows.window, windows.wrap), (size, window, wraps)
+        wrap = wraps if isinstance(windows, Projected) else windows.wrap  # a sphere has no borders to join
+        came, asked = ((*windows.size[:-2], *_pictured(windows)), windows.window, wrap), (size, window, wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
         return windows.refined((*(1,) * len(size[:-2]), multiple, multiple)) if multiple > 1 else windows
@@ -593,8 +603,7 @@ class Sampler:
             OutOfMemoryError: the picture does not fit the memory.
         """
         canvas = run.canvas.float()
-        picture = decode(self.model.codec, canvas, run.windows.wrap, self.runtime) if self.model.codec else canvas
-        return self._finished(run, picture)
+        return self._finished(run, picture_of(self.model.codec, canvas, run.windows, self.runtime))
 
     def _finished(self, run: Run, picture: torch.Tensor, top: int = 0) -> torch.Tensor:
         """A decoded picture, or a strip of it from row `top` on, with the pixels that stay. All its numbers are finite."""
@@ -633,6 +642,11 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
         kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
         raise SettingError(f"{kind} came where a {base.__name__} was expected: give a name or an object, {base.__name__}(...)")
     return part
+
+
+def _pictured(windows: Windows) -> tuple[int, ...]:
+    """Height and width of the picture, in cells."""
+    return windows.picture if isinstance(windows, Projected) else windows.size[-2:]
 
 
 def _model(model: Any) -> Model:
