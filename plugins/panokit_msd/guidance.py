@@ -12,7 +12,7 @@ from panokit import Estimate, Known, Level, SettingError, Step, Windows, former_
 from panokit_msd.head_start import enlarged_from_below
 from panokit_msd.paper import faded
 from panokit_msd.pyramid import CrossScale, Memory, Target
-from panokit_msd.scale import mean, renoised
+from panokit_msd.scale import renoised
 from panokit_msd.settings import require_at_least, require_shares
 
 LEAD = 10.0
@@ -53,15 +53,15 @@ class Projection(CrossScale):
         return None if self.weight == 0 else enlarged_from_below(self, self.head_start, step, memory)
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        factors = self.factors(step.windows)
-        coarse = renoised(step.canvas, factors, len(factors), step.level, step.noise)
-        return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.windows.coarsened(factors), factors)
+        by = self.by(step.windows)
+        coarse = renoised(step.windows, step.canvas, by, step.level, step.noise)
+        return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.windows.coarsened(by), by)
 
     def strength(self, level: Level) -> float:
         return -math.expm1(-faded(self.weight, self.decay, self.until, level) / level.steps)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Target) -> Float[Tensor, " n"]:
-        return math.prod(context.factors) / 2 * context.distance(mean(seen.x0, context.factors, len(context.factors)), index)
+        return context.block / 2 * context.distance(seen.x0, index)
 
 
 @final

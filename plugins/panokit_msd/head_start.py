@@ -83,7 +83,7 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
     if "painted" not in memory:
         below = guidance.below(step.windows)
         painted = step.paint(below, _guides([guidance, *step.others], step.windows, below))
-        memory["painted"] = step.magnify(painted, guidance.factors(step.windows))
+        memory["painted"] = step.magnify(painted, guidance.by(step.windows))
     return Known(memory["painted"])
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from panokit import Estimate, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory, Target
-from panokit_msd.scale import mean
 from panokit_msd.settings import require_at_least, require_shares
 
 
@@ -61,15 +60,15 @@ class MSDPaper(CrossScale):
         return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        factors = self.factors(step.windows)
-        coarse = mean(step.canvas, factors, len(factors))
-        return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.windows.coarsened(factors), factors)
+        by = self.by(step.windows)
+        coarse, _ = step.windows.shrunk(step.canvas, by)
+        return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.windows.coarsened(by), by)
 
     def strength(self, level: Level) -> float:
         return faded(self.weight, self.decay, self.until, level)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Target) -> Float[Tensor, " n"]:
-        return context.distance(mean(seen.prev, context.factors, len(context.factors)), index)
+        return context.distance(seen.prev, index)
 
 
 def faded(weight: float, decay: float, until: float, level: Level) -> float:

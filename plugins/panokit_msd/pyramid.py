@@ -2,12 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any, NamedTuple, final
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit import Estimate, Guidance, Level, SettingError, Step, Windows
+from panokit import Estimate, Guidance, Level, Projected, SettingError, Step, Windows
+from panokit.windows import Factor
+from panokit_msd.scale import mean
 from panokit_msd.settings import require_at_least
 
 Memory = dict[str, Any]
@@ -19,7 +22,7 @@ class CrossScale(Guidance):
     Attributes:
         levels: number of canvases, with the run's own, 2 to 32; None for as many as the run's canvas holds.
         factor: number of cells along each axis that become one cell of the next smaller canvas, 2 or more. A film keeps its
-            time. With a number for each axis, one must be 2 or more, and 1 keeps an axis.
+            time. With a number for each axis, 1 keeps an axis, and one is 2 or more.
     """
 
     levels: int | None
@@ -42,18 +45,29 @@ class CrossScale(Guidance):
         Raises:
             SettingError: the canvas does not hold that many levels, or `factor` does not divide window or stride.
         """
-        factors, levels_here, room = self.factors(windows), self._levels(windows), self._room(windows)
-        if any(window % by for window, by in zip(windows.window, factors, strict=True)):
-            scaled = [window for window, by in zip(windows.window, factors, strict=True) if by > 1]
-            fit = [str(factor) for factor in range(2, min(scaled) + 1) if not any(w % factor for w in scaled)]
+        by, levels_here, room = self.by(windows), self._levels(windows), self._room(windows)
+        factors = (by,) * len(windows.window) if isinstance(by, int) else by
+        if any(cells % factor for cells, factor in zip(windows.window, factors, strict=True)):
+            scaled = [cells for cells, factor in zip(windows.window, factors, strict=True) if factor > 1]
+            fit = [str(factor) for factor in range(2, min(scaled) + 1) if not any(cells % factor for cells in scaled)]
             raise SettingError(
                 f"factor is {self.factor}, which does not divide the model's window of {_by(windows.window)} cells: "
                 f"choose {' or '.join(fit) or 'another model'}"
             )
-        larger = tuple(window * by for window, by in zip(windows.window, factors, strict=True))
-        windows.on(larger).coarsened(factors)  # raises where the stride cannot be divided
+        if self.starts and any(factor > 1 for factor in factors[:-2]):
+            near = (*(1,) * len(factors[:-2]), *factors[-2:])
+            raise SettingError(
+                f"factor is {self.factor}, and a head start enlarges height and width alone: make it {near}, or let it begin "
+                "with noise (head_start or until 0)"
+            )
+        if isinstance(windows, Projected):
+            windows.coarsened(by)
+            self._lowest(windows, levels_here)
+            return {}
+        larger = tuple(window * factor for window, factor in zip(windows.window, factors, strict=True))
+        windows.on(larger).coarsened(by)  # raises where the stride cannot be divided
         if room < levels_here:
-            units = tuple(by ** (levels_here - 1) for by in factors)
+            units = [factor ** (levels_here - 1) for factor in factors]
             axes = [*zip(windows.size, windows.window, units, strict=True)]
             raise SettingError(
                 f"{type(self).__name__} with {levels_here} levels of factor {self.factor} needs a canvas of "
@@ -64,24 +78,23 @@ class CrossScale(Guidance):
             )
         return {}
 
-    def factors(self, windows: Windows) -> tuple[int, ...]:
-        """The factor of each axis. A number alone is that of space: a film keeps its time.
+    def by(self, windows: Windows) -> Factor:
+        """The factor of a canvas. A number alone is that of height and width: a film keeps its time.
 
         Raises:
             SettingError: there is another number of factors than of axes.
         """
-        axes = len(windows.size)
         if isinstance(self.factor, int):
-            return (1,) * (axes - 2) + (self.factor,) * min(axes, 2)
-        if len(self.factor) != axes:
+            return (1, self.factor, self.factor) if len(windows.window) == 3 else self.factor
+        if len(self.factor) != len(windows.size):
             raise SettingError(
-                f"factor is {self.factor}, and the canvas has {axes} axes: give a number for each, or one for height and width"
+                f"factor is {self.factor}, and the canvas has {len(windows.size)} axes: give one number, or one for each axis"
             )
-        return tuple(self.factor)
+        return self.factor
 
     def below(self, windows: Windows) -> Windows:
         """The windows of the next smaller canvas, in the same layout."""
-        return windows.scaled(self.factors(windows))
+        return windows.scaled(self.by(windows))
 
     def lowered(self, windows: Windows, below: Windows) -> "tuple[CrossScale, ...]":
         """The guidance that replaces this one on a smaller canvas.
@@ -121,14 +134,28 @@ class CrossScale(Guidance):
 
     def _room(self, windows: Windows) -> int:
         """The largest possible number of canvases. Each has whole cells, and holds at least one window."""
-        factors = self.factors(windows)
-        room, units = 1, factors
-        while all(
-            size % unit == 0 and size >= window * unit
-            for size, window, unit in zip(windows.size, windows.window, units, strict=True)
-        ):
-            room, units = room + 1, tuple(unit * by for unit, by in zip(units, factors, strict=True))
-        return room
+        room = 1
+        while True:
+            try:
+                windows = self.below(windows)
+            except SettingError:
+                return room
+            room += 1
+
+    def _lowest(self, windows: Projected, levels: int) -> None:
+        """Check that a canvas that is no plane has so many levels.
+
+        Raises:
+            SettingError: it has fewer.
+        """
+        below: Windows = windows
+        for level in range(1, levels):
+            try:
+                below = self.below(below)
+            except SettingError as error:
+                has = f", and {level} fit this one" if level > 1 else ""
+                name = type(self).__name__
+                raise SettingError(f"{name} cannot have {levels} levels of factor {self.factor}: {error}{has}") from error
 
 
 @final
@@ -138,16 +165,30 @@ class Target(NamedTuple):
     Attributes:
         canvas: the denoised coarse canvas, `c *size`.
         windows: where the fine windows lie on it.
-        factors: how many fine cells one of its cells is along each axis.
+        factor: how many fine cells along an axis, or along each, are one of its cells.
     """
 
     canvas: Float[Tensor, "*c_size"]
     windows: Windows
-    factors: tuple[int, ...]
+    factor: Factor
+
+    @property
+    def axes(self) -> int:
+        """The number of axes of a window."""
+        return len(self.windows.window)
+
+    @property
+    def block(self) -> int:
+        """The number of fine cells that become one."""
+        return self.factor**self.axes if isinstance(self.factor, int) else prod(self.factor)
 
     def distance(self, rows: Float[Tensor, "n *c_window"], index: Sequence[int]) -> Float[Tensor, " n"]:
-        """The squared distances of shrunk windows from the parts of the coarse canvas that the fine windows `index` cover."""
-        return nn.functional.mse_loss(rows, self.windows.crop(self.canvas, index), reduction="none").flatten(1).sum(1)
+        """The squared distances of windows, shrunk, from the parts of the coarse canvas that the windows `index` cover."""
+        return (
+            nn.functional.mse_loss(mean(rows, self.factor, self.axes), self.windows.crop(self.canvas, index), reduction="none")
+            .flatten(1)
+            .sum(1)
+        )
 
 
 def _by(cells: Iterable[int]) -> str:
