@@ -20,8 +20,8 @@ from panokit.memory import memory_explained
 from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN
 
-PAST = 16
-"""Latent frames of a loop that are decoded, or encoded, before its first: they are what the first ones follow."""
+PAST = 38
+"""Latent frames of a loop that are decoded, or encoded, before its first. A frame of Wan's autoencoders depends on so many."""
 
 
 def decode(

@@ -98,7 +98,7 @@ class Panorama:
             )
         path = check_result(path, self.size, 1 if self.frames is None else len(self.frames))
         if self.frames is not None:
-            films.write(path, self.frames, self.recipe.get("fps") or _FPS, self.recipe)
+            films.write(path, self.frames, float(self.recipe.get("fps") or _FPS), self.recipe)
         elif is_streamed(path, self.size):
             with writing(path, self.size, self.recipe) as write:
                 write(np.asarray(self.image.convert("RGB")))
