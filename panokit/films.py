@@ -54,9 +54,14 @@ class _Format(NamedTuple):
     of_format: Mapping[str, str]
 
 
+# x264 without trees of macroblocks: with them it reads memory that it did not write, and bytes differ from run to run.
 _FORMATS = {
     ".mp4": _Format(
-        "mp4", "libx264", 16_384, {"crf": "10", "preset": "medium"}, {"fflags": "+bitexact", "movflags": "+faststart"}
+        "mp4",
+        "libx264",
+        16_384,
+        {"crf": "10", "preset": "medium", "x264-params": "mbtree=0"},
+        {"fflags": "+bitexact", "movflags": "+faststart"},
     ),
     ".webm": _Format(
         "webm",
@@ -122,7 +127,7 @@ def check_film(path: Path, size: tuple[int, int], frames: int) -> Path:
 def _check_encoded(path: Path, size: tuple[int, int], form: _Format) -> None:
     if max(size) > form.side:
         raise OutputError(
-            f"cannot write {path}: {path.suffix} holds {form.side} pixels a side, and the film is {size}: make it smaller"
+            f"cannot write {path}: its format holds {form.side} pixels a side, and the film is {size[0]} x {size[1]}"
         )
     if form.name == "mp4" and (size[0] % 2 or size[1] % 2):
         raise OutputError(
@@ -141,7 +146,7 @@ def _check_encoded(path: Path, size: tuple[int, int], form: _Format) -> None:
         )
 
 
-def write(path: Path, frames: "Frames", fps: float, recipe: Mapping[str, Any]) -> None:
+def write(path: Path, frames: "Frames", fps: int | float, recipe: Mapping[str, Any]) -> None:
     """Write a film whole, or not at all.
 
     Args:
@@ -166,10 +171,10 @@ def write(path: Path, frames: "Frames", fps: float, recipe: Mapping[str, Any]) -
         if form is None:
             _write_webp(aside, frames, fps, embedded(recipe, "WEBP") if recipe else {})
         else:
-            _encode(path, aside, form, frames, fps, texts(recipe) if recipe else {})
+            _encode(aside, form, frames, fps, texts(recipe) if recipe else {})
 
 
-def write_preview(path: Path, frames: "Frames", fps: float) -> None:
+def write_preview(path: Path, frames: "Frames", fps: int | float) -> None:
     """Write a preview of a film: a film too if the ending names one, else a sheet of its frames.
 
     Args:
@@ -186,7 +191,7 @@ def write_preview(path: Path, frames: "Frames", fps: float) -> None:
         write_picture(path, film_sheet(frames, fps=fps))
 
 
-def _write_webp(aside: Path, frames: "Frames", fps: float, metadata: Mapping[str, Any]) -> None:
+def _write_webp(aside: Path, frames: "Frames", fps: int | float, metadata: Mapping[str, Any]) -> None:
     from PIL import Image
 
     first, *others = map(Image.fromarray, frames)
@@ -195,7 +200,7 @@ def _write_webp(aside: Path, frames: "Frames", fps: float, metadata: Mapping[str
     first.save(aside, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, **_WEBP, **metadata)
 
 
-def _encode(path: Path, aside: Path, form: _Format, frames: "Frames", fps: float, kept: Mapping[str, str]) -> None:
+def _encode(aside: Path, form: _Format, frames: "Frames", fps: int | float, kept: Mapping[str, str]) -> None:
     import av
     from av.error import FFmpegError
 
@@ -216,7 +221,7 @@ def _encode(path: Path, aside: Path, form: _Format, frames: "Frames", fps: float
                 file.mux(stream.encode(frame))
             file.mux(stream.encode())
     except FFmpegError as cause:
-        raise OutputError(f"cannot write {path}: {cause.strerror or reason_of(cause)}") from cause
+        raise OSError(cause.strerror or reason_of(cause)) from cause
 
 
 def _to_yuv(frames: "Frames") -> Iterator[Any]:
@@ -288,7 +293,7 @@ def _of_webp(path: Path) -> Iterator["Frames"]:
 
 def _decoded(path: Path) -> Iterator["Frames"]:
     if not _has_av():
-        raise SettingError(f'to read {path} needs av, which is not installed: pip install "panokit[films]"')
+        raise SettingError(f'{path}: to read a film needs av, which is not installed: pip install "panokit[films]"')
     import av
 
     # A file object in place of a name: whatever the file says, FFmpeg opens no other.
@@ -305,7 +310,7 @@ def _decoded(path: Path) -> Iterator["Frames"]:
             ).to_ndarray()
 
 
-def film_sheet(frames: "Frames", width: int = 2048, fps: float | None = None) -> "Image":
+def film_sheet(frames: "Frames", width: int = 2048, fps: int | float | None = None) -> "Image":
     """Frames of a film on one sheet, in their order, each above its time. The first and the last are among them.
 
     Args:
