@@ -9,11 +9,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from panokit import Checkpoint, Model, Regions, Runtime, Sampler, SettingError, footage, load_model
+from panokit import Checkpoint, Model, Regions, Runtime, Sampler, SettingError, films, footage, forecast, load_model
+from panokit.callbacks import Preview, picture
 from panokit.decoding import PAD
 from panokit.errors import ModelError, OutputError
 from panokit.footage import decode, encode
 from panokit.jobs import JOB, Worker, options_in
+from panokit.output import Output
+from panokit.painting import paint, prepare
 from panokit.testing.families import tiny_pipeline
 from panokit.testing.ranks import VirtualRanks
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
@@ -292,10 +295,37 @@ def test_a_film_is_written_and_its_recipe_makes_it_again(sampler: Sampler, tmp_p
     job = {name: value for name, value in options.items() if name in JOB}
     again = Worker({"model": sampler.model}).make({**job, "model": sampler.model.name})
     assert torch.equal(again.latents, made.latents)
-    with pytest.raises(OutputError, match=r"its ending '.png' .* use .*\.webp"):
+    with pytest.raises(OutputError, match=r"its ending '.png' .* this is one of 5 frames: use .mp4, .webm or .webp"):
         made.save(tmp_path / "a.png")
-    with pytest.raises(OutputError, match=r"its ending '.png' .* use .*\.webp"):
+    with pytest.raises(OutputError, match=r"its ending '.png' .* this is one of 5 frames: use .mp4, .webm or .webp"):
         sampler("a lake", out=tmp_path / "a.png", frames=5, steps=2)
+
+
+def test_a_task_makes_a_film_of_a_films_ending(sampler: Sampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worker, output = Worker({"model": sampler.model}), Output(out=f"{tmp_path}/", sheet=str(tmp_path / "sheet.png"), quiet=True)
+    task = prepare({"prompt": "a lake", "frames": 5, "steps": 2}, worker, output)
+    assert task.path.suffix == films.ending()
+    assert task.pixels == 5 * 32 * 32
+    assert "32 x 32 pixels, 5 frames, 1 window a step" in forecast.words(task.path, task.plan)
+    assert forecast.data(task.path, task.plan)["frames"] == 5
+    assert not task.done
+    paint([task], worker.runtime)
+    assert task.done
+    assert len(films.read_frames(task.path)) == 5
+    assert "32 x 32 pixels, 5 frames" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_a_preview_of_a_film_has_a_frame_for_each_latent_frame(sampler: Sampler, tmp_path: Path) -> None:
+    previews = [Preview(tmp_path / name) for name in ("a.webp", "a.png")]
+    sampler("a lake", callbacks=previews, steps=2, progress=False)
+    frames = films.read_frames(tmp_path / "a.webp")
+    assert frames.shape == (CLIP, 32, 32, 3)
+    assert (tmp_path / "a.png").exists()
+    run = next(sampler.stream("a lake", steps=2))
+    image = picture(run)
+    assert image
+    assert image.size == (32, 32)
 
 
 @pytest.mark.parametrize(
