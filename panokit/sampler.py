@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -19,7 +20,7 @@ from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import decode, require_tiles, strips
 from panokit.denoiser import Model
-from panokit.errors import ContractError, NotFiniteError, SettingError
+from panokit.errors import ContractError, FallbackWarning, NotFiniteError, SettingError
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
@@ -31,6 +32,7 @@ from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
 from panokit.progress import steps_bar
 from panokit.recipe import PICTURES
+from panokit.rings import Ring
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.runtime.placement import sharing
@@ -497,7 +499,20 @@ class Sampler:
         came, asked = (windows.size, windows.window, windows.wrap), (size, window, settings.wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
+        if stride is None and Ring.of(windows):
+            windows = self._once_around(windows)
         return windows.refined(multiple) if multiple > 1 else windows
+
+    def _once_around(self, windows: Windows) -> Windows:
+        """Windows of which one suffices around a ring that is as long, if the model sees a ring."""
+        denoiser = self.model.denoiser
+        if denoiser.ringless:
+            message = (
+                f"the model {self.model.name} does not see a window as a ring ({denoiser.ringless}): windows that overlap go "
+                "around it"
+            )
+            warnings.warn(message, FallbackWarning, stacklevel=6)
+        return windows.once_around() if denoiser.rings else windows
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
