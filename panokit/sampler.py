@@ -499,14 +499,14 @@ class Sampler:
         came, asked = (windows.size, windows.window, windows.wrap), (size, window, settings.wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
-        if stride is None and Ring.of(windows):
+        if stride is None and any(settings.wraps):
             windows = self._once_around(windows)
         return windows.refined(multiple) if multiple > 1 else windows
 
     def _once_around(self, windows: Windows) -> Windows:
-        """Windows of which one suffices around a ring that is as long, if the model sees a ring."""
+        """Windows of which one suffices around a ring that is as long, here or on smaller canvases, if the model sees a ring."""
         denoiser = self.model.denoiser
-        if denoiser.ringless:
+        if denoiser.ringless and Ring.of(windows):
             message = (
                 f"the model {self.model.name} does not see a window as a ring ({denoiser.ringless}): windows that overlap go "
                 "around it"
