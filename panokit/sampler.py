@@ -504,7 +504,7 @@ class Sampler:
         return windows.refined(multiple) if multiple > 1 else windows
 
     def _once_around(self, windows: Windows) -> Windows:
-        """Windows of which one suffices around a ring that is as long, here or on smaller canvases, if the model sees a ring."""
+        """Windows of which one suffices around a ring of its length, here or on smaller canvases, if the model sees rings."""
         denoiser = self.model.denoiser
         if denoiser.ringless and Ring.of(windows):
             message = (

@@ -87,7 +87,7 @@ def set_compiled(network: Any, on: bool) -> None:
 
 
 def _checkpointed(module: Any, *args: Any) -> Any:
-    """diffusers' own function for it, whose second computation sees the ring that the first one saw."""
+    """Checkpoint a module, as diffusers does by itself. Its second computation sees the ring that the first one saw."""
     return checkpoint(kept(module.__call__), *args, use_reentrant=False)
 
 

@@ -259,7 +259,7 @@ class PipelineDenoiser(Denoiser):
     def _turns_around(self, patch: int, rounding: Rounding) -> bool:
         """Whether all networks that predict see a window as a ring. Their rotary positions then go around it."""
         networks = [network for name, network in self._networks.items() if not name.startswith(OTHERS)]
-        return all([turns_around(network, patch, rounding) or knows_no_places(network) for network in networks])
+        return all(turns_around(network, patch, rounding) or knows_no_places(network) for network in networks)
 
     def _call(
         self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice, scale: float
