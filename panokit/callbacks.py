@@ -39,10 +39,12 @@ def call(callbacks: Iterable[object], hook: Hook, run: Run) -> None:
 
 
 def picture(run: Run) -> Image.Image | None:
-    """A preview of a run's canvas, as large as the panorama; None before the first step."""
+    """A preview of a run's canvas, as large as the panorama; of a film, of its middle. None before the first step."""
     if run.seen is None:
         return None
-    small = to_image(preview(run.codec, run.seen.x0.float(), run.windows))
+    x0 = run.seen.x0.float()
+    middle = x0[:, x0.shape[1] // 2] if len(run.windows.window) == 3 else x0
+    small = to_image(preview(run.codec, middle, run.windows))
     factor = run.codec.factor if run.codec else 1
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
 

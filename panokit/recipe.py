@@ -34,6 +34,9 @@ LONGEST = 1 << 18
 BOUNDS = {
     "height": 1 << 15,
     "width": 1 << 17,
+    "frames": 1 << 12,
+    "fps": 240,
+    "frame_stride": 1 << 12,
     "steps": 10_000,
     "stride": 1 << 15,
     "micro_batch": 256,
@@ -44,7 +47,7 @@ BOUNDS = {
 }
 """The largest numbers in a recipe that is not trusted."""
 AREA = 1 << 28
-"""The most pixels of a picture from such a recipe: 65,536 x 4,096."""
+"""The most pixels of a picture from such a recipe, or of all frames of a film: 65,536 x 4,096."""
 WORK = 1 << 21
 """The most windows times steps of such a picture."""
 DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
@@ -244,9 +247,10 @@ def check(recipe: Mapping[str, Any], source: Source = RECIPE) -> None:
             raise SettingError(f"{name} came as {value!r:.80}: it must be a whole number")
         if value is not None and abs(value) > most:
             raise SettingError(f"{source.name} asks for {name} {value!s:.24}, and {most} is {source.most}")
-    height, width = recipe.get("height") or 0, recipe.get("width") or 0
-    if height * width > AREA:
-        raise SettingError(f"{source.name} asks for {width} x {height} pixels, and {AREA} is {source.most}")
+    height, width, frames = (recipe.get(name) or 0 for name in ("height", "width", "frames"))
+    if height * width * max(1, frames) > AREA:
+        film = f" in {frames} frames" * (frames > 1)
+        raise SettingError(f"{source.name} asks for {width} x {height} pixels{film}, and {AREA} is {source.most}")
     kinds: dict[str, Any] = {
         "prompt": str | dict,
         "negative_prompt": str,
