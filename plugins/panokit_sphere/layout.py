@@ -8,11 +8,13 @@ import torch
 
 from panokit import Layout, SettingError
 from panokit_sphere.lattice import lattice
-from panokit_sphere.sphere import Sphere, require_points
+from panokit_sphere.sphere import Sphere, degrees
 from panokit_sphere.views import Views
 
 WIDEST = 80.0
 """The field of view in degrees above which views are only made if they are asked for."""
+UNITS = (2304, 576, 144, 36)
+"""The number of points is a multiple of one of these, so that smaller spheres have a whole number of them."""
 PROBES = 20_000
 """Directions in which it is tested whether views cover the sphere."""
 
@@ -67,10 +69,11 @@ class SphereLayout(Layout):
         half = math.pi * wide / size[1] if self.fov is None else math.tan(math.radians(self.fov / 2))
         if self.fov is None:
             half = min(half, math.tan(math.radians(WIDEST / 2)))
-        fov = 2 * math.degrees(math.atan(half))
+        cell, fov = 2 * half / wide, degrees(half)
+        points = self.density * 4 * math.pi / cell**2
+        unit = next((unit for unit in UNITS if points >= 16 * unit), 1)
         spacing = 0.5 if self.spacing is None else self.spacing / fov
-        sphere = Sphere(picture, (high, wide), half, spacing, self.density)
-        require_points(sphere)
+        sphere = Sphere(round(points / unit) * unit, picture, (high, wide), half, spacing)
         _require_cover(sphere.shown, fov, self.spacing or fov / 2)
         return sphere
 

@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Shaped
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from panokit import SettingError
-from panokit.windows import Factor, Windows, divided, multiplied
+from panokit import Projected, SettingError
+from panokit.windows import Factor, divided, sampled
 from panokit_sphere.lattice import directions, lattice, places
 from panokit_sphere.picking import picked
 from panokit_sphere.views import Views
@@ -20,35 +20,57 @@ from panokit_sphere.views import Views
 
 @final
 @dataclass(frozen=True)
-class Sphere(Windows):
+class Sphere(Projected):
     r"""Pinhole views of points on a sphere.
 
     The points are a Fibonacci lattice, which has equal density everywhere. A cell at an angle $\vartheta$ from the axis of a
-    view covers $\cos^3 \vartheta$ of what the middle cell covers. So the lattice has more points than one for each middle cell
-    (`density`), and a view takes as many of them as it has cells, each at most once: noise stays noise.
+    view covers $\cos^3 \vartheta$ of what the middle cell covers. So there must be more points than one for each middle cell
+    (`density`). A view takes as many of them as it has cells, each at most once: so noise stays noise.
 
     Attributes:
+        points: the number of points.
         picture: height and width of the equirectangular picture, in cells; it is twice as wide as high.
         window: height and width of a view, in cells. Cells are square.
         wide: tangent of half the field of view from left to right.
         spacing: the largest distance of neighbouring views, as a share of their field of view.
-        density: points of the canvas for each cell in the middle of a view.
-        size: the number of points.
+        size: the number of points, in a tuple.
         wrap: a sphere has no border, and its points are no ring: always False.
+
+    Raises:
+        SettingError: the views are so wide that one has more cells than points.
     """
 
+    projection: ClassVar[str] = "equirectangular"
+
+    points: int
     picture: tuple[int, int]
     window: tuple[int, int]
     wide: float
     spacing: float
-    density: float
     size: tuple[int, ...] = field(init=False, repr=False, compare=False)
     wrap: tuple[bool, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        cell = 2 * self.wide / self.window[1]
-        object.__setattr__(self, "size", (round(self.density * 4 * math.pi / cell**2),))
+        object.__setattr__(self, "size", (self.points,))
         object.__setattr__(self, "wrap", (False,))
+        if _stretch(self.shown.high, self.wide) > self.density:
+            raise SettingError(
+                f"views of {degrees(self.wide):.0f} degrees are too wide for {self.density:.2g} points a cell, as their corners "
+                f"show little of the sphere: the widest that work are {self._widest():.0f} degrees"
+            )
+
+    @property
+    def density(self) -> float:
+        """Points for each cell in the middle of a view."""
+        return self.points * (2 * self.wide / self.window[1]) ** 2 / (4 * math.pi)
+
+    def _widest(self) -> float:
+        """The widest field of view that works with this density, in degrees."""
+        low, up, ratio, density = 0.0, 100.0, self.window[0] / self.window[1], self.density
+        for _ in range(60):
+            middle = (low + up) / 2
+            low, up = (middle, up) if _stretch(middle * ratio, middle) <= density else (low, middle)
+        return math.floor(degrees(low))
 
     @cached_property
     def shown(self) -> Views:
@@ -62,7 +84,7 @@ class Sphere(Windows):
     def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
         if tuple(canvas.shape[-1:]) != self.size:
             raise SettingError(
-                f"a canvas of shape {tuple(canvas.shape)} does not fit a sphere of {self.size[0]} points: its last axis must "
+                f"a canvas of shape {tuple(canvas.shape)} does not fit a sphere of {self.points} points: its last axis must "
                 "have as many"
             )
         points = _points(self, canvas.device)
@@ -93,28 +115,40 @@ class Sphere(Windows):
         return max(range(len(self)), key=lambda i: (along[i], i))
 
     def on(self, size: tuple[int, ...]) -> "Sphere":
-        if size == self.size:
-            return self
-        raise SettingError(
-            f"a sphere of {self.size[0]} points has views of its own, and does not become one of {size} points: scale it"
-        )
-
-    def coarsened(self, factor: Factor) -> "Sphere":
-        by = _factor(factor)
-        picture, window = divided(self.picture, by, "the picture"), divided(self.window, by, "the window")
-        return replace(self, picture=(picture[0], picture[1]), window=(window[0], window[1]))
-
-    def refined(self, factor: Factor) -> "Sphere":
-        by = _factor(factor)
-        picture, window = multiplied(self.picture, by), multiplied(self.window, by)
-        return replace(self, picture=(picture[0], picture[1]), window=(window[0], window[1]))
+        (points,) = size
+        by = math.sqrt(self.points / points)
+        high = round(self.picture[0] / by)
+        return replace(self, points=points, picture=(high, 2 * high), wide=self.wide * by)
 
     def scaled(self, factor: Factor) -> "Sphere":
         by = _factor(factor)
-        picture = divided(self.picture, by, "the picture")
-        sphere = replace(self, picture=(picture[0], picture[1]), wide=self.wide * by)
-        require_points(sphere)
-        return sphere
+        points, picture, wide = self._divided(by), _by(self.picture, by, "the picture"), self.wide * by
+        if _stretch(self.shown.high * by, wide) > self.density:
+            raise SettingError(
+                f"views of {degrees(self.wide):.0f} degrees cannot be {by} times as wide on a smaller sphere: they must be "
+                f"{degrees(math.tan(math.radians(self._widest() / 2)) / by):.0f} degrees or less, as on a larger picture"
+            )
+        return replace(self, points=points, picture=picture, wide=wide)
+
+    def coarsened(self, factor: Factor) -> "Sphere":
+        by = _factor(factor)
+        picture, window = _by(self.picture, by, "the picture"), _by(self.window, by, "the window")
+        return replace(self, points=self._divided(by), picture=picture, window=window)
+
+    def refined(self, factor: Factor) -> "Sphere":
+        by = _factor(factor)
+        (high, wide), (rows, columns) = self.picture, self.window
+        return replace(self, points=self.points * by**2, picture=(high * by, wide * by), window=(rows * by, columns * by))
+
+    def _divided(self, by: int) -> int:
+        """The number of points of a sphere that is so many times smaller along each direction."""
+        if self.points % by**2:
+            works = [str(n) for n in range(2, 13) if not self.points % n**2]
+            raise SettingError(
+                f"a sphere of {self.points} points cannot be made {by} times smaller: choose a factor of "
+                f"{', '.join(works) or '1'}"
+            )
+        return self.points // by**2
 
     def shrunk(self, canvas: Float[Tensor, "*c_size"], factor: Factor) -> tuple[Float[Tensor, "*c_coarse"], Tensor]:
         """The mean of the points that become one point of a smaller canvas, and how many they are.
@@ -128,14 +162,14 @@ class Sphere(Windows):
         Returns:
             The means, and the counts for each point, 1 or more.
         """
-        few = replace(self, wide=self.wide * _factor(factor)).size[0]
-        fine, coarse, count = _nearest(self.size[0], few, canvas.device)
+        few = self._divided(_factor(factor))
+        fine, coarse, count = _nearest(self.points, few, canvas.device)
         sums = canvas.new_zeros(*canvas.shape[:-1], few).index_add_(-1, coarse, canvas[..., fine])
         return sums / count, count
 
     def places(self) -> Float[Tensor, "2 *size"]:
         """Where each point lies on the picture: row and column, relative, from 0 to 1."""
-        return torch.stack(places(lattice(self.size[0]))).float()
+        return torch.stack(places(lattice(self.points))).float()
 
     def project(self, views: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "c H W"]:
         """Lay views onto the picture. Where they overlap, they fade into each other, and the nearer axis counts more.
@@ -152,12 +186,14 @@ class Sphere(Windows):
             pixels = shows.nonzero().squeeze(1)
             grid = torch.stack([x[pixels], y[pixels]], dim=-1).to(view)
             weight = (1 - grid.abs()).prod(-1).square().clamp(min=1e-6)
-            colours = _sampled(view, grid[None])[:, 0]
+            colours = nn.functional.grid_sample(
+                view[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=False
+            )[0, :, 0]
             picture.index_add_(1, pixels, colours * weight)
             total.index_add_(0, pixels, weight)
         return (picture / total).unflatten(1, size)
 
-    def views(self, picture: Float[Tensor, "c H W"], factor: int = 1) -> Float[Tensor, "n c h w"]:
+    def views(self, picture: Float[Tensor, "c H W"], factor: int) -> Float[Tensor, "n c h w"]:
         """The picture as each view shows it.
 
         Args:
@@ -169,32 +205,8 @@ class Sphere(Windows):
         if picture.shape[-1] > finest:
             small = (max(1, round(picture.shape[-2] * finest / picture.shape[-1])), finest)
             picture = nn.functional.interpolate(picture[None], size=small, mode="bilinear", antialias=True)[0]
-        around = nn.functional.pad(picture, (1, 1, 0, 0), mode="circular")
-        rays, views = self.shown.rays(high, wide).to(picture), []
-        for frame in self.shown.frames.to(picture):
-            row, column = places(rays @ frame)
-            grid = torch.stack([(2 * column - 1) * picture.shape[-1] / around.shape[-1], 2 * row - 1], dim=-1)
-            views.append(_sampled(around, grid))
-        return torch.stack(views)
-
-
-def require_points(sphere: Sphere) -> None:
-    """Check that a view holds as many points as it has cells.
-
-    Raises:
-        SettingError: it does not. The error names the widest field of view that works.
-    """
-    high, wide = sphere.shown.high, sphere.shown.wide
-    if _stretch(high, wide) <= sphere.density:
-        return
-    low, up = 0.0, wide
-    for _ in range(40):
-        middle = (low + up) / 2
-        low, up = (middle, up) if _stretch(middle * high / wide, middle) <= sphere.density else (low, middle)
-    raise SettingError(
-        f"views of {_degrees(wide):.0f} degrees are too wide for a sphere of density {sphere.density:g}, as their corners cover "
-        f"little of it: the widest that work are {math.floor(_degrees(low))} degrees"
-    )
+        rays = self.shown.rays(high, wide)
+        return torch.stack([sampled(picture, torch.stack(places(rays @ frame))) for frame in self.shown.frames])
 
 
 def _stretch(high: float, wide: float) -> float:
@@ -202,7 +214,7 @@ def _stretch(high: float, wide: float) -> float:
     return high * wide / math.asin(high * wide / math.sqrt((1 + high**2) * (1 + wide**2)))
 
 
-def _degrees(half: float) -> float:
+def degrees(half: float) -> float:
     """The field of view in degrees, of the tangent of its half."""
     return 2 * math.degrees(math.atan(half))
 
@@ -219,9 +231,10 @@ def _factor(factor: Factor) -> int:
     return by
 
 
-def _sampled(picture: Tensor, grid: Tensor) -> Tensor:
-    """A picture between its pixels, at places from -1 to 1."""
-    return nn.functional.grid_sample(picture[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+def _by(cells: tuple[int, int], by: int, name: str) -> tuple[int, int]:
+    """Two numbers of cells, divided."""
+    high, wide = divided(cells, by, name)
+    return high, wide
 
 
 @lru_cache(maxsize=32)
@@ -229,7 +242,7 @@ def _points(sphere: Sphere, device: torch.device) -> Tensor:
     """The number of the point of each cell, `n *window`."""
     if device.type != "cpu":
         return _points(sphere, torch.device("cpu")).to(device)
-    return picked(lattice(sphere.size[0]), sphere.shown, sphere.window)
+    return picked(lattice(sphere.points), sphere.shown, sphere.window)
 
 
 @lru_cache(maxsize=32)

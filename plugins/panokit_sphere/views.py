@@ -18,7 +18,7 @@ class Views:
     """Pinhole views in rings of equal latitude, upright, from the zenith to the nadir.
 
     There is a ring on the equator and one view at each pole, and the rings are equally far apart. A ring has as many views as
-    its length needs.
+    its length needs, and its first one looks at longitude 0.
 
     Attributes:
         high: tangent of half the field of view from top to bottom.
@@ -42,7 +42,7 @@ class Views:
         for ring in range(-rings, rings + 1):
             around = 2 * math.pi * math.cos(math.pi / 2 * ring / rings)
             count = 1 if abs(ring) == rings else max(3, math.ceil(round(around / broad, 9)))
-            centres += [(0.5 + 0.5 * ring / rings, (k + 0.5) / count) for k in range(count)]
+            centres += [(0.5 + 0.5 * ring / rings, (0.5 + k / count) % 1) for k in range(count)]
         return torch.tensor(centres, dtype=torch.float64)
 
     @cached_property
