@@ -53,7 +53,7 @@ class Projection(CrossScale):
         return None if self.weight == 0 else enlarged_from_below(self, self.head_start, step, memory)
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        coarse = renoised(step.canvas, self.factor, len(step.windows.size), step.level, step.noise)
+        coarse = renoised(step.windows, step.canvas, self.factor, step.level, step.noise)
         return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.windows.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:

@@ -60,7 +60,7 @@ class MSDPaper(CrossScale):
         return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        coarse = mean(step.canvas, self.factor, len(step.windows.size))
+        coarse, _ = step.windows.shrunk(step.canvas, self.factor)
         return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.windows.coarsened(self.factor))
 
     def strength(self, level: Level) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit import Estimate, Guidance, Level, SettingError, Step, Windows
+from panokit import Estimate, Guidance, Level, Projected, SettingError, Step, Windows
 from panokit_msd.settings import require_at_least
 
 Memory = dict[str, Any]
@@ -46,6 +46,10 @@ class CrossScale(Guidance):
                 f"factor is {self.factor}, which does not divide the model's window of {_by(windows.window)} cells: "
                 f"choose {' or '.join(fit) or 'another model'}"
             )
+        if isinstance(windows, Projected):
+            windows.coarsened(self.factor)
+            self._lowest(windows, levels_here)
+            return {}
         larger = tuple(window * self.factor for window in windows.window)
         windows.on(larger).coarsened(self.factor)  # raises where the stride cannot be divided
         if room < levels_here:
@@ -101,12 +105,27 @@ class CrossScale(Guidance):
 
     def _room(self, windows: Windows) -> int:
         """The largest possible number of canvases. Each has whole cells, and holds at least one window."""
-        room, unit = 1, self.factor
-        while all(
-            size % unit == 0 and size >= window * unit for size, window in zip(windows.size, windows.window, strict=True)
-        ):
-            room, unit = room + 1, unit * self.factor
-        return room
+        room = 1
+        while True:
+            try:
+                windows = self.below(windows)
+            except SettingError:
+                return room
+            room += 1
+
+    def _lowest(self, windows: Projected, levels: int) -> None:
+        """Check that a canvas that is no plane has so many levels.
+
+        Raises:
+            SettingError: it has fewer.
+        """
+        below: Windows = windows
+        for level in range(1, levels):
+            try:
+                below = self.below(below)
+            except SettingError as error:
+                has = f", and {level} fit this one" if level > 1 else ""
+                raise SettingError(f"{type(self).__name__} cannot have {levels} levels of factor {self.factor}: {error}{has}") from error
 
 
 @final
@@ -123,8 +142,8 @@ class Target(NamedTuple):
 
     @property
     def axes(self) -> int:
-        """The number of axes of the canvas."""
-        return len(self.windows.size)
+        """The number of axes of a window."""
+        return len(self.windows.window)
 
     def distance(self, rows: Float[Tensor, "n *c_window"], index: Sequence[int]) -> Float[Tensor, " n"]:
         """The squared distances of shrunk windows from the parts of the coarse canvas that the fine windows `index` cover."""

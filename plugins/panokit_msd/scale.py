@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from panokit import Level, SettingError
+from panokit import Level, Windows
+from panokit.windows import pooled
 
 
 def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
@@ -13,19 +14,15 @@ def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*c
 
     Of independent noise it leaves the standard deviation times `factor ** (-axes / 2)`.
     """
-    match axes:
-        case 1:
-            return nn.functional.avg_pool1d(x, factor)
-        case 2:
-            return nn.functional.avg_pool2d(x, factor)
-        case 3:
-            return nn.functional.avg_pool3d(x, factor)
-    raise SettingError(f"a canvas of {axes} axes cannot be shrunk: MSD works with 1, 2 or 3")
+    return pooled(x, (factor,) * axes)
 
 
 def renoised(
-    x: Float[Tensor, "*fine"], factor: int, axes: int, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
+    windows: Windows, canvas: Float[Tensor, "*fine"], factor: int, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
 ) -> Float[Tensor, "*coarse"]:
-    r"""The mean, with as much fresh noise as it took away: $D x + \sigma \sqrt{1 - f^{-a}}\; \xi$."""
-    coarse = mean(x, factor, axes)
-    return coarse + level.sigma * (1 - factor**-axes) ** 0.5 * noise(tuple(coarse.shape))
+    r"""A shrunk canvas, with as much fresh noise as the mean took away: $D x + \sigma \sqrt{1 - 1 / m}\; \xi$.
+
+    $m$ is how many cells become one, $f^a$ on a plane of $a$ axes.
+    """
+    coarse, count = windows.shrunk(canvas, factor)
+    return coarse + level.sigma * (1 - 1 / count) ** 0.5 * noise(tuple(coarse.shape))

@@ -279,7 +279,9 @@ def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
     generator = torch.Generator().manual_seed(0)
     level = Level(0, 0, 0.6, 0.8, 0, 1)
     fine = level.sigma * torch.randn((64, *(factor * 6,) * axes), generator=generator)
-    found = renoised(fine, factor, axes, level, lambda shape: torch.randn(shape, generator=generator))
+    size, window = (factor * 6,) * axes, (factor,) * axes
+    windows = Grid(size, window, window, (False,) * axes)
+    found = renoised(windows, fine, factor, level, lambda shape: torch.randn(shape, generator=generator))
     assert float(found.std()) == pytest.approx(level.sigma, rel=0.1)
     assert float(mean(fine, factor, axes).std()) == pytest.approx(level.sigma * factor ** (-axes / 2), rel=0.1)
 
