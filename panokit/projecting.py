@@ -18,7 +18,7 @@ def picture_of(
     windows: Windows,
     runtime: Runtime,
     size: tuple[int, int] | None = None,
-) -> Float[Tensor, "3 H W"]:
+) -> Float[Tensor, "*c_pixels"]:
     """Decode a canvas.
 
     A plane is decoded as a whole, or in tiles. Of other canvases each window is decoded, and what the windows show is laid onto
@@ -32,7 +32,7 @@ def picture_of(
         size: height and width of the picture in pixels, for a canvas that is no plane; None for those of its `picture`.
 
     Returns:
-        The picture, `3 H W`, in about [0, 1].
+        The picture, `3 H W`, in about [0, 1]; a plane without a codec as it is.
     """
     if not isinstance(windows, Projected):
         return decode(codec, canvas, windows.wrap, runtime) if codec else canvas
@@ -49,7 +49,7 @@ def picture_of(
 
 
 @torch.no_grad()
-def canvas_of(codec: Codec | None, picture: Float[Tensor, "3 H W"], windows: Windows) -> Float[Tensor, "*c_size"]:
+def canvas_of(codec: Codec | None, picture: Float[Tensor, "*c_pixels"], windows: Windows) -> Float[Tensor, "*c_size"]:
     """Encode a picture, without noise. Every rank encodes it.
 
     Args:
