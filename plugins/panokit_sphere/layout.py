@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -74,24 +75,23 @@ class SphereLayout(Layout):
         unit = next((unit for unit in UNITS if points >= 16 * unit), 1)
         spacing = 0.5 if self.spacing is None else self.spacing / fov
         sphere = Sphere(round(points / unit) * unit, picture, (high, wide), half, spacing)
-        _require_cover(sphere.shown, fov, self.spacing or fov / 2)
+        if (latitude := _hole(sphere.shown)) is not None:
+            apart = spacing * fov
+            raise SettingError(
+                f"views of {fov:.0f} degrees that are {apart:.0f} degrees apart leave holes, the first at latitude "
+                f"{latitude:.0f}: make spacing smaller, such as {fov / 2:.0f}"
+            )
         return sphere
 
 
-def _require_cover(views: Views, fov: float, spacing: float) -> None:
-    """Check that every direction lies in a view.
-
-    Raises:
-        SettingError: one does not. The error names its latitude.
-    """
+@lru_cache(maxsize=32)
+def _hole(views: Views) -> float | None:
+    """The latitude of a direction that lies in no view, as near to the equator as there is, in degrees; None if there is none."""
     probes = lattice(PROBES)
     missing = torch.ones(PROBES, dtype=torch.bool)
     for i in range(len(views)):
         missing &= ~views.inside(i, probes)[0]
-    if missing.any():
-        latitudes = torch.rad2deg(probes[missing, 2].asin())
-        at = float(latitudes[latitudes.abs().argmin()])
-        raise SettingError(
-            f"views of {fov:.0f} degrees that are {spacing:.0f} degrees apart leave holes, the first at latitude {at:.0f}: make "
-            f"spacing smaller, such as {fov / 2:.0f}"
-        )
+    if not missing.any():
+        return None
+    latitudes = torch.rad2deg(probes[missing, 2].asin())
+    return float(latitudes[latitudes.abs().argmin()])
