@@ -1,0 +1,1 @@
+"""Pictures of all directions: what is made of an equirectangular picture."""
