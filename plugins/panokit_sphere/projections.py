@@ -84,9 +84,7 @@ def pixel_directions(size: tuple[int, int]) -> Float[Tensor, "H W 3"]:
     return at(*torch.meshgrid(rows, columns, indexing="ij"), size)
 
 
-def at(
-    rows: Float[Tensor, "*places"], columns: Float[Tensor, "*places"], size: tuple[int, int]
-) -> Float[Tensor, "*places 3"]:
+def at(rows: Float[Tensor, "*places"], columns: Float[Tensor, "*places"], size: tuple[int, int]) -> Float[Tensor, "*places 3"]:
     """The directions of places on an equirectangular picture: what `pixels` undoes.
 
     Args:

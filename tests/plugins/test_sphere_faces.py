@@ -44,7 +44,9 @@ def test_faces_join_at_every_edge(edge: tuple[str, str, str, str], places: dict[
     best = min((two, two.flip(-1)), key=lambda other: (one - other).norm())
     assert (one - best).norm(dim=0).max() < 1.05 * 2 / SIZE
     middle = (one + best) / 2
-    assert (middle.abs().sort(dim=0).values[1] - middle.abs().amax(0)).abs().max() < 0.02  # two coordinates of an edge are alike
+    assert (
+        middle.abs().sort(dim=0).values[1] - middle.abs().amax(0)
+    ).abs().max() < 0.02  # two coordinates of an edge are alike
 
 
 @pytest.mark.parametrize("name", FACES)

@@ -71,7 +71,9 @@ def test_a_view_is_a_pinhole_camera() -> None:
         edge = x[0, -1] + (x[0, 1] - x[0, 0]) / 2
         assert math.degrees(math.atan(edge)) == pytest.approx(fov / 2)
         assert torch.allclose(x.diff(dim=1), y.diff(dim=0)[0, 0].expand(height, width - 1))  # square pixels
-        assert directions(70, 20, fov, (height, width)).mean((0, 1)) @ rotation(70, 20)[:, :2] == pytest.approx([0, 0], abs=1e-9)
+        assert directions(70, 20, fov, (height, width)).mean((0, 1)) @ rotation(70, 20)[:, :2] == pytest.approx(
+            [0, 0], abs=1e-9
+        )
 
 
 @pytest.mark.parametrize(("yaw", "pitch"), [(0, 0), (180, 0), (-175, 10), (0, 90), (37, -90), (120, 80)])
