@@ -1,8 +1,8 @@
 """Cameras that look out of the middle of a sphere, and the file `transforms.json` that says where they are.
 
 nerfstudio, instant-ngp and trainers of Gaussian splats read that file. A camera in it is a matrix from its own axes to those of
-the world. Its own are to the right, up, and back, as in OpenGL. Those of the world are to the right, ahead, and up, as in Blender
-and nerfstudio, where "ahead" is the centre of the equirectangular picture.
+the world. Its own are to the right, up, and back, as in OpenGL. Those of the world are to the right, ahead, and up, as in
+Blender and nerfstudio. Ahead is the centre of the equirectangular picture.
 """
 
 from bisect import bisect
@@ -94,9 +94,10 @@ def _spread(count: int, fov: float) -> list[Camera]:
 
 def _hole(spread: Sequence[Camera]) -> float | None:
     """The highest latitude in degrees at which no camera sees anything; None if there is none."""
-    tried = evenly(_TRIED)
-    missing = ~torch.stack([camera.places(tried)[1] for camera in spread]).any(0)
-    return degrees(asin(-tried[missing][0, 1])) if missing.any() else None
+    unseen = evenly(_TRIED)
+    for camera in spread:
+        unseen = unseen[~camera.places(unseen)[1]]
+    return degrees(asin(-unseen[0, 1])) if len(unseen) else None
 
 
 def transforms(views: Sequence[tuple[str, Camera]], size: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The six faces of a cube around the viewer, as game engines and viewers take a sky.
 
-A face is a view of 90 degrees, seen from inside. The four around stand upright. The lower border of `up` and the upper border of
-`down` join `front`. That is the orientation of cube maps in OpenGL, Vulkan and Direct3D, in the order +X right, -X left, +Y up,
--Y down, +Z front, -Z back, and that of pannellum's `cubemap`.
+A face is a view of 90 degrees, seen from inside. The four around stand upright. The lower border of `up` and the upper border
+of `down` join `front`. So cube maps lie in OpenGL, Vulkan and Direct3D, where they are +X right, -X left, +Y up, -Y down, +Z
+front, -Z back; and so pannellum's `cubemap` takes them.
 """
 
 from collections.abc import Mapping
