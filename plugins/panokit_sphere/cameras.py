@@ -19,10 +19,10 @@ from panokit_sphere.projections import focal, rotation
 
 _TURN = 180 * (3 - sqrt(5))
 """The golden angle, in degrees."""
-_MOST = 1000
+_MOST = 500
 """The most cameras."""
-_TRIED = 8192
-"""The directions at which it is tried whether views leave holes: 2.5 degrees apart."""
+_TRIED = 4096
+"""The directions at which it is tried whether views leave holes, about 3 degrees apart."""
 _WORLD = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
 """From right, down and ahead to right, ahead and up."""
 _OPENGL = torch.tensor([1.0, -1, -1], dtype=torch.float64)
@@ -82,8 +82,10 @@ def cameras(count: int, fov: float) -> list[Camera]:
         raise SettingError(f"count is {count}: it must be a number of views, from 1 to {_MOST}")
     spread = _spread(count, fov)
     if (hole := _hole(spread)) is not None:
-        enough = bisect(range(_MOST), False, lo=count, key=lambda more: _hole(_spread(more, fov)) is None)
-        advice = f"take {enough} views, or a larger fov" if enough < _MOST else "take a larger fov"
+        advice = "take a larger fov"
+        if _hole(_spread(_MOST, fov)) is None:
+            enough = bisect(range(_MOST), False, lo=count, key=lambda more: _hole(_spread(more, fov)) is None)
+            advice = f"take {enough} views, or a larger fov"
         raise SettingError(f"{count} views of {fov:g} degrees leave holes, the first at a latitude of {hole:.0f}: {advice}")
     return spread
 
