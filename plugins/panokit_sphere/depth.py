@@ -2,9 +2,9 @@ r"""How far everything on an equirectangular picture is: from a file, or from a 
 
 A model gives each view $v$ numbers $p_v$ that are an inverse depth but for a scale and a shift of its own, as MiDaS and Depth
 Anything do: $1 / z = a_v p_v + b_v$. A direction at the angle $\theta_v$ from the view's axis is then at the inverse distance
-$\cos\theta_v (a_v p_v + b_v)$. Views that share a direction must agree there, so $a$ and $b$ are those with the least squares of
-the differences. The mean of $a$ is 1, because all distances have one scale that nothing says. A model that gives distances
-along the axis is put together in the same way, with $p_v = 1 / z$.
+$\cos\theta_v (a_v p_v + b_v)$. Views that share a direction must agree there, so $a$ and $b$ are those with the least squares
+of the differences. The mean of $a$ is 1, because nothing says how large the scene is. A model that gives distances along the
+axis is put together in the same way, with $p_v = 1 / z$.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,8 @@ from panokit_sphere.projections import pixel_directions, rotation, view
 if TYPE_CHECKING:
     from transformers import DepthEstimationPipeline
 
+ENDINGS = (".npy", ".png", ".tif", ".tiff")
+"""The endings of files of depths."""
 VIEWS, FOV, SIDE = 20, 90.0, 512
 """The views that a model gets, the angle of each in degrees, and its pixels along a side. Each direction is in two or more."""
 _COMPARED = 4096
@@ -37,24 +39,37 @@ _DISTANCES = ("depth_pro", "glpn", "zoedepth")
 """Kinds of models, in transformers' names, that give distances."""
 
 
-def read(path: Path) -> Float[Tensor, "H W"]:
+def read(path: Path, inverse: bool = False, far: float = 10.0) -> Float[Tensor, "H W"]:
     """Read the distances on an equirectangular picture.
 
     Args:
         path: an array of numpy (.npy), or a grey picture with 8 or 16 bits. A number is a distance from the middle, not from a
             plane, in any unit. It may have another size than the picture.
+        inverse: whether the numbers are 1 / distance.
+        far: the largest distance, as a multiple of the median one. What lies beyond is moved there.
 
     Raises:
-        SettingError: there is no such file, it is none of these, it is not twice as wide as high, or a distance is not above 0.
+        SettingError: there is no such file, it is none of these, it is not twice as wide as high, or a number is no distance.
     """
     depth = _array(path) if path.suffix.lower() == ".npy" else _grey(path)
     if depth.ndim != 2 or not (np.issubdtype(depth.dtype, np.floating) or np.issubdtype(depth.dtype, np.integer)):
         raise SettingError(f"{path} holds {depth.dtype} numbers in the shape {depth.shape}: give distances, height x width")
     check_size((depth.shape[1], depth.shape[0]), str(path))
-    distances = torch.from_numpy(depth.astype(np.float64))
-    if wrong := int((~(distances.isfinite() & (distances > 0))).sum()):
-        raise SettingError(f"{path} holds {wrong} numbers that are no distances: each must be finite and above 0")
-    return distances
+    numbers = torch.from_numpy(depth.astype(np.float64))
+    if wrong := int((~(numbers.isfinite() & (numbers >= 0 if inverse else numbers > 0))).sum()):
+        raise SettingError(
+            f"{path} holds {wrong} numbers that are no {'inverse ' * inverse}distances: each must be finite, and "
+            f"{'0 or more' if inverse else 'above 0'}"
+        )
+    return _limited(numbers if inverse else 1 / numbers, far)
+
+
+def _limited(nearness: Float[Tensor, "H W"], far: float) -> Float[Tensor, "H W"]:
+    """The distances of inverse distances, none of them farther than a multiple of the median one."""
+    median = nearness.median()
+    if not median > 0:
+        raise SettingError("at least half of the depths are no distances: do they come from a model that estimates depth?")
+    return 1 / nearness.clamp(min=median / far)
 
 
 def _array(path: Path) -> Any:
@@ -98,14 +113,14 @@ def load(model: str, device: str | None = None) -> "DepthEstimationPipeline":
             logging.enable_progress_bar()
 
 
-def gives_distances(model: "DepthEstimationPipeline") -> bool:
-    """Whether a model says of itself that it gives distances, and no inverse depths.
+def gives_inverse(model: "DepthEstimationPipeline") -> bool:
+    """Whether a model gives inverse depths. It gives distances if it says so of itself, or is of a kind that does.
 
     Args:
         model: the model.
     """
     config: Any = model.model.config
-    return getattr(config, "depth_estimation_type", "") == "metric" or config.model_type in _DISTANCES
+    return getattr(config, "depth_estimation_type", "") != "metric" and config.model_type not in _DISTANCES
 
 
 def estimate(
@@ -113,7 +128,7 @@ def estimate(
     model: "DepthEstimationPipeline",
     cameras: Sequence[Camera],
     *,
-    distances: bool | None = None,
+    inverse: bool | None = None,
     far: float = 10.0,
 ) -> Float[Tensor, "h w"]:
     """Estimate the distances on an equirectangular picture, view by view.
@@ -122,30 +137,25 @@ def estimate(
         picture: the picture, in [0, 1].
         model: what estimates the depth of a view.
         cameras: the views. They must leave no hole.
-        distances: whether the model gives distances along the axis of a view, and no inverse depths; None if it says so itself.
-        far: the largest distance, as a multiple of the median one. An inverse depth of 0 is that far away.
+        inverse: whether it gives inverse depths, and no distances along the axis of a view; None for what it says itself.
+        far: the largest distance, as a multiple of the median one. What lies beyond is moved there.
 
     Returns:
-        The distances; their median is 1 if the model gives inverse depths.
+        The distances. Those of inverse depths have no unit.
 
     Raises:
         SettingError: the model gives numbers that are no depths.
     """
     from tqdm import tqdm
 
-    distances = gives_distances(model) if distances is None else distances
+    inverse = gives_inverse(model) if inverse is None else inverse
     maps = []
     for camera in tqdm(cameras, desc="depth", leave=False, disable=None):
-        maps.append(_seen_by(model, view(picture, camera.yaw, camera.pitch, camera.fov, (SIDE, SIDE)), distances))
-    nearness = merged(maps, cameras, SIDE)
-    median = nearness.median()
-    if not median > 0:
-        raise SettingError("the depths of the views do not fit together: is this a model that estimates depth?")
-    nearness = nearness.clamp(min=median / far)
-    return 1 / nearness if distances else median / nearness
+        maps.append(_depth_of(view(picture, camera.yaw, camera.pitch, camera.fov, (SIDE, SIDE)), model, inverse))
+    return _limited(merged(maps, cameras, SIDE), far)
 
 
-def _seen_by(model: "DepthEstimationPipeline", shown: Float[Tensor, "3 h w"], distances: bool) -> Float[Tensor, "h w"]:
+def _depth_of(shown: Float[Tensor, "3 h w"], model: "DepthEstimationPipeline", inverse: bool) -> Float[Tensor, "h w"]:
     """The inverse depths of a view, but for a scale and a shift."""
     from panokit.panorama import to_image
 
@@ -153,12 +163,10 @@ def _seen_by(model: "DepthEstimationPipeline", shown: Float[Tensor, "3 h w"], di
         depth = model(to_image(shown))["predicted_depth"].squeeze().double()
     if depth.ndim != 2 or not depth.isfinite().all():
         raise SettingError(f"the depth model gave numbers in the shape {tuple(depth.shape)} that are no depths of a view")
-    return 1 / depth.clamp(min=1e-6) if distances else depth
+    return depth if inverse else 1 / depth.clamp(min=1e-6)
 
 
-def merged(
-    maps: Sequence[Float[Tensor, "h w"]], cameras: Sequence[Camera], height: int
-) -> Float[Tensor, "height width"]:
+def merged(maps: Sequence[Float[Tensor, "h w"]], cameras: Sequence[Camera], height: int) -> Float[Tensor, "height width"]:
     """Put the inverse depths of views together on one equirectangular picture of inverse distances.
 
     Each view weighs most at its middle and nothing at its border, so that no border shows.

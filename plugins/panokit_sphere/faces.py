@@ -14,13 +14,13 @@ from torch import Tensor
 from panokit import SettingError
 from panokit_sphere.projections import view
 
-FACES: Mapping[str, tuple[int, int]] = {
-    "front": (0, 0),
-    "right": (90, 0),
-    "back": (180, 0),
-    "left": (-90, 0),
-    "up": (0, 90),
-    "down": (0, -90),
+FACES: Mapping[str, tuple[float, float]] = {
+    "front": (0.0, 0.0),
+    "right": (90.0, 0.0),
+    "back": (180.0, 0.0),
+    "left": (-90.0, 0.0),
+    "up": (0.0, 90.0),
+    "down": (0.0, -90.0),
 }
 """The faces, and the yaw and pitch of each in degrees."""
 _CROSS = {"up": (0, 1), "left": (1, 0), "front": (1, 1), "right": (1, 2), "back": (1, 3), "down": (2, 1)}
@@ -40,7 +40,7 @@ def faces(picture: Float[Tensor, "c H W"], size: int | None = None) -> dict[str,
     size = picture.shape[-1] // 4 if size is None else size
     if size < 1:
         raise SettingError(f"size is {size}: it must be a number of pixels along a side of a face, 1 or more")
-    return {name: view(picture, yaw, pitch, 90, (size, size)) for name, (yaw, pitch) in FACES.items()}
+    return {name: view(picture, yaw, pitch, 90.0, (size, size)) for name, (yaw, pitch) in FACES.items()}
 
 
 def cross(sides: Mapping[str, Float[Tensor, "c size size"]]) -> Float[Tensor, "c h w"]:

@@ -1,9 +1,10 @@
 """A mesh of what an equirectangular picture shows, with the picture on it, as a file .glb (binary glTF 2.0).
 
-The viewer is in the middle. A grid of vertices lies on the directions of the picture, each at its own distance. In glTF y is up,
-and a camera that is not turned looks along -z: so it looks at the centre of the picture.
+The viewer is in the middle. A grid of vertices lies on the directions of the picture, each at its own distance. In glTF y is
+up, and a camera that is not turned looks along -z: so it looks at the centre of the picture.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -30,11 +31,13 @@ class Mesh(NamedTuple):
         vertices: in glTF's axes: to the right, up, and back.
         places: where each vertex lies on the picture: column and row, from 0 to 1, from its left and top.
         triangles: the vertices of each.
+        left_out: how many more there would be, were there no jumps.
     """
 
     vertices: Float[Tensor, "n 3"]
     places: Float[Tensor, "n 2"]
     triangles: Int[Tensor, "m 3"]
+    left_out: int
 
 
 def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) -> Mesh:
@@ -61,16 +64,26 @@ def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) ->
     away = sample(distances[None], directions)[0]
     number = torch.arange((rows + 1) * (columns + 1)).reshape(rows + 1, columns + 1)
     a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
-    # At a pole a whole row is one place, so a cell is one triangle there. Seen from the middle, the corners go against the clock.
+    # At a pole a whole row is one place, so a cell is one triangle. Seen from the middle, corners go against the clock.
     triangles = torch.cat([torch.stack([a, c, d], -1)[:-1].flatten(0, 1), torch.stack([a, d, b], -1)[1:].flatten(0, 1)])
     corners = away.flatten()[triangles]
-    triangles = triangles[corners.amax(1) <= jump * corners.amin(1)]
-    if not len(triangles):
+    kept = triangles[corners.amax(1) <= jump * corners.amin(1)]
+    if not len(kept):
         raise SettingError(f"no triangle is left: all have a jump above {jump:g}; take a larger one, or more rows")
     column = column.clone()
     column[[0, -1]] += 0.5  # the corner at a pole belongs to the middle of its triangle
     places = torch.stack([column / columns, row / rows], dim=-1)
-    return Mesh((directions * away[..., None]).flatten(0, 1) * _GLTF, places.flatten(0, 1), triangles)
+    return Mesh((directions * away[..., None]).flatten(0, 1) * _GLTF, places.flatten(0, 1), kept, len(triangles) - len(kept))
+
+
+def check_installed() -> None:
+    """Check that meshes can be written.
+
+    Raises:
+        SettingError: trimesh is not installed.
+    """
+    if find_spec("trimesh") is None:
+        raise SettingError('a mesh needs trimesh, which is not installed: pip install "panokit[mesh]"')
 
 
 def write(path: Path, made: Mesh, picture: "Image") -> None:
@@ -82,13 +95,10 @@ def write(path: Path, made: Mesh, picture: "Image") -> None:
         picture: the equirectangular picture.
 
     Raises:
-        SettingError: trimesh is not installed.
         OutputError: the file cannot be written.
     """
-    try:
-        import trimesh
-    except ImportError as cause:
-        raise SettingError('a mesh needs trimesh, which is not installed: pip install "panokit[mesh]"') from cause
+    import trimesh
+
     # trimesh counts rows from the bottom, and turns them for glTF.
     uv = made.places * torch.tensor([1.0, -1]) + torch.tensor([0.0, 1])
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0)

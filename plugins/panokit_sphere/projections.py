@@ -80,8 +80,8 @@ def pixel_directions(size: tuple[int, int]) -> Float[Tensor, "H W 3"]:
         size: its height and width.
     """
     height, width = size
-    rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width))
-    return at(*torch.meshgrid(rows, columns, indexing="ij"), size)
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij")
+    return at(rows, columns, size)
 
 
 def at(rows: Float[Tensor, "*places"], columns: Float[Tensor, "*places"], size: tuple[int, int]) -> Float[Tensor, "*places 3"]:

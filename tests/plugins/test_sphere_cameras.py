@@ -28,14 +28,14 @@ def test_directions_are_even_and_go_from_the_zenith_to_the_nadir() -> None:
 def test_what_tools_read_puts_all_views_back_on_the_picture() -> None:
     """Written out as a reader does it: rays in OpenGL's axes, through the matrix, to a world whose z is up."""
     picture = pixel_directions((128, 256)).movedim(-1, 0)  # its colours are its directions: right, down, ahead
-    spread = cameras(20, 90)
+    spread = cameras(20, 90.0)
     names = [f"images/{k}.png" for k in range(20)]
     data = json.loads(json.dumps(transforms(list(zip(names, spread, strict=True)), SIZE)))
     assert (data["w"], data["h"], data["camera_model"]) == (SIZE, SIZE, "OPENCV")
     assert [frame["file_path"] for frame in data["frames"]] == names
     reached = np.zeros((16, 32), int)
     for camera, frame in zip(spread, data["frames"], strict=True):
-        shown = view(picture, camera.yaw, camera.pitch, 90, (SIZE, SIZE)).movedim(0, -1).numpy()
+        shown = view(picture, camera.yaw, camera.pitch, 90.0, (SIZE, SIZE)).movedim(0, -1).numpy()
         matrix = np.array(frame["transform_matrix"])
         assert matrix[3].tolist() == [0, 0, 0, 1]
         assert np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3))
@@ -51,14 +51,14 @@ def test_what_tools_read_puts_all_views_back_on_the_picture() -> None:
 
 
 def test_a_camera_says_where_directions_lie_on_its_picture() -> None:
-    camera = Camera(yaw=90, pitch=0, fov=90)
+    camera = Camera(yaw=90.0, pitch=0.0, fov=90.0)
     directions = torch.tensor([[1.0, 0, 0], [1, 0, -1], [2, 0, 1], [5, -5, 0], [5, 6, 0], [-1, 0, 0]])
     where, on = camera.places(directions)
     assert torch.allclose(where[:5], torch.tensor([[0.0, 0], [1, 0], [-0.5, 0], [0, -1], [0, 1.2]]), atol=1e-6)
     assert on[[0, 2, 4, 5]].tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("fov", [60, 75, 90, 110])
+@pytest.mark.parametrize("fov", [60.0, 75.0, 90.0, 110.0])
 def test_the_count_that_a_message_advises_is_enough_and_one_fewer_is_not(fov: float) -> None:
     with pytest.raises(
         SettingError, match=r"5 views of \d+ degrees leave holes, the first at a latitude of -?\d+: take \d+ "
@@ -73,12 +73,12 @@ def test_the_count_that_a_message_advises_is_enough_and_one_fewer_is_not(fov: fl
 @pytest.mark.parametrize(
     ("count", "fov", "message"),
     [
-        (20, 0, "fov is 0: it must be the angle of a view in degrees"),
-        (20, 180, "fov is 180: it must be"),
+        (20, 0.0, "fov is 0.0: it must be the angle of a view in degrees"),
+        (20, 180.0, "fov is 180.0: it must be"),
         (20, math.nan, "fov is nan: it must be"),
-        (0, 90, "count is 0: it must be a number of views"),
-        (501, 90, "count is 501"),
-        (5, 4, r"5 views of 4 degrees leave holes, .*: take a larger fov"),
+        (0, 90.0, "count is 0: it must be a number of views"),
+        (501, 90.0, "count is 501"),
+        (5, 4.0, r"5 views of 4 degrees leave holes, .*: take a larger fov"),
     ],
 )
 def test_what_no_camera_can_be_is_one_line(count: int, fov: float, message: str) -> None:

@@ -79,6 +79,6 @@ def test_a_cross_shows_each_face_once_beside_those_it_joins(places: dict[str, Te
 
 def test_a_face_has_the_pixels_of_the_picture_at_its_horizon() -> None:
     assert faces(torch.zeros(3, 32, 64))["up"].shape == (3, 16, 16)
-    assert directions(0, 0, 90, (16, 16)).shape == (16, 16, 3)
+    assert directions(0.0, 0.0, 90.0, (16, 16)).shape == (16, 16, 3)
     with pytest.raises(SettingError, match="size is 0: it must be a number of pixels"):
         faces(torch.zeros(3, 32, 64), 0)

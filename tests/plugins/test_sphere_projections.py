@@ -21,13 +21,13 @@ def smooth(where: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("yaw", "pitch", "ahead"),
     [
-        (0, 0, (0, 0, 1)),
-        (90, 0, (1, 0, 0)),
-        (-90, 0, (-1, 0, 0)),
-        (180, 0, (0, 0, -1)),
-        (0, 90, (0, -1, 0)),
-        (0, -90, (0, 1, 0)),
-        (90, 45, (math.sqrt(0.5), -math.sqrt(0.5), 0)),
+        (0.0, 0.0, (0, 0, 1)),
+        (90.0, 0.0, (1, 0, 0)),
+        (-90.0, 0.0, (-1, 0, 0)),
+        (180.0, 0.0, (0, 0, -1)),
+        (0.0, 90.0, (0, -1, 0)),
+        (0.0, -90.0, (0, 1, 0)),
+        (90.0, 45.0, (math.sqrt(0.5), -math.sqrt(0.5), 0)),
     ],
 )
 def test_yaw_turns_right_and_pitch_looks_up(yaw: float, pitch: float, ahead: tuple[float, float, float]) -> None:
@@ -65,21 +65,23 @@ def test_places_and_directions_undo_each_other() -> None:
 
 def test_a_view_is_a_pinhole_camera() -> None:
     """Its borders are half of the field of view away, its pixels are even on a plane, and its axis is its middle."""
-    for fov, (height, width) in ((90, (32, 32)), (60, (20, 40))):
+    for fov, (height, width) in ((90.0, (32, 32)), (60.0, (20, 40))):
         x, y, z = rays(fov, (height, width)).unbind(-1)
         assert torch.equal(z, torch.ones_like(z))
         edge = x[0, -1] + (x[0, 1] - x[0, 0]) / 2
         assert math.degrees(math.atan(edge)) == pytest.approx(fov / 2)
         assert torch.allclose(x.diff(dim=1), y.diff(dim=0)[0, 0].expand(height, width - 1))  # square pixels
-        assert directions(70, 20, fov, (height, width)).mean((0, 1)) @ rotation(70, 20)[:, :2] == pytest.approx(
+        assert directions(70.0, 20.0, fov, (height, width)).mean((0, 1)) @ rotation(70.0, 20.0)[:, :2] == pytest.approx(
             [0, 0], abs=1e-9
         )
 
 
-@pytest.mark.parametrize(("yaw", "pitch"), [(0, 0), (180, 0), (-175, 10), (0, 90), (37, -90), (120, 80)])
+@pytest.mark.parametrize(
+    ("yaw", "pitch"), [(0.0, 0.0), (180.0, 0.0), (-175.0, 10.0), (0.0, 90.0), (37.0, -90.0), (120.0, 80.0)]
+)
 def test_a_view_shows_what_lies_in_its_directions_over_the_join_and_the_poles(yaw: float, pitch: float) -> None:
     picture = smooth(pixel_directions(SIZE))
-    for fov, size in ((90, (32, 32)), (60, (16, 48))):
+    for fov, size in ((90.0, (32, 32)), (60.0, (16, 48))):
         expected = smooth(directions(yaw, pitch, fov, size))
         assert (view(picture, yaw, pitch, fov, size) - expected).abs().max() < 2e-3  # bilinear: (2 pi / 128)^2 / 2
 
@@ -103,6 +105,6 @@ def test_pixels_are_weighted_by_their_distance_across_the_join_and_the_poles() -
 def test_a_small_view_of_a_large_picture_is_the_mean_of_its_pixels() -> None:
     """Of stripes as wide as a pixel only grey is left, not other stripes."""
     picture = (torch.arange(512) % 2).double().expand(3, 256, 512)
-    shown = view(picture, 0, 0, 90, (16, 16))
+    shown = view(picture, 0.0, 0.0, 90.0, (16, 16))
     assert (shown - 0.5).abs().max() < 0.06
-    assert view(picture, 0, 0, 60, (512, 512)).std() > 0.2  # and a large view shows them
+    assert view(picture, 0.0, 0.0, 60.0, (512, 512)).std() > 0.2  # and a large view shows them
