@@ -5,7 +5,7 @@ columns are longitudes, which grow to the right, and its first row is the zenith
 0.5, so its borders are at 0 and at its width. A view turns to the right by its yaw, and up by its pitch, without a roll.
 """
 
-from math import cos, pi, radians, sin, tan
+from math import ceil, cos, pi, radians, sin, tan
 
 import torch
 from jaxtyping import Float
@@ -110,9 +110,9 @@ def sample(picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"]) 
     over = picture.roll(width // 2, dims=-1)
     whole = torch.cat([over[:, :1], picture, over[:, -1:]], dim=1)
     whole = torch.cat([whole[..., -1:], whole, whole[..., :1]], dim=2)
-    row, column = pixels(directions, (height, width))
+    row, column = pixels(directions.to(picture), (height, width))
     grid = torch.stack([2 * (column + 1) / (width + 2) - 1, 2 * (row + 1) / (height + 2) - 1], dim=-1)
-    return F.grid_sample(whole[None], grid[None].to(whole), align_corners=False)[0]
+    return F.grid_sample(whole[None], grid[None], align_corners=False)[0]
 
 
 def view(
@@ -130,6 +130,6 @@ def view(
         size: height and width of the view, in pixels.
     """
     height, width = size
-    factor = max(1, round(picture.shape[-1] / (2 * pi) / focal(fov, width)))  # the picture's pixels in one of the view's
+    factor = ceil(picture.shape[-1] / (2 * pi) / focal(fov, width))  # the picture's pixels in one of the view's
     fine = sample(picture, directions(yaw, pitch, fov, (height * factor, width * factor)))
     return F.avg_pool2d(fine[None], factor)[0]
