@@ -23,7 +23,7 @@ _MOST = 500
 """The most cameras."""
 _TRIED = 4096
 """The directions at which it is tried whether views leave holes, about 3 degrees apart."""
-_WORLD = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
+WORLD = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
 """From right, down and ahead to right, ahead and up."""
 _OPENGL = torch.tensor([1.0, -1, -1], dtype=torch.float64)
 """From right, down and ahead to right, up and back."""
@@ -102,13 +102,20 @@ def _hole(spread: Sequence[Camera]) -> float | None:
     return degrees(asin(-unseen[0, 1])) if len(unseen) else None
 
 
-def transforms(views: Sequence[tuple[str, Camera]], size: int) -> dict[str, Any]:
+def transforms(
+    views: Sequence[tuple[str, Camera]], size: int, depths: Sequence[str] = (), points: str | None = None
+) -> dict[str, Any]:
     """What `transforms.json` says of pictures.
 
     Args:
         views: the file of each picture, and its camera. All have one field of view.
         size: pixels along a side of each picture.
+        depths: the file of the depth of each picture, if there are any.
+        points: the file of points to start from, if there is one.
     """
+    frames = [{"file_path": name, "transform_matrix": _matrix(camera).tolist()} for name, camera in views]
+    for frame, depth in zip(frames, depths, strict=False):
+        frame["depth_file_path"] = depth
     length = focal(views[0][1].fov, size)
     return {
         "camera_model": "OPENCV",
@@ -120,12 +127,13 @@ def transforms(views: Sequence[tuple[str, Camera]], size: int) -> dict[str, Any]
         "h": size,
         **dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0),
         "orientation_override": "none",  # the world is upright already
-        "frames": [{"file_path": name, "transform_matrix": _matrix(camera).tolist()} for name, camera in views],
+        **({} if points is None else {"ply_file_path": points}),
+        "frames": frames,
     }
 
 
 def _matrix(camera: Camera) -> Float[Tensor, "4 4"]:
     """From a camera's axes to those of the world. All cameras are at its origin."""
     matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, :3] = _WORLD @ rotation(camera.yaw, camera.pitch) * _OPENGL
+    matrix[:3, :3] = WORLD @ rotation(camera.yaw, camera.pitch) * _OPENGL
     return matrix

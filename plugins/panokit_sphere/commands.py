@@ -38,7 +38,18 @@ def faces(picture: str, folder: str, *, size: int | None = None, cross: bool = F
     print(f"{place}: 6 faces of {sides['front'].shape[-1]} x {sides['front'].shape[-1]} pixels")
 
 
-def views(picture: str, folder: str, *, count: int = 20, fov: float = 90.0, size: int = 512) -> None:
+def views(
+    picture: str,
+    folder: str,
+    *,
+    count: int = 20,
+    fov: float = 90.0,
+    size: int = 512,
+    depth: str | None = None,
+    depth_is: Literal["inverse", "distance"] | None = None,
+    far: float = 10.0,
+    device: str | None = None,
+) -> None:
     """Write perspective views in all directions, and transforms.json with their cameras, as NeRF tools read it.
 
     Args:
@@ -47,24 +58,49 @@ def views(picture: str, folder: str, *, count: int = 20, fov: float = 90.0, size
         count: How many views, spread evenly over the sphere. Together they must see all of it.
         fov: The angle across a view, in degrees.
         size: Pixels along a side of a view.
+        depth: How far everything is, to write the depth of each view in depths/, and points.ply: a file or a model, as mesh
+            takes it.
+        depth_is: What its numbers are. The default is distance for a file, and what a model says itself, otherwise inverse.
+        far: The largest distance, as a multiple of the median one.
+        device: Where the model runs, as torch names it. The default is transformers' choice.
     """
     from panokit.panorama import to_image
+    from panokit_sphere import points
     from panokit_sphere.cameras import cameras, transforms
+    from panokit_sphere.depth import along
+    from panokit_sphere.mesh import check_installed
     from panokit_sphere.projections import view
 
     if size < 1:
         raise SettingError(f"size is {size}: it must be a number of pixels along a side of a view, 1 or more")
+    if depth is not None:
+        check_installed("the points of a picture need")
     spread = cameras(count, fov)
-    pixels = _pixels(_picture(picture))
+    image = _picture(picture)
+    pixels = _pixels(image)
+    distances = None if depth is None else _distances(image, depth, depth_is, far, device)
     place = _folder(folder)
-    images = _folder(str(place / "images"))
-    names = [f"images/{number:04}.png" for number in range(count)]
-    for name, camera in zip(names, spread, strict=True):
-        write_picture(images.parent / name, to_image(view(pixels, camera.yaw, camera.pitch, fov, (size, size))))
-    text = json.dumps(transforms(list(zip(names, spread, strict=True)), size), indent=2)
+    images = [f"images/{number:04}.png" for number in range(count)]
+    depths = [f"depths/{number:04}.png" for number in range(count)] if distances is not None else []
+    for part in ["images", "depths"][: 1 + bool(depths)]:
+        _folder(str(place / part))
+    for name, camera in zip(images, spread, strict=True):
+        write_picture(place / name, to_image(view(pixels, camera.yaw, camera.pitch, fov, (size, size))))
+    if distances is not None:
+        for name, camera in zip(depths, spread, strict=True):
+            write_picture(place / name, _in_thousandths(along(distances, camera, size)))
+        points.write(place / "points.ply", points.points(pixels, distances))
+    contents = transforms(list(zip(images, spread, strict=True)), size, depths, "points.ply" if depths else None)
     with written_aside(place / "transforms.json") as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(json.dumps(contents, indent=2), encoding="utf-8")
     print(f"{place / 'transforms.json'}: {counted(count, 'view')} of {size} x {size} pixels")
+
+
+def _in_thousandths(depth: "Tensor") -> "Image":
+    """Depths as grey with 16 bits, in thousandths of a unit. What is farther than 65 units is there."""
+    from PIL import Image
+
+    return Image.fromarray((depth * 1000).round().clamp(1, 65535).numpy().astype("uint16"))
 
 
 def mesh(
@@ -94,7 +130,7 @@ def mesh(
     from panokit_sphere.mesh import check_installed, write
     from panokit_sphere.mesh import mesh as mesh_of
 
-    check_installed()
+    check_installed("a mesh needs")
     place = _check_glb(file)
     image = _picture(picture)
     distances = _distances(image, depth, depth_is, far, device)

@@ -22,7 +22,7 @@ from panokit.equirectangular import check_size
 from panokit.errors import reason_of
 from panokit.opening import decoded, opened
 from panokit_sphere.cameras import Camera, evenly
-from panokit_sphere.projections import pixel_directions, rotation, view
+from panokit_sphere.projections import directions, pixel_directions, rotation, sample, view
 
 if TYPE_CHECKING:
     from transformers import DepthEstimationPipeline
@@ -141,7 +141,7 @@ def estimate(
         far: the largest distance, as a multiple of the median one. What lies beyond is moved there.
 
     Returns:
-        The distances. Those of inverse depths have no unit.
+        The distances. Of inverse depths nobody knows the unit, so their median is 1.
 
     Raises:
         SettingError: the model gives numbers that are no depths.
@@ -152,7 +152,20 @@ def estimate(
     maps = []
     for camera in tqdm(cameras, desc="depth", leave=False, disable=None):
         maps.append(_depth_of(view(picture, camera.yaw, camera.pitch, camera.fov, (SIDE, SIDE)), model, inverse))
-    return _limited(merged(maps, cameras, SIDE), far)
+    made = _limited(merged(maps, cameras, SIDE), far)
+    return made / made.median() if inverse else made
+
+
+def along(distances: Float[Tensor, "H W"], camera: Camera, side: int) -> Float[Tensor, "side side"]:
+    """The depth of each pixel of a view: how far it is along the axis, and not from the camera.
+
+    Args:
+        distances: on an equirectangular picture.
+        camera: the view.
+        side: its pixels along a side.
+    """
+    where = directions(camera.yaw, camera.pitch, camera.fov, (side, side))
+    return sample(distances[None], where)[0] * _axial(where.flatten(0, 1), camera).reshape(side, side)
 
 
 def _depth_of(shown: Float[Tensor, "3 h w"], model: "DepthEstimationPipeline", inverse: bool) -> Float[Tensor, "h w"]:

@@ -76,14 +76,17 @@ def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) ->
     return Mesh((directions * away[..., None]).flatten(0, 1) * _GLTF, places.flatten(0, 1), kept, len(triangles) - len(kept))
 
 
-def check_installed() -> None:
-    """Check that meshes can be written.
+def check_installed(what: str) -> None:
+    """Check that meshes and points can be written.
+
+    Args:
+        what: what needs it, as `a mesh needs`.
 
     Raises:
         SettingError: trimesh is not installed.
     """
     if find_spec("trimesh") is None:
-        raise SettingError('a mesh needs trimesh, which is not installed: pip install "panokit[mesh]"')
+        raise SettingError(f'{what} trimesh, which is not installed: pip install "panokit[mesh]"')
 
 
 def write(path: Path, made: Mesh, picture: "Image") -> None:

@@ -83,6 +83,33 @@ def test_views(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert middle(place / "scene" / frame["file_path"]) == pytest.approx([right, -up, ahead], abs=0.02)
 
 
+def test_views_with_depths(place: Path) -> None:
+    """A reader that puts each pixel at its depth, through the matrix of its view, is back on a ball, and so are the points."""
+    trimesh = pytest.importorskip("trimesh", reason="points are written by trimesh, which is not installed")
+    np.save("far.npy", np.full((16, 32), 3.0))
+    assert main(["views", "a.png", "scene", "--size=20", "--depth=far.npy"]) == 0
+    data = json.loads((place / "scene" / "transforms.json").read_text())
+    for frame in data["frames"]:
+        with Image.open(place / "scene" / frame["depth_file_path"]) as image:
+            depth = np.asarray(image) / 1000
+        row, column = np.mgrid[:20, :20] + 0.5
+        rays = np.stack([(column - data["cx"]) / data["fl_x"], -(row - data["cy"]) / data["fl_y"], -np.ones((20, 20))])
+        assert np.linalg.norm(rays * depth, axis=0) == pytest.approx(np.full((20, 20), 3.0), abs=2e-3)
+    cloud = trimesh.load(place / "scene" / data["ply_file_path"])
+    assert cloud.vertices.shape == (100_000, 3)
+    right, ahead, up = cloud.vertices.T / 3
+    assert np.hypot(np.hypot(right, ahead), up) == pytest.approx(1)
+    assert cloud.colors[:, :3] / 127.5 - 1 == pytest.approx(np.stack([right, -up, ahead], -1), abs=0.05)
+
+
+def test_far_depths_are_as_far_as_16_bits_reach(place: Path) -> None:
+    pytest.importorskip("trimesh", reason="points are written by trimesh, which is not installed")
+    np.save("far.npy", np.full((16, 32), 500.0))
+    assert main(["views", "a.png", "scene", "--size=4", "--depth=far.npy"]) == 0
+    with Image.open(place / "scene" / "depths" / "0000.png") as image:
+        assert np.asarray(image).min() == 65535
+
+
 def test_a_mesh_from_a_file_of_distances(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trimesh = pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
     np.save("far.npy", np.full((8, 16), 3.0))
@@ -128,6 +155,7 @@ def test_python_runs_the_package_as_a_module(capsys: pytest.CaptureFixture[str],
         (["views", "a.png", "b", "--size=0"], "size is 0: it must be a number of pixels"),
         (["views", "a.png", "b", "--fov=60"], "20 views of 60 degrees leave holes, the first at a latitude of"),
         (["views", "a.png", "b", "--fov=180"], "fov is 180.0: it must be the angle of a view"),
+        (["views", "a.png", "b", "--depth=a.npy"], "there is no file a.npy"),
         (["faces", "c.png", "b"], "there is no picture c.png"),
         (
             ["faces", "wide.png", "b"],

@@ -125,4 +125,4 @@ def test_others_read_the_file(tmp_path: Path) -> None:
 def test_without_trimesh_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panokit_sphere.mesh.find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r'a mesh needs trimesh, which is not installed: pip install "panokit\[mesh\]"'):
-        check_installed()
+        check_installed("a mesh needs")
