@@ -44,7 +44,7 @@ def picture(run: Run) -> Image.Image | None:
     """A preview of a run's canvas, as large as the panorama; None before the first step."""
     if run.seen is None:
         return None
-    small = to_image(preview(run.codec, run.seen.x0.float()))
+    small = to_image(preview(run.codec, run.seen.x0.float(), run.windows))
     factor = run.codec.factor if run.codec else 1
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
 

@@ -12,8 +12,10 @@ from panokit.denoiser import Codec
 from panokit.enlarging import enlarged
 from panokit.grid import Grid
 from panokit.memory import memory_explained
+from panokit.projecting import canvas_of, picture_of
 from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN
+from panokit.windows import Projected, Windows
 
 WHOLE = 1 << 23
 """The most pixels of a larger picture that is made in one piece."""
@@ -22,17 +24,23 @@ TILE, SHARED = 1024, 256
 
 
 def magnified(
-    codec: Codec | None, canvas: Float[Tensor, "*c_small"], wrap: tuple[bool, ...], runtime: Runtime, factor: int
+    codec: Codec | None, canvas: Float[Tensor, "*c_small"], windows: Windows, runtime: Runtime, factor: int
 ) -> Float[Tensor, "*c_large"]:
     """The canvas of a picture that is `factor` times as large. Neighbouring tiles fade into each other.
 
     Args:
         codec: decodes and encodes; None where the canvas is the picture.
         canvas: the finished canvas.
-        wrap: for each axis, whether the canvas is a ring along it.
+        windows: windows of the canvas; of a plane, windows of any canvas of its scene.
         runtime: deals the tiles out to ranks.
         factor: how many times larger the picture becomes along each axis.
     """
+    if isinstance(windows, Projected):
+        larger = windows.on(tuple(cells * factor**2 for cells in windows.size))
+        pixels = codec.factor if codec else 1
+        size = larger.picture[0] * pixels, larger.picture[1] * pixels
+        return canvas_of(codec, picture_of(codec, canvas, windows, runtime, size).clamp_(0, 1), larger)
+    wrap = windows.wrap
     if codec is None:
         return enlarged(canvas, wrap, factor)
     size = (canvas.shape[-2], canvas.shape[-1])

@@ -37,14 +37,14 @@ class Panorama:
     """A finished panorama.
 
     Attributes:
-        latents: the canvas that the picture was decoded from, `c h w`.
+        latents: the canvas that the picture was decoded from, `c *size`: `c h w`, unless it is no plane.
         image: the picture, RGB with 8 bits a channel; a smaller copy, of up to `SMALL` pixels a side, if `file` is set.
         recipe: everything that is needed to make the picture again, as plain data.
         size: width and height of the picture in pixels. The default is that of `image`.
         file: the file of the picture, if it was written while it was decoded; None for a picture in the memory, `image`.
     """
 
-    latents: Float[Tensor, "c h w"]
+    latents: Float[Tensor, "c *size"]
     image: "Image"
     recipe: Mapping[str, Any]
     size: tuple[int, int] = (0, 0)
@@ -84,7 +84,7 @@ class Panorama:
             write_picture(path, self.image, **embedded(self.recipe, check_format(path)))
 
     def save_latents(self, path: str | os.PathLike[str]) -> None:
-        """Write the latents as safetensors, as one tensor `latents`, `c h w`. There is never half a file.
+        """Write the latents as safetensors, as one tensor `latents`, `c *size`. There is never half a file.
 
         Args:
             path: the file.

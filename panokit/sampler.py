@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from panokit import models
 from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
-from panokit.decoding import decode, require_tiles, strips
+from panokit.decoding import require_tiles, strips
 from panokit.denoiser import Model
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.fuser import Fuser
@@ -30,6 +30,7 @@ from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
 from panokit.progress import steps_bar
+from panokit.projecting import picture_of
 from panokit.recipe import PICTURES
 from panokit.run import Run
 from panokit.runtime import Runtime
@@ -37,7 +38,7 @@ from panokit.runtime.placement import sharing
 from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, steadier, takes_settings
-from panokit.windows import Windows, require_cover
+from panokit.windows import Projected, Windows, require_cover
 from panokit.writing import check_picture, is_streamed, writing
 
 LARGEST = 1 << 30
@@ -79,8 +80,8 @@ class Plan:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
+        high, wide = _pictured(self.windows)
         factor = self.sampler.model.factor
-        high, wide = self.windows.size
         return wide * factor, high * factor
 
     @property
@@ -330,8 +331,12 @@ class Sampler:
 
     def _strips(self, run: Run) -> Iterator[Float[torch.Tensor, "3 h W"]]:
         """The picture of a run in strips, from the top."""
-        codec, canvas, top = self.model.codec, run.canvas.float(), 0
-        for strip in strips(codec, canvas, run.windows.wrap, self.runtime) if codec else canvas.split(_ROWS, dim=1):
+        codec, canvas, windows, top = self.model.codec, run.canvas.float(), run.windows, 0
+        if codec is None or isinstance(windows, Projected):
+            parts: Iterable[torch.Tensor] = picture_of(codec, canvas, windows, self.runtime).split(_ROWS, dim=1)
+        else:
+            parts = strips(codec, canvas, windows.wrap, self.runtime)
+        for strip in parts:
             yield self._finished(run, strip, top)
             top += strip.shape[1]
 
@@ -394,10 +399,11 @@ class Sampler:
         chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image", pictures.get("control_image")))
         windows, read_prompt = self._windows(chosen), prompt
         if self.model.codec:
-            require_tiles(self.model.codec, self.runtime, windows.size)
+            require_tiles(self.model.codec, self.runtime, _pictured(windows))
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
-            read_prompt.maps(windows.size)  # it raises if regions do not fit
+            places = windows.places() if isinstance(windows, Projected) else None
+            read_prompt.maps(windows.size, places)  # it raises if regions do not fit
             hashes |= masks
         ip_adapter_image = pictures.pop("ip_adapter_image", None)
         fields = self._fields(chosen, pictures)
@@ -416,7 +422,10 @@ class Sampler:
                 "cannot start from an image: leave it out"
             )
         begins = start(chosen, pictures, self.model.factor, self.model.unit) if "image" in pictures else None
-        return Plan(self, prompt, chosen, windows, scene, begins, self._recipe(prompt, chosen, hashes))
+        recipe = self._recipe(prompt, chosen, hashes)
+        if isinstance(windows, Projected):
+            recipe["projection"] = windows.projection
+        return Plan(self, prompt, chosen, windows, scene, begins, recipe)
 
     def _require_ip_adapter_images(self, scene: Scene) -> None:
         """Check that the pictures for an IP-Adapter are there where the model reads them, and nowhere else.
@@ -494,7 +503,8 @@ class Sampler:
         name = f"{type(self.layout).__name__}.begin"
         if not isinstance(windows, Windows):
             raise ContractError(f"{name} returned a {type(windows).__name__}; it must return Windows")
-        came, asked = (windows.size, windows.window, windows.wrap), (size, window, settings.wraps)
+        wrap = settings.wraps if isinstance(windows, Projected) else windows.wrap  # a sphere has no borders to join
+        came, asked = (_pictured(windows), windows.window, wrap), (size, window, settings.wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
         return windows.refined(multiple) if multiple > 1 else windows
@@ -531,8 +541,7 @@ class Sampler:
             OutOfMemoryError: the picture does not fit the memory.
         """
         canvas = run.canvas.float()
-        picture = decode(self.model.codec, canvas, run.windows.wrap, self.runtime) if self.model.codec else canvas
-        return self._finished(run, picture)
+        return self._finished(run, picture_of(self.model.codec, canvas, run.windows, self.runtime))
 
     def _finished(self, run: Run, picture: torch.Tensor, top: int = 0) -> torch.Tensor:
         """A decoded picture, or a strip of it from row `top` on, with the pixels that stay. All its numbers are finite."""
@@ -571,6 +580,11 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
         kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
         raise SettingError(f"{kind} came where a {base.__name__} was expected: give a name or an object, {base.__name__}(...)")
     return part
+
+
+def _pictured(windows: Windows) -> tuple[int, ...]:
+    """Height and width of the picture, in cells."""
+    return windows.picture if isinstance(windows, Projected) else windows.size
 
 
 def _model(model: Any) -> Model:
