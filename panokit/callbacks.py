@@ -11,12 +11,14 @@ import inspect
 import os
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, final
 
 from PIL import Image
 
 from panokit.extra import Extra
-from panokit.files import check_output, write_picture
+from panokit.files import write_picture
+from panokit.output import check_preview
 from panokit.panorama import to_image
 from panokit.preview import preview
 from panokit.run import Run
@@ -62,7 +64,8 @@ class Preview:
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
-        self.path, self.every = check_output(path), every
+        self.path, self.every = Path(path), every
+        check_preview(self.path)
         self._extra = Extra("the run goes on without a new preview")
 
     def on_step_end(self, run: Run) -> None:

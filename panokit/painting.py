@@ -15,7 +15,7 @@ from typing import Any, final
 
 from PIL.Image import Image
 
-from panokit import forecast, recipe
+from panokit import films, forecast, recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
 from panokit.errors import FallbackWarning, OutputError, RankError, SettingError, in_words
@@ -72,7 +72,7 @@ def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Tas
     """
     plan = worker.plan(job)
     path = output.path(plan.recipe)
-    output.check_files(path, plan.size)
+    output.check_files(path, plan.size, films.frames_of(plan.recipe))
     if not worker.trusted:
         recipe.check_work(plan.passes)
     plan.check()

@@ -197,17 +197,18 @@ class SmallCopy:
 def is_whole(picture: Path, latents: Path | None = None) -> bool:
     """Whether the files that `save` and `save_latents` wrote are there, and complete.
 
-    The checksums of a PNG are compared. Other formats have none: of a TIFF all tiles must be in the file, and of a Deep Zoom
-    picture all tiles must be there.
+    The checksums of a PNG are compared. Other formats have none: of a TIFF all tiles must be in the file, of a Deep Zoom
+    picture all tiles must be there, and a film or a WebP must end where its format says.
 
     Args:
-        picture: a PNG, a TIFF or a Deep Zoom picture.
+        picture: a PNG, a TIFF, a WebP, a film or a Deep Zoom picture.
         latents: the file of the latents; None if there need be none.
     """
     from safetensors.torch import load_file
 
     try:
         kinds = {".tif": _has_parts, ".tiff": _has_parts, deepzoom.ENDING: lambda path: deepzoom.read(path).is_whole}
+        kinds |= dict.fromkeys(films.ENDINGS, films.is_whole)
         whole = kinds.get(picture.suffix.lower(), _has_checksums)(picture)
         return whole and (latents is None or "latents" in load_file(latents))
     except Exception:  # a damaged file can break its reader anywhere
