@@ -46,6 +46,10 @@ class Denoiser(ABC):
     """The names of the pictures on the canvas that it reads, such as a control picture: see `Scene.fields`."""
     has_ip_adapter: bool = False
     """Whether it reads pictures for an IP-Adapter, which show how things are to look: see `Scene.ip_adapter_images`."""
+    rings: bool = False
+    """Whether it sees a window as a ring where the canvas is one and as long as the window; see `panokit.rings.Ring.of`."""
+    ringless: str = ""
+    """Why it does not, for a warning; empty for none."""
     choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys. `Model.configure` warns about the others if the user sets them."""
 
@@ -176,6 +180,9 @@ class Codec(ABC):
     """Frames of a film for each latent frame but the first, which is one frame. On a loop the first has as many."""
     multiple: int = 1
     """A part of a canvas that is decoded alone begins and ends at multiples of so many cells."""
+    rings: bool = False
+    """Whether its networks know places by torch's convolutions alone. Then these go around a ring that is decoded, or encoded,
+    in one piece. Otherwise cells of the other end are repeated at both ends."""
     choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys."""
 

@@ -5,6 +5,7 @@ as large. The same frames and recipe make the same bytes, on any number of cores
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
@@ -29,6 +30,8 @@ ENDINGS = (".mp4", ".webm", ".webp")
 """The endings of films' files."""
 LARGEST = 1 << 30
 """The most pixels of all frames of a film that is read."""
+_AV = 18
+"""The least version of av. Earlier ones convert colours in swscale's quick ways alone."""
 _THREADS = 4
 """Threads of an encoder. Another number may give other bytes, so it is not that of the cores."""
 _ON_SHEET, _CAPTION = 12, 20
@@ -74,9 +77,9 @@ _FORMATS = {
 _WEBP = {"lossless": True, "quality": 20, "method": 1}
 
 
-def is_film(path: Path) -> bool:
+def is_film(path: str | os.PathLike[str]) -> bool:
     """Whether the ending of a file names a format of films. A WebP may also be a picture."""
-    return path.suffix.lower() in ENDINGS
+    return Path(path).suffix.lower() in ENDINGS
 
 
 def frames_of(recipe: Mapping[str, Any]) -> int:
@@ -96,7 +99,7 @@ def ending() -> str:
     return ".mp4" if _has_encoder(_FORMATS[".mp4"].encoder) else ".webp"
 
 
-def check_film(path: Path, size: tuple[int, int], frames: int) -> Path:
+def check_film(path: str | os.PathLike[str], size: tuple[int, int], frames: int) -> Path:
     """Check that a film can be written to a file. Call it before a long run, and again after it.
 
     Args:
@@ -111,6 +114,7 @@ def check_film(path: Path, size: tuple[int, int], frames: int) -> Path:
         OutputError: the format holds no films or not this one, the folder is missing, or the file cannot be written.
         SettingError: a package is missing that writes such a film.
     """
+    path = Path(path)
     kind = path.suffix.lower()
     if kind not in ENDINGS:
         raise OutputError(
@@ -136,8 +140,8 @@ def _check_encoded(path: Path, size: tuple[int, int], form: _Format) -> None:
         )
     if not _has_av():
         raise SettingError(
-            f'cannot write {path}: a film in this format needs av, which is not installed: pip install "panokit[films]", '
-            "or write .webp"
+            f"cannot write {path}: a film in this format needs av {_AV} or later, which is not installed: "
+            'pip install "panokit[films]", or write .webp'
         )
     if not _has_encoder(form.encoder):
         raise SettingError(
@@ -293,7 +297,9 @@ def _of_webp(path: Path) -> Iterator["Frames"]:
 
 def _decoded(path: Path) -> Iterator["Frames"]:
     if not _has_av():
-        raise SettingError(f'{path}: to read a film needs av, which is not installed: pip install "panokit[films]"')
+        raise SettingError(
+            f'{path}: to read a film needs av {_AV} or later, which is not installed: pip install "panokit[films]"'
+        )
     import av
 
     # A file object in place of a name: whatever the file says, FFmpeg opens no other.
@@ -345,17 +351,18 @@ def is_whole(path: Path) -> bool:
 
 
 def _has_av() -> bool:
+    """Whether av is installed, in a version that converts colours exactly."""
     try:
-        import_module("av")
+        version = import_module("av").__version__
     except (ImportError, OSError):  # the package is missing, or a library that it calls
         return False
-    return True
+    return int(version.partition(".")[0]) >= _AV
 
 
 def _has_encoder(name: str) -> bool:
     """Whether av is installed, and its FFmpeg has an encoder."""
-    with suppress(ImportError, OSError, ValueError):
-        import_module("av")
-        import_module("av.codec").Codec(name, "w")
-        return True
+    with suppress(ValueError):
+        if _has_av():
+            import_module("av.codec").Codec(name, "w")
+            return True
     return False

@@ -3,7 +3,8 @@
 PNG keeps the recipe as JSON in an `iTXt` chunk `panokit`. A second chunk `parameters` is for people and their tools, in the
 format of the Stable Diffusion web UI. JPEG, WebP and TIFF keep the same two texts in Exif, as `ImageDescription` and
 `UserComment`; a large TIFF has the first alone. A Deep Zoom picture keeps the recipe in a file among its tiles. Films keep the
-two texts as `comment` and `description`, and a film as WebP keeps them in Exif.
+two texts as `comment` and `description`, and a film as WebP keeps them in Exif. Beside the recipe stands what viewers must know
+of an equirectangular picture: see `equirectangular`.
 
 A recipe from a file is plain data, whoever wrote it. It is parsed as JSON, its length is bounded, its values are checked, and
 nothing is imported for it.
@@ -19,14 +20,14 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
-from panokit import boxes, deepzoom
+from panokit import boxes, deepzoom, equirectangular
 from panokit.errors import FallbackWarning, SettingError
 from panokit.plain import walk
 
 KEY, _PARAMETERS = "panokit", "parameters"
 VERSIONS = ("panokit", "torch", "diffusers")
 """Entries of a recipe that do not count as part of the picture."""
-_DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
+_DESCRIPTION, _XMP, _EXIF, _COMMENT = 0x010E, 0x02BC, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
 _EXIF_HOLDS = 65_000
 
@@ -124,45 +125,56 @@ def texts(recipe: Mapping[str, Any], stacklevel: int = 2) -> dict[str, str]:
         stacklevel: whose line a warning names.
 
     Returns:
-        The texts; none, with a warning, if the recipe is too long.
+        The texts; without those of the recipe, and with a warning, if it is too long.
     """
+    xmp = equirectangular.packet_of(recipe)
+    kept = {} if xmp is None else {equirectangular.KEYWORD: xmp}
     text = json.dumps(recipe)
     if len(text) > LONGEST:
         warnings.warn(f"the recipe is longer than {LONGEST} letters and is left out", FallbackWarning, stacklevel=stacklevel)
-        return {}
-    return {KEY: text, _PARAMETERS: _parameters(recipe)}
+        return kept
+    return {KEY: text, _PARAMETERS: _parameters(recipe), **kept}
 
 
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """The arguments of Pillow's `save` that put a recipe into the file.
+    """The arguments of Pillow's `save` that put a recipe, and the XMP of an equirectangular picture, into the file.
 
     Args:
         recipe: the recipe.
         format: Pillow's name of the format.
 
     Returns:
-        The arguments; empty if the format has no place for a recipe, or, with a warning, if the recipe is too long.
+        The arguments; empty if the format has no place for a recipe. A recipe that is too long is left out, with a warning.
     """
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    kept = texts(recipe, stacklevel=4)
-    if not kept:
+    if format not in ("PNG", "JPEG", "WEBP", "TIFF"):
         return {}
+    kept = texts(recipe, stacklevel=4)
     if format == "PNG":
         chunks = PngInfo()
         for keyword, text in kept.items():
             chunks.add_itxt(keyword, text)
-        return {"pnginfo": chunks}
-    if format in ("JPEG", "WEBP", "TIFF"):
-        exif = Image.Exif()
+        return {"pnginfo": chunks} if kept else {}
+    xmp = kept.get(equirectangular.KEYWORD, "").encode()
+    exif = _exif(kept, xmp if format == "TIFF" else b"")
+    if format == "JPEG" and len(exif) > _EXIF_HOLDS:
+        warnings.warn("the recipe is longer than a JPEG holds and is left out: try .png", FallbackWarning, stacklevel=3)
+        exif = b""
+    return ({"exif": exif} if exif else {}) | ({"xmp": xmp} if xmp and format != "TIFF" else {})
+
+
+def _exif(kept: Mapping[str, str], xmp: bytes) -> bytes:
+    """The Exif of a picture; empty if there is nothing to keep. Pillow takes all entries of a TIFF as Exif, XMP too."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if KEY in kept:
         exif[_DESCRIPTION] = kept[KEY]
         exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + kept[_PARAMETERS].encode("utf-16-be")
-        if format == "JPEG" and len(exif.tobytes()) > _EXIF_HOLDS:
-            warnings.warn("the recipe is longer than a JPEG holds and is left out: try .png", FallbackWarning, stacklevel=3)
-            return {}
-        return {"exif": exif.tobytes()}
-    return {}
+    if xmp:
+        exif[_XMP] = xmp
+    return exif.tobytes() if len(exif) else b""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

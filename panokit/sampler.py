@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -19,7 +20,7 @@ from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import require_tiles, strips
 from panokit.denoiser import Model
-from panokit.errors import ContractError, NotFiniteError, SettingError
+from panokit.errors import ContractError, FallbackWarning, NotFiniteError, SettingError
 from panokit.footage import frames_of
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance, require_one_start
@@ -34,6 +35,7 @@ from panokit.pixels import label, read
 from panokit.progress import steps_bar
 from panokit.projecting import picture_of
 from panokit.recipe import PICTURES
+from panokit.rings import Ring
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.runtime.placement import sharing
@@ -532,6 +534,8 @@ class Sampler:
         came, asked = ((*windows.size[:-2], *_pictured(windows)), windows.window, wrap), (size, window, wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
+        if stride is None and any(wraps):
+            windows = self._once_around(windows)
         return windows.refined((*(1,) * len(size[:-2]), multiple, multiple)) if multiple > 1 else windows
 
     def _time(self, settings: Settings) -> "Time | None":
@@ -573,6 +577,17 @@ class Sampler:
                 f"{window * by}, the window; the nearest is {near}"
             )
         return Time(cells, window, max(1, window // 2) if stride is None else stride // by)
+
+    def _once_around(self, windows: Windows) -> Windows:
+        """Windows of which one suffices around a ring of its length, here or on smaller canvases, if the model sees rings."""
+        denoiser = self.model.denoiser
+        if denoiser.ringless and Ring.of(windows):
+            message = (
+                f"the model {self.model.name} does not see a window as a ring ({denoiser.ringless}): windows that overlap go "
+                "around it"
+            )
+            warnings.warn(message, FallbackWarning, stacklevel=6)
+        return windows.once_around() if denoiser.rings else windows
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 

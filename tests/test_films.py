@@ -183,13 +183,21 @@ def test_without_av_films_are_webp(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write(tmp_path / "b.mp4", moving(2), 16, RECIPE)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(
-        SettingError, match=r'a film in this format needs av, which is not installed: pip install "panokit\[films\]"'
+        SettingError,
+        match=r'a film in this format needs av 18 or later, which is not installed: pip install "panokit\[films\]"',
     ):
         check_film(tmp_path / "a.mp4", (64, 48), 9)
-    with pytest.raises(SettingError, match=r"b\.mp4: to read a film needs av, which is not installed"):
+    with pytest.raises(SettingError, match=r"b\.mp4: to read a film needs av 18 or later, which is not installed"):
         read_frames(tmp_path / "b.mp4")
     assert recipe.read(tmp_path / "b.mp4") == RECIPE
     write(tmp_path / "a.webp", moving(2), 16, RECIPE)
+    assert films.ending() == ".webp"
+
+
+def test_an_av_that_is_too_old_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "__version__", "17.1.0")
+    with pytest.raises(SettingError, match="needs av 18 or later"):
+        check_film(tmp_path / "a.mp4", (64, 48), 9)
     assert films.ending() == ".webp"
 
 

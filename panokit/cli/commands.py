@@ -278,10 +278,10 @@ def evaluate(
 
 
 def view(files: list[str], *, out: str | None = None, no_open: bool = False) -> None:
-    """Show pictures in the browser, alone, side by side or as a gallery, with their recipes.
+    """Show pictures and films in the browser, alone, side by side or as a gallery, with their recipes.
 
     Args:
-        files: Pictures, or a folder of pictures.
+        files: Pictures or films, or a folder of them.
         out: The file of the page, NAME.html. The default is a temporary file.
         no_open: Write the page and print its place, but do not open it in the browser.
     """

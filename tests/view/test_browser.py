@@ -143,6 +143,21 @@ def test_the_slider_lays_two_pictures_on_each_other(show: Open, tmp_path: Path) 
     assert not slider.is_visible()
 
 
+def test_a_panorama_whose_recipe_says_that_it_is_a_sphere_is_drawn_as_one(show: Open, tmp_path: Path) -> None:
+    """Ahead, at the middle of the picture, it is red; behind it is blue."""
+    image = Image.new("RGB", (512, 256), "blue")
+    image.paste("red", (128, 0, 384, 256))
+    recipe = {**RECIPE, "width": 512, "height": 256, "wrap": False, "projection": "equirectangular"}
+    Panorama(torch.zeros(4, 2, 3), image, recipe).save(tmp_path / "a.png")
+    page = show(tmp_path / "a.png")
+    page.wait_for_function("shown.viewers[0].viewer.isLoaded()")
+    for yaw, colour in ((0, (255, 0, 0)), (180, (0, 0, 255))):
+        page.evaluate(f"(shown.viewers[0].viewer.setYaw({yaw}, false), 0)")
+        page.wait_for_timeout(500)
+        drawn = colours(page)
+        assert drawn.getpixel((drawn.width // 2, drawn.height // 2)) == colour
+
+
 def test_a_sphere_is_drawn(show: Open, tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         striped((1024, 512), "red").save(tmp_path / name, xmp=WHOLE.encode())

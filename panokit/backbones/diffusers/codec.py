@@ -35,6 +35,7 @@ class VAECodec(Codec):
     """
 
     choices = frozenset({"checkpointing"})
+    rings = True
 
     def __init__(self, vae: Any, factor: int | None = None) -> None:
         self.vae, config = vae, vae.config

@@ -23,7 +23,9 @@ from panokit.backbones.diffusers.networks import (
     cast_all,
     copied,
     dtype_of,
+    knows_no_places,
     moves_itself,
+    patch_of,
     require_stateless,
     require_window,
     shared,
@@ -31,14 +33,18 @@ from panokit.backbones.diffusers.networks import (
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
 from panokit.backbones.diffusers.reading import Encoded, Reading
+from panokit.backbones.diffusers.rotary import Rounding, turns_around
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError, SettingError
 from panokit.grid import Grid
+from panokit.rings import Ring, circular
 from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
 from panokit.windows import Windows
 
+Rings = Literal["all", "high", "windows"]
+"""How a window is a ring: with which rotary frequencies rounded; or not, but windows that overlap go around."""
 Positions = Literal["local", "offset"]
 """Whether a window is told that it is a whole picture, or its place on the canvas."""
 
@@ -98,11 +104,13 @@ class Condition:
         mixture: which texts belong to a window, and their shares.
         calls: the calls of the pipeline that denoise the entries of the mixture, in order.
         end: the share of the steps after which classifier-free guidance is off.
+        ring: the ring that the windows see; None for none.
     """
 
     mixture: Mixture
     calls: Sequence[Call]
     end: float
+    ring: Ring | None
 
 
 @final
@@ -117,6 +125,7 @@ class PipelineDenoiser(Denoiser):
         window: cells of a window along its height and width; None for the size that the pipeline makes by itself.
         positions: `local` tells the model that each window is a whole picture. `offset` tells it the window's place on the
             canvas; then windows are denoised one by one, for a pipeline takes one place a call.
+        ring: how a window is a ring where the canvas is one and as long. See `Diffusers`.
         options: other arguments of the pipeline's call, the same at each step. `num_frames` is that of a window of a film; 1
             makes a model of pictures.
 
@@ -136,6 +145,7 @@ class PipelineDenoiser(Denoiser):
         *,
         window: tuple[int, int] | None = None,
         positions: Positions = "local",
+        ring: Rings = "all",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         options = options or {}
@@ -156,14 +166,17 @@ class PipelineDenoiser(Denoiser):
                 raise ModelError(f"{self._name} has several ControlNets, and panokit shows windows one picture: use one")
             if self._control in options:
                 raise SettingError(f"{self._control} of {self._name} is a setting of the sampler's call, control_image")
-        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in options))
         network = _network(pipe)
+        self.multiple = SIDE if packs(pipe) else 1
+        if ring != "windows":
+            self.rings = self._turns_around(patch_of(network.config, self.multiple), ring)
+            self.ringless = "" if self.rings else f"the positions of {type(network).__name__} have ends"
+        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in options))
         self._arguments = Arguments(pipe, network.config, options)
         if not self._driven.skips:
             self._arguments.require_no_steps()
         self.steps, self.guidance_scale = self._arguments.steps, self._arguments.guidance_scale
         self.has_ip_adapter = _has_ip_adapter(network) and "ip_adapter_image_embeds" not in self._arguments.options
-        self.multiple = SIDE if packs(pipe) else 1
         self.window = window or self._arguments.window(self.factor)
         require_window(self.window, network.config, self.multiple)
         self.fps, self._time = FILMS.get(self._name, self.fps), codec.time
@@ -227,9 +240,14 @@ class PipelineDenoiser(Denoiser):
             step = 1 if alone else end - start
             calls += [self._call(embeddings, windows, entries, slice(k, k + step), scale) for k in range(start, end, step)]
             start = end
-        return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end)
+        ring = Ring.of(windows) if self.rings else None
+        return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end, ring)
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Condition) -> Float[Tensor, "n *c_window"]:
+        with circular(condition.ring):
+            return self._mixed(x, level, condition)
+
+    def _mixed(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         mixture = condition.mixture
         entries = x if mixture.shares is None else x[mixture.rows]
         preds = []
@@ -242,6 +260,11 @@ class PipelineDenoiser(Denoiser):
             pred = self._driven.predict(level, call.encoded, call.kept[guided], call.origin, guided, **options)
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
+
+    def _turns_around(self, patch: int, rounding: Rounding) -> bool:
+        """Whether all networks that predict see a window as a ring. Their rotary positions then go around it."""
+        networks = [network for name, network in self._networks.items() if not name.startswith(OTHERS)]
+        return all(turns_around(network, patch, rounding) or knows_no_places(network) for network in networks)
 
     def _call(
         self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice, scale: float
