@@ -55,7 +55,7 @@ class CrossScale(Guidance):
                 f"choose {' or '.join(fit) or 'another model'}"
             )
         if self.starts and any(factor > 1 for factor in factors[:-2]):
-            near = (*(1,) * len(factors[:-2]), *factors[-2:])
+            near = (*(1,) * len(factors[:-2]), *(max(2, factor) for factor in factors[-2:]))
             raise SettingError(
                 f"factor is {self.factor}, and a head start enlarges height and width alone: make it {near}, or let it begin "
                 "with noise (head_start or until 0)"

@@ -20,6 +20,7 @@ from panokit.painting import paint, prepare
 from panokit.testing.families import tiny_pipeline
 from panokit.testing.ranks import VirtualRanks
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
+from panokit_syncdiffusion import SyncDiffusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,11 +248,12 @@ def test_msd_keeps_the_time_of_a_film(guidance: Any, model: Model) -> None:
     ("guidance", "message"),
     [
         (MSDGuidance(factor=(2, 2)), r"factor is \(2, 2\), and the canvas has 3 axes: give one number, or one for each axis"),
-        (MSDGuidance(factor=(3, 1, 1)), r"a head start enlarges height and width alone: make it \(1, 1, 1\), or let it begin"),
+        (MSDGuidance(factor=(3, 1, 1)), r"a head start enlarges height and width alone: make it \(1, 2, 2\), or let it begin"),
+        (SyncDiffusion(), "compares pictures, and a window of this canvas is a film: leave it out"),
         (MSDGuidance(levels=2), r"needs a canvas of 3 x 16 x 16 cells or more, in steps of 2, and this one is 4 x 8 x 8"),
     ],
 )
-def test_msd_says_which_films_it_takes(guidance: Any, message: str, model: Model) -> None:
+def test_guidances_say_which_films_they_take(guidance: Any, message: str, model: Model) -> None:
     plan = Sampler(model, guidances=[guidance], runtime=Runtime(accelerator="cpu")).plan("a lake", frames=13, steps=2)
     with pytest.raises(SettingError, match=message):
         plan.check()
