@@ -45,7 +45,7 @@ REMARKS = {
     "CogView4ControlPipeline": "with its own scheduler alone",
     "CogView4Pipeline": "with its own scheduler alone",
     "PRXPipeline": "one window at a time",
-    "WanPipeline": "films of one frame",
+    "WanPipeline": "films, and pictures with frames=1",
 }
 
 
