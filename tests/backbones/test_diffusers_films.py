@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from panokit import Checkpoint, Model, Regions, Runtime, Sampler, SettingError, films, footage, forecast, load_model
@@ -101,6 +103,27 @@ def test_a_film_of_two_networks_changes_at_the_boundary(pipe: Any) -> None:
     own = both("a lake", generator=torch.Generator().manual_seed(SEED), **options).frames[0]
     run = finished(Sampler(load_model(both, window=SIDE, num_frames=FRAMES), runtime=Runtime(accelerator="cpu")))
     assert error(run.canvas, own) < 1e-5
+
+
+def test_skyreels_makes_its_own_film(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SkyReels V2 is called as Wan is, and has its autoencoder."""
+    plain = SimpleNamespace(fix_text=str)  # for a package that diffusers needs there
+    monkeypatch.setattr(sys.modules[SkyReelsV2Pipeline.__module__], "ftfy", plain, raising=False)
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SkyReelsV2Transformer3DModel(**{**config, "text_dim": pipe.text_encoder.config.d_model}).eval()
+    skyreels = SkyReelsV2Pipeline(**{**parts_of(pipe), "transformer": network.requires_grad_(False)})
+    skyreels.set_progress_bar_config(disable=True)
+    model = load_model(skyreels, window=SIDE, num_frames=FRAMES)
+    assert (model.denoiser.fps, model.denoiser.guidance_scale) == (24, 6.0)
+    options = {"height": 32, "width": 32, "num_frames": FRAMES, "num_inference_steps": 3, "output_type": "latent"}
+    own = skyreels("a lake", generator=torch.Generator().manual_seed(SEED), **options).frames[0]
+    assert error(finished(Sampler(model, runtime=Runtime(accelerator="cpu"))).canvas, own) < 1e-5
+
+
+def parts_of(pipe: Any) -> dict[str, Any]:
+    return {name: pipe.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
 
 
 # --- longer films -------------------------------------------------------------------------------------------------
