@@ -381,6 +381,29 @@ def test_a_setting_of_another_kind_is_refused(sampler: Sampler, settings: dict[s
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 16}, "frames is 16, and .* makes pictures: it has no time; leave frames out"),
+        ({"wrap": "xt"}, "wrap xt is for films, and .* makes pictures: it has no time; leave it out"),
+        ({"fps": 16}, "fps 16 is for films"),
+        ({"frame_stride": 4}, "frame_stride 4 is for films"),
+        ({"frames": -1}, "frames is -1: it must be 1 or more"),
+    ],
+)
+def test_a_model_of_pictures_makes_no_film(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message) as caught:
+        sampler.plan("a lake", **SIZE, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_is_one_frame_and_its_recipe_says_nothing_of_time(sampler: Sampler) -> None:
+    plan, other = sampler.plan("a lake", **SIZE, frames=1), sampler.plan("a lake", **SIZE)
+    assert plan.frames == 1
+    assert plan.recipe == other.recipe
+    assert not {"frames", "fps", "frame_stride"} & plan.recipe.keys()
+
+
+@pytest.mark.parametrize(
     "guidances", [["hiflow", "msd"], ["head_start", "demofusion"], ["extrapolation", "hiflow"], ["msd", "head_start"]], ids=str
 )
 def test_two_guidances_that_begin_the_canvas_are_refused(tiny: Model, cpu: Runtime, guidances: list[str]) -> None:
