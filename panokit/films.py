@@ -4,6 +4,7 @@ A WebP keeps every bit of the frames. MP4 and WebM keep colours in a quarter of 
 as large. The same frames and recipe make the same bytes, on any number of cores.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from contextlib import suppress
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, final
 
 from panokit import boxes
 from panokit.errors import OutputError, SettingError, reason_of
@@ -30,6 +31,8 @@ ENDINGS = (".mp4", ".webm", ".webp")
 """The endings of films' files."""
 LARGEST = 1 << 30
 """The most pixels of all frames of a film that is read."""
+_FPS = 16
+"""Frames a second of a film whose recipe does not say it."""
 _AV = 18
 """The least version of av. Earlier ones convert colours in swscale's quick ways alone."""
 _THREADS = 4
@@ -86,6 +89,12 @@ def frames_of(recipe: Mapping[str, Any]) -> int:
     """How many frames the film of a recipe has; 1 for a picture. Anybody may have written the recipe."""
     frames = recipe.get("frames")
     return max(1, frames) if isinstance(frames, int) else 1
+
+
+def fps_of(recipe: Mapping[str, Any]) -> int | float:
+    """How many frames a second the film of a recipe has. Anybody may have written the recipe."""
+    fps = recipe.get("fps")
+    return fps if isinstance(fps, int | float) and math.isfinite(fps) and fps > 0 else _FPS
 
 
 def loops(recipe: Mapping[str, Any]) -> bool:
@@ -173,7 +182,7 @@ def write(path: Path, frames: "Frames", fps: int | float, recipe: Mapping[str, A
     form = _FORMATS.get(path.suffix.lower())
     with written_aside(path) as aside:
         if form is None:
-            _write_webp(aside, frames, fps, embedded(recipe, "WEBP") if recipe else {})
+            _write_webp(aside, frames, fps, _WEBP | (embedded(recipe, "WEBP") if recipe else {}))
         else:
             _encode(aside, form, frames, fps, texts(recipe) if recipe else {})
 
@@ -195,13 +204,25 @@ def write_preview(path: Path, frames: "Frames", fps: int | float) -> None:
         write_picture(path, film_sheet(frames, fps=fps))
 
 
-def _write_webp(aside: Path, frames: "Frames", fps: int | float, metadata: Mapping[str, Any]) -> None:
+def as_webp(frames: "Frames", fps: int | float) -> bytes:
+    """A film as the bytes of a small WebP, for a page. It loses a little.
+
+    Args:
+        frames: the frames, `T H W 3`, with 8 bits a channel.
+        fps: frames a second.
+    """
+    file = io.BytesIO()
+    _write_webp(file, frames, fps, {"quality": 85})
+    return file.getvalue()
+
+
+def _write_webp(file: Path | BinaryIO, frames: "Frames", fps: int | float, options: Mapping[str, Any]) -> None:
     from PIL import Image
 
     first, *others = map(Image.fromarray, frames)
     ends = [round(1000 * (k + 1) / fps) for k in range(len(frames))]  # in whole milliseconds, without drift
     durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    first.save(aside, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, **_WEBP, **metadata)
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, **options)
 
 
 def _encode(aside: Path, form: _Format, frames: "Frames", fps: int | float, kept: Mapping[str, str]) -> None:
