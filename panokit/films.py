@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from importlib import import_module
+from itertools import pairwise, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from panokit import boxes
+from panokit import recipe as recipes
 from panokit.errors import OutputError, SettingError, reason_of
 from panokit.files import FILMS, check_format, try_files, write_picture, written_aside
 from panokit.recipe import KEY, embedded, texts, unbounded
@@ -216,7 +218,7 @@ def as_webp(frames: "Frames", fps: int | float) -> bytes:
     return file.getvalue()
 
 
-def _write_webp(file: Path | BinaryIO, frames: "Frames", fps: int | float, options: Mapping[str, Any]) -> None:
+def _write_webp(file: Path | io.BytesIO, frames: "Frames", fps: int | float, options: Mapping[str, Any]) -> None:
     from PIL import Image
 
     first, *others = map(Image.fromarray, frames)
@@ -304,16 +306,31 @@ def _require_fit(path: Path, pixels: int) -> None:
 
 
 def _of_webp(path: Path) -> Iterator["Frames"]:
+    """The frames. One that is the same as the one before is none of its own in the file: that one lasts longer."""
     import numpy as np
     from PIL import Image
 
     with unbounded():
         image = Image.open(path, formats=("WEBP",))
+    kept, ends = list["Frames"](), [0]
     with image:
-        _require_fit(path, image.width * image.height)
         for k in range(getattr(image, "n_frames", 1)):
+            _require_fit(path, image.width * image.height * (k + 1))
             image.seek(k)
-            yield np.asarray(image.convert("RGB"))
+            kept.append(np.asarray(image.convert("RGB")))
+            ends.append(ends[-1] + max(1, image.info.get("duration", 1)))
+    shortest = min(end - start for start, end in pairwise(ends))
+    count = max(len(kept), _frames_noted(path) or round(ends[-1] / shortest))
+    places = [round(end * count / ends[-1]) for end in ends]
+    for frame, (start, end) in zip(kept, pairwise(places), strict=True):
+        yield from repeat(frame, max(1, end - start))
+
+
+def _frames_noted(path: Path) -> int:
+    """How many frames the recipe in a film says that it has; 0 if it says nothing."""
+    with suppress(SettingError):
+        return frames_of(kept) if "frames" in (kept := recipes.read(path)) else 0
+    return 0
 
 
 def _decoded(path: Path) -> Iterator["Frames"]:

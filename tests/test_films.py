@@ -62,6 +62,14 @@ def test_frames_come_back_and_those_of_a_webp_to_the_bit(film: Path) -> None:
         assert psnr(kept, moving()) > 40
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kept", [RECIPE, {"prompt": "a lake"}, {}])
+def test_frames_that_stay_the_same_come_back_one_by_one(tmp_path: Path, name: str, kept: dict[str, Any]) -> None:
+    still = moving(3).repeat([1, 5, 3], axis=0)
+    write(tmp_path / name, still, 24000 / 1001, kept)
+    assert psnr(read_frames(tmp_path / name), still ^ np.uint8(name == "a.webp")) > 40
+
+
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_colours_are_right(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, flat(), 16, {})
