@@ -33,6 +33,8 @@ ENDINGS = (".mp4", ".webm", ".webp")
 """The endings of films' files."""
 LARGEST = 1 << 30
 """The most pixels of all frames of a film that is read."""
+MOST = 1 << 16
+"""The most frames of such a film."""
 _FPS = 16
 """Frames a second of a film whose recipe does not say it."""
 _AV = 18
@@ -293,6 +295,8 @@ def read_frames(path: Path) -> "Frames":
             made.append(frame)
             pixels += frame.shape[0] * frame.shape[1]
             _require_fit(path, pixels)
+            if len(made) > MOST:
+                raise SettingError(f"{path} has more than {MOST} frames: give a shorter film")
         return np.stack(made)
     except SettingError:
         raise

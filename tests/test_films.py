@@ -249,6 +249,10 @@ def test_a_film_that_would_fill_the_memory_is_not_read(film: Path, monkeypatch: 
     monkeypatch.setattr(films, "LARGEST", 8 * 48 * 64)
     with pytest.raises(SettingError, match="has more than 24576 pixels, all frames together"):
         read_frames(film)
+    monkeypatch.setattr(films, "LARGEST", 1 << 30)
+    monkeypatch.setattr(films, "MOST", 8)
+    with pytest.raises(SettingError, match="has more than 8 frames"):
+        read_frames(film)
     with pytest.raises(SettingError, match="there is no film"):
         read_frames(film.with_name("missing.mp4"))
 
