@@ -14,11 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from panokit import films
 from panokit.extra import Extra
 from panokit.files import write_picture
 from panokit.output import check_preview
@@ -26,8 +23,6 @@ from panokit.panorama import to_image
 from panokit.preview import preview
 from panokit.run import Run
 
-Frames = NDArray[np.uint8]
-"""The frames of a film, `T H W 3`, with 8 bits a channel."""
 Hook = Literal["on_run_start", "on_step_end", "on_inner_step_end", "on_run_end"]
 
 
@@ -54,23 +49,12 @@ def picture(run: Run) -> Image.Image | None:
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
 
 
-def film(run: Run) -> Frames | None:
-    """A preview of a film's canvas, as wide and high as the film, a frame for each latent frame; None for pictures."""
-    if run.seen is None or len(run.windows.window) != 3:
-        return None
-    factor = run.codec.factor if run.codec else 1
-    small = [to_image(frame) for frame in preview(run.codec, run.seen.x0.float(), run.windows).unbind(1)]
-    size = (small[0].width * factor, small[0].height * factor)
-    return np.stack([np.asarray(frame.resize(size, Image.Resampling.BICUBIC)) for frame in small])
-
-
 @final
 class Preview:
     """Writes a preview of the panorama to a file while it is made. Rank 0 alone writes. If it cannot, the run goes on.
 
     Args:
-        path: the picture, written again each time. Its ending names the format. Of a film it is a sheet of frames, or a
-            film too if its ending is one of films.
+        path: the picture, written again each time. Its ending names the format.
         every: steps from one preview to the next, 1 or more.
 
     Raises:
@@ -86,10 +70,7 @@ class Preview:
         """Write the preview, on rank 0."""
         if run.runtime.global_rank == 0 and _due(run, self.every):
             with self._extra:
-                if (frames := film(run)) is not None:
-                    lasting = films.frames_of(run.recipe) / films.fps_of(run.recipe)
-                    films.write_preview(self.path, frames, len(frames) / lasting)
-                elif image := picture(run):
+                if image := picture(run):
                     write_picture(self.path, image)
 
 

@@ -12,9 +12,8 @@ from lightning.fabric.loggers import CSVLogger
 from PIL import Image
 
 from panokit import Model, Run, Runtime, Sampler, callbacks
-from panokit.callbacks import Log, Preview, call, film, picture
+from panokit.callbacks import Log, Preview, call, picture
 from panokit.errors import FallbackWarning, OutputError
-from panokit.films import read_frames
 from panokit.testing.toys import Pull, ToyCodec, ToyDenoiser, toy_run
 from panokit_msd import MSDGuidance
 
@@ -114,24 +113,6 @@ def test_a_preview_is_written_while_the_panorama_is_made(tiny: Model, cpu: Runti
                 sizes.append(image.size)
     assert sizes == [(48, 32)] * 3  # not after the first step
     assert [each.name for each in tmp_path.iterdir()] == ["preview.png"]
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.webp"])
-def test_a_preview_of_a_film_is_a_sheet_or_a_film(tmp_path: Path, name: str) -> None:
-    run = toy_run((5, 8, 12), denoiser=ToyDenoiser((4, 4, 4), channels=3))
-    shown = Preview(tmp_path / name)
-    assert film(run) is None
-    run.step()
-    shown.on_step_end(run)
-    frames = film(run)
-    assert frames is not None
-    assert frames.shape == (5, 8, 12, 3)
-    if name == "a.webp":
-        assert (read_frames(tmp_path / name) == frames).all()
-    else:
-        with Image.open(tmp_path / name) as sheet:
-            assert sheet.width == 2048
-    assert film(toy_run(denoiser=ToyDenoiser(channels=3))) is None
 
 
 class Broken:
