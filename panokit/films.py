@@ -235,7 +235,7 @@ def _encode(aside: Path, form: _Format, frames: "Frames", fps: int | float, kept
 
     rate = Fraction(fps).limit_denominator(1001)
     try:
-        with av.open(str(aside), "w", format=form.name, options=dict(form.of_format)) as file:
+        with av.open(f"file:{aside}", "w", format=form.name, options=dict(form.of_format)) as file:
             for name, keyword in {"comment": KEY, "description": "parameters"}.items():
                 if keyword in kept:
                     file.metadata[name] = kept[keyword]
@@ -275,7 +275,10 @@ def _interpolation() -> int:
 
 
 def read_frames(path: Path) -> "Frames":
-    """Read the frames of a film, `T H W 3`, with 8 bits a channel.
+    """Read the frames of a film, `T H W 3`, with 8 bits a channel. FFmpeg decodes MP4 and WebM, and Pillow WebP.
+
+    A WebP holds a frame once that is the same as the ones after it. How many they are is known from its recipe, or from the
+    other frames.
 
     Args:
         path: the file, whose ending names the format.

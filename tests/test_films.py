@@ -130,6 +130,16 @@ def test_a_film_of_one_frame_and_one_with_frames_out_of_order_in_the_memory(tmp_
         assert psnr(read_frames(tmp_path / name), moving(1)[:, :, ::-1] ^ np.uint8(name == "a.webp")) > 35
 
 
+@pytest.mark.parametrize("folder", ["data:x", "http:", "%03d", "ü é", "?q=1#f"])
+def test_the_name_of_a_folder_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir()
+    for name in NAMES:
+        write(Path(folder) / name, moving(2), 16, RECIPE)
+        assert len(read_frames(Path(folder) / name)) >= 2
+    assert sorted(os.listdir(folder)) == NAMES
+
+
 def test_odd_sizes_are_for_webm_and_webp(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"players of MP4 need an even width and height, and the film is 63 x 48: use .webm"):
         check_film(tmp_path / "a.mp4", (63, 48), 9)
