@@ -37,6 +37,8 @@ MOST = 1 << 16
 """The most frames of such a film."""
 _FPS = 16
 """Frames a second of a film whose recipe does not say it."""
+_SLOWEST, _FASTEST = 0.01, 1000
+"""The fewest and the most frames a second. A WebP counts milliseconds."""
 _AV = 18
 """The least version of av. Earlier ones convert colours in swscale's quick ways alone."""
 _THREADS = 4
@@ -98,7 +100,7 @@ def frames_of(recipe: Mapping[str, Any]) -> int:
 def fps_of(recipe: Mapping[str, Any]) -> int | float:
     """How many frames a second the film of a recipe has. Anybody may have written the recipe."""
     fps = recipe.get("fps")
-    return fps if isinstance(fps, int | float) and math.isfinite(fps) and fps > 0 else _FPS
+    return fps if isinstance(fps, int | float) and _SLOWEST <= fps <= _FASTEST else _FPS
 
 
 def loops(recipe: Mapping[str, Any]) -> bool:
@@ -169,19 +171,19 @@ def write(path: Path, frames: "Frames", fps: int | float, recipe: Mapping[str, A
     Args:
         path: the file, whose ending names the format.
         frames: the frames, `T H W 3`, with 8 bits a channel.
-        fps: frames a second.
+        fps: frames a second, from 0.01 to 1000.
         recipe: what the file carries; nothing if it is empty.
 
     Raises:
         OutputError: the film cannot be written.
-        SettingError: a package is missing that writes such a film, the frames are no frames, or `fps` is not above 0.
+        SettingError: a package is missing that writes such a film, the frames are no frames, or `fps` is out of its range.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.name != "uint8" or 0 in frames.shape:
         raise SettingError(
             f"frames came as {frames.dtype} of shape {frames.shape}: a film is uint8, frames x height x width x 3"
         )
-    if not (math.isfinite(fps) and fps > 0):
-        raise SettingError(f"fps is {fps}: it must be a number of frames a second, above 0")
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise SettingError(f"fps is {fps}: it must be from {_SLOWEST} to {_FASTEST} frames a second")
     check_film(path, (frames.shape[2], frames.shape[1]), len(frames))
     form = _FORMATS.get(path.suffix.lower())
     with written_aside(path) as aside:
