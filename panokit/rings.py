@@ -52,7 +52,9 @@ class Ring:
         Args:
             windows: where windows lie.
         """
-        axes = zip(windows.wrap, windows.size, windows.window, strict=False)
+        if len(windows.size) != len(windows.window):  # a canvas that is no plane, such as a sphere
+            return None
+        axes = zip(windows.wrap, windows.size, windows.window, strict=True)
         return cls.along(windows.window, [ring and size == window for ring, size, window in axes])
 
 

@@ -89,6 +89,8 @@ def test_a_ring_is_an_axis_as_long_as_a_window() -> None:
     assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (False, False))) is None
     assert Ring.of(Grid((8, 32), (8, 16), (4, 4), (False, True))) is None
     assert Ring.of(Grid((16, 8), (8, 8), (4, 4), (False, True))) == Ring((8, 8), (False, True))
+    assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, True))) == Ring((8, 16), (False, True))
+    assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, False))) is None
 
 
 def test_one_window_suffices_around_a_ring_of_its_length() -> None:
