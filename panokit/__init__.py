@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from panokit.scheduler import Training as Training
     from panokit.union import Union as Union
     from panokit.windows import Placed as Placed
+    from panokit.windows import Projected as Projected
     from panokit.windows import Windows as Windows
 
 _HOME = {
@@ -68,7 +69,7 @@ _HOME = {
     "scene": ("Region", "Regions", "Scene"),
     "scheduler": ("Level", "Scheduler", "Solver", "Training"),
     "union": ("Union",),
-    "windows": ("Placed", "Windows"),
+    "windows": ("Placed", "Projected", "Windows"),
     "family": ("Family",),
     "models": ("load_model",),
     "backbones.diffusers.scheduler": ("DiffusersScheduler",),

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from panokit.decoding import encode
 from panokit.denoiser import Codec
 from panokit.errors import SettingError
 from panokit.guidance import Known
+from panokit.projecting import canvas_of
 from panokit.scheduler import Level
 from panokit.settings import Settings
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows, sampled
 
 SIZE = tuple[int, int]
 """Height and width, in pixels."""
@@ -47,16 +47,21 @@ class Start:
         """Encode the picture for one canvas of the run: its own, or a smaller one, for which the picture is shrunk.
 
         Args:
-            windows: the windows of the canvas, of two axes.
+            windows: the windows of the canvas.
             codec: encodes the picture; None where the canvas is the picture.
             like: a tensor of the dtype and device of the canvas.
         """
         factor = codec.factor if codec else 1
-        high, wide = (cells * factor for cells in windows.size)
         picture = self.picture.to(like.device, torch.float32)
+        if isinstance(windows, Projected):
+            x0 = canvas_of(codec, picture, windows)
+            places = windows.places()
+            covered, stays = (sampled(pixels[None].float(), places)[0] > 0.999 for pixels in (self.covered, self.stays))
+            return Latents(x0.to(like), covered, stays, self.strength)
+        high, wide = (cells * factor for cells in windows.size)
         if picture.shape[-2:] != (high, wide):
             picture = nn.functional.interpolate(picture[None], size=(high, wide), mode="area")[0]
-        x0 = encode(codec, picture, windows.wrap) if codec else picture
+        x0 = canvas_of(codec, picture, windows)
         covered, stays = (_whole_cells(pixels, windows.size) for pixels in (self.covered, self.stays))
         return Latents(x0.to(like), covered, stays, self.strength)
 

@@ -7,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from panokit.denoiser import Codec
+from panokit.windows import Projected, Windows
 
 _SIDE, _FIELDS = 32, 8
 """Cells along a side of the random latents that the map is fitted to, and how many there are."""
 
 
-def preview(codec: Codec | None, x0: Float[Tensor, "c h w"]) -> Float[Tensor, "3 h w"]:
-    r"""A small picture of latents, $A x_0 + b$ at each cell.
+def preview(codec: Codec | None, x0: Float[Tensor, "*c_size"], windows: Windows | None = None) -> Float[Tensor, "3 *cells"]:
+    r"""A small picture or film of latents, $A x_0 + b$ at each cell.
 
     The map is fitted by least squares, once for each codec. Its targets are decoded pictures of smooth random latents, averaged
     over the pixels of a cell.
@@ -21,14 +22,18 @@ def preview(codec: Codec | None, x0: Float[Tensor, "c h w"]) -> Float[Tensor, "3
     Args:
         codec: decodes the latents; None where the canvas is the picture.
         x0: the clean estimate of the canvas.
+        windows: windows of the canvas, if it may be no plane.
 
     Returns:
-        The picture in [0, 1], one pixel for each cell.
+        The picture, `3 h w`, in [0, 1], one pixel for each cell; of a film, `3 t h w`, one frame for each latent frame.
     """
-    if codec is None:
-        return x0.clamp(0, 1)
-    weight, bias = _linear(codec, x0.shape[0], x0.device, x0.dtype)
-    return (torch.einsum("oc,chw->ohw", weight, x0) + bias[:, None, None]).clamp(0, 1)
+    small = x0
+    if codec is not None:
+        weight, bias = _linear(codec, x0.shape[0], x0.device, x0.dtype)
+        small = torch.einsum("oc,c...->o...", weight, x0) + bias.view(-1, *(1,) * (x0.ndim - 1))
+    if isinstance(windows, Projected):
+        small = windows.project(windows.crop(small), windows.picture)
+    return small.clamp(0, 1)
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows
 
 _CONVOLUTIONS = {functional.conv2d: 2, functional.conv3d: 3}
 """The convolutions that are intercepted, and their numbers of axes. The last two are height and width."""
@@ -52,7 +52,7 @@ class Ring:
         Args:
             windows: where windows lie.
         """
-        if len(windows.size) != len(windows.window):  # a canvas that is no plane, such as a sphere
+        if isinstance(windows, Projected):  # it has no borders that could meet
             return None
         axes = zip(windows.wrap, windows.size, windows.window, strict=True)
         return cls.along(windows.window, [ring and size == window for ring, size, window in axes])

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.decoding import decode, encode
 from panokit.denoiser import Codec
 from panokit.errors import ContractError, NotFiniteError, SettingError
 from panokit.guidance import Estimate, Guidance, Jacobian, Known
@@ -20,9 +19,10 @@ from panokit.memory import memory_explained
 from panokit.moved import no_attribute
 from panokit.passes import Checks, Guided, Partial, Parts, Pass, Passed, expect
 from panokit.plain import map_leaves
+from panokit.projecting import canvas_of, picture_of
 from panokit.scheduler import Level
 from panokit.settings import steadier
-from panokit.windows import Windows, require_cover
+from panokit.windows import Factor, Projected, Windows, require_cover
 
 
 @final
@@ -405,17 +405,22 @@ class CanvasStep:
 
     @torch.no_grad()
     def decode(self, canvas: Float[Tensor, "*c_size"]) -> Float[Tensor, "*c_pixels"]:
-        if not self.codec:
-            return canvas
-        return decode(self.codec, _at_least_single(canvas), self.windows.wrap, self.run.runtime).to(canvas)
+        windows = self._holding(canvas)
+        return picture_of(self.codec, _at_least_single(canvas), windows, self.run.runtime).to(canvas)
 
     @torch.no_grad()
     def encode(self, picture: Float[Tensor, "*c_pixels"]) -> Float[Tensor, "*c_size"]:
-        return encode(self.codec, _at_least_single(picture), self.windows.wrap).to(picture) if self.codec else picture
+        return canvas_of(self.codec, _at_least_single(picture), self.windows).to(picture)
 
     @torch.no_grad()
-    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: int) -> Float[Tensor, "*c_large"]:
-        return magnified(self.codec, _at_least_single(canvas), self.windows.wrap, self.run.runtime, factor).to(canvas)
+    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: Factor) -> Float[Tensor, "*c_large"]:
+        windows = self._holding(canvas)
+        return magnified(self.codec, _at_least_single(canvas), windows, self.run.runtime, factor).to(canvas)
+
+    def _holding(self, canvas: Tensor) -> Windows:
+        """The windows of a canvas of this scene, which may be smaller than the step's."""
+        size = tuple(canvas.shape[-len(self.windows.size) :])
+        return self.windows.on(size) if isinstance(self.windows, Projected) and size != self.windows.size else self.windows
 
     @torch.no_grad()
     def look(self, index: Sequence[int]) -> Estimate:

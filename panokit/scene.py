@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from panokit.errors import SettingError
 from panokit.pixels import label, read
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows, sampled
 
 Number = int | float
 Box = tuple[Number, Number, Number, Number]
@@ -81,19 +81,32 @@ class Region:
         """Whether the area is a mask, and no box."""
         return not isinstance(self.area, tuple)
 
-    def over(self, size: tuple[int, ...]) -> Float[Tensor, "*size"]:
-        """How much of each cell of a canvas the region covers, from 0 to 1. A box covers the cells whose centre it contains."""
+    def over(self, size: tuple[int, ...], places: Float[Tensor, "2 *size"] | None = None) -> Float[Tensor, "*size"]:
+        """How much of each cell of a canvas the region covers, from 0 to 1. A box covers the cells whose centre it contains.
+
+        Args:
+            size: cells of the canvas.
+            places: where each cell lies on the picture, as `Projected.places` says; None if the canvas is a plane.
+        """
         if self.is_mask:
             pixels, _ = read(self.area, f"the mask of the region {self.text!r:.80}")
             if not pixels.any():
                 raise SettingError(
                     f"the mask of the region {self.text!r:.80} is black everywhere: it must be white in the region"
                 )
-            return nn.functional.interpolate(pixels.mean(0)[None, None], size=size, mode="area")[0, 0]
+            mask = pixels.mean(0)[None]
+            return (
+                nn.functional.interpolate(mask[None], size=size, mode="area")[0, 0]
+                if places is None
+                else sampled(mask, places)[0]
+            )
         left, top, right, bottom = self.area
-        (high, wide) = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in size)
-        inside = ((high >= top) & (high < bottom))[:, None] & ((wide >= left) & (wide < right))
-        return inside.float()
+        if places is None:
+            row, column = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in size)
+            row = row[:, None]
+        else:
+            row, column = places
+        return ((row >= top) & (row < bottom) & (column >= left) & (column < right)).float()
 
 
 @final
@@ -134,24 +147,27 @@ class Regions:
         """All texts: `elsewhere`, then the texts of the regions in order."""
         return (self.elsewhere, *(region.text for region in self.parts))
 
-    def maps(self, size: tuple[int, ...]) -> Float[Tensor, "k *size"]:
+    def maps(self, size: tuple[int, ...], places: Float[Tensor, "2 *size"] | None = None) -> Float[Tensor, "k *size"]:
         """The share of each text in each cell of a canvas. The shares of a cell sum to 1.
 
         Args:
-            size: cells of a canvas of two axes.
+            size: cells of a canvas of two axes, or of a film's three: then the regions are the same at each time.
+            places: where each cell lies on the picture, as `Projected.places` says; None if the canvas is a plane.
 
         Raises:
             SettingError: the canvas has another number of axes, a mask cannot be read, or a region with a weight overlaps one
                 without.
         """
-        if len(size) != 2:
+        if places is None and len(size) == 3:
+            return self.maps(size[1:])[:, None].expand(-1, *size)
+        if places is None and len(size) != 2:
             raise SettingError(
                 f"regions lie on a canvas of two axes, and this one has {len(size)}: give one text for all of it"
             )
         opaque, weighted = torch.zeros(2, len(self.texts), *size)
         cover = torch.zeros(size)  # by regions with a weight
         for k, region in enumerate(self.parts, start=1):
-            area = region.over(size)
+            area = region.over(size, places)
             if region.weight is None:
                 opaque *= 1 - area
                 opaque[k] = area
@@ -301,15 +317,21 @@ class Scene:
         own = (region.guidance_scale for region in regions)
         return tuple(float(self.guidance_scale if scale is None else scale) for scale in (None, *own))
 
-    def maps(self, size: tuple[int, ...]) -> Float[Tensor, "k *size"] | None:
-        """The share of each text in each cell of a canvas; None if there is one text. A denoiser keeps them for each size."""
-        return None if isinstance(self.prompt, str) else self.prompt.maps(size)
+    def maps(self, windows: Windows) -> Float[Tensor, "k *size"] | None:
+        """The share of each text in each cell of a canvas; None if there is one text. A denoiser keeps them for each size.
+
+        Args:
+            windows: those of the canvas.
+        """
+        if isinstance(self.prompt, str):
+            return None
+        return self.prompt.maps(windows.size, windows.places() if isinstance(windows, Projected) else None)
 
     def mixture(self, maps: Float[Tensor, "k *size"] | None, windows: Windows, index: Sequence[int]) -> Mixture:
         """Which texts some windows need, with their shares.
 
         Args:
-            maps: what `maps` returned for the size of the canvas.
+            maps: what `maps` returned for the canvas.
             windows: where the windows lie.
             index: their numbers.
         """
@@ -343,16 +365,18 @@ class Scene:
             The crops, `n c *window`, with `factor` times the cells of a window along each axis.
         """
         fine = windows.refined(factor) if factor > 1 else windows
-        return fine.crop(self.stretched(name, fine.size), index)
+        return fine.crop(self.stretched(name, fine), index)
 
-    def stretched(self, name: str, size: tuple[int, ...]) -> Float[Tensor, "c H W"]:
-        """A field in the size of a canvas. A denoiser keeps it for each size.
+    def stretched(self, name: str, windows: Windows) -> Float[Tensor, "*c_size"]:
+        """A field on a canvas, stretched over it. A denoiser keeps it for each size.
 
         Args:
             name: of the field.
-            size: height and width of the result.
+            windows: those of the canvas.
         """
-        picture = self.fields[name]
+        picture, size = self.fields[name], windows.size
+        if isinstance(windows, Projected):
+            return sampled(picture, windows.places())
         if tuple(picture.shape[-2:]) == size:
             return picture
         return nn.functional.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
@@ -374,7 +398,7 @@ class Mixtures:
     def of(self, windows: Windows, index: Sequence[int]) -> Mixture:
         """Which texts some windows need; see `Scene.mixture`."""
         if windows.size not in self.maps:
-            self.maps[windows.size] = self.scene.maps(windows.size)
+            self.maps[windows.size] = self.scene.maps(windows)
         return self.scene.mixture(self.maps[windows.size], windows, index)
 
 

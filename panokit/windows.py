@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from types import EllipsisType
+from typing import ClassVar
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
 from panokit.errors import SettingError
 from panokit.scheduler import Level
@@ -137,6 +139,26 @@ class Windows(ABC):
                 )
         return self.on(divided(self.size, factor, "the canvas"))
 
+    def shrunk(
+        self, canvas: Float[Tensor, "*c_size"], factor: Factor
+    ) -> tuple[Float[Tensor, "*c_small"], int | Float[Tensor, "*small"]]:
+        r"""The mean of the cells that become one cell of the smaller canvas, that of `scaled(factor)`.
+
+        Of independent noise the mean of $m$ cells leaves the standard deviation times $m^{-1/2}$.
+
+        Args:
+            canvas: `c *size`.
+            factor: by how much to divide the canvas, 1 or more.
+
+        Returns:
+            The smaller canvas, and $m$: how many cells each of its cells is the mean of. It is a number, or one for each cell.
+
+        Raises:
+            SettingError: the canvas has more than three axes.
+        """
+        factors = per_axis(factor, self.size)
+        return pooled(canvas, factors), prod(factors)
+
     def once_around(self) -> "Windows":
         """The same layout with one window around a ring that is as long as a window, for models that see it as a ring.
 
@@ -177,6 +199,63 @@ class Windows(ABC):
             return round(sum((gap * size) ** 2 for gap, size in zip(ringed, self.size, strict=True)), 6)
 
         return min(reversed(range(len(self))), key=distance)
+
+
+class Projected(Windows):
+    """Windows on a canvas that is no plane, such as points on a sphere. Its picture is a projection of it.
+
+    The canvas may have other axes than its windows and its picture, which have a height and a width. `scaled` makes a smaller
+    canvas of the same kind.
+
+    Attributes:
+        picture: height and width of the picture in cells. Times the codec's factor these are pixels.
+        projection: how the picture shows the canvas. Viewers know `equirectangular`.
+    """
+
+    projection: ClassVar[str]
+    picture: tuple[int, int]
+
+    @abstractmethod
+    def places(self) -> Float[Tensor, "2 *size"]:
+        """Where each cell of the canvas lies on the picture: its row and its column, relative, from 0 to 1.
+
+        Texts of regions, masks and control pictures, which lie on the picture, come onto the canvas by it.
+        """
+
+    @abstractmethod
+    def on(self, size: tuple[int, ...]) -> "Projected":
+        """The same layout on another canvas, whose picture is as many times larger or smaller; see `Windows.on`.
+
+        Args:
+            size: cells of the other canvas, one number for each axis.
+
+        Raises:
+            SettingError: that canvas holds no window.
+        """
+
+    @abstractmethod
+    def project(self, views: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "c H W"]:
+        """Lay what the windows show onto the picture. Where they overlap, they are blended.
+
+        Args:
+            views: what all windows show, in order, in any number of pixels.
+            size: height and width of the picture, in pixels.
+
+        Returns:
+            The picture, on the device of the views.
+        """
+
+    @abstractmethod
+    def views(self, picture: Float[Tensor, "c H W"], factor: int) -> Float[Tensor, "n c h w"]:
+        """The picture as all windows show it: the inverse of `project`, up to interpolation.
+
+        Args:
+            picture: of any size.
+            factor: pixels along a side of a cell of a window.
+
+        Returns:
+            The views, in order, with `factor` times the cells of a window along each axis.
+        """
 
 
 class Placed(Windows):
@@ -240,6 +319,37 @@ def require_cover(windows: Windows) -> None:
             f"the windows leave {len(gaps)} of {count.numel()} cells uncovered, the first at {tuple(gaps[0].tolist())}: "
             "try a smaller stride, or another layout"
         )
+
+
+def pooled(x: Float[Tensor, "*large"], factors: Sequence[int]) -> Float[Tensor, "*small"]:
+    """The mean of blocks of cells, along as many of the last axes as there are factors.
+
+    Args:
+        x: a canvas or windows.
+        factors: cells along each of these axes that become one.
+
+    Raises:
+        SettingError: there are more than three.
+    """
+    pools = {1: nn.functional.avg_pool1d, 2: nn.functional.avg_pool2d, 3: nn.functional.avg_pool3d}
+    if len(factors) not in pools:
+        raise SettingError(f"a canvas of {len(factors)} axes cannot be shrunk: it must have 1, 2 or 3")
+    return pools[len(factors)](x, tuple(factors))
+
+
+def sampled(picture: Float[Tensor, "c H W"], places: Float[Tensor, "2 *size"]) -> Float[Tensor, "*c_size"]:
+    """A picture at some places, by bilinear interpolation. Its left and right borders meet.
+
+    Args:
+        picture: of any size.
+        places: rows and columns, relative, from 0 to 1.
+    """
+    wide = picture.shape[2]
+    ringed = nn.functional.pad(picture[None], (1, 1, 0, 0), mode="circular")
+    row, column = places.to(picture).flatten(1)
+    grid = torch.stack([2 * (column * wide + 1) / (wide + 2) - 1, 2 * row - 1], dim=-1)[None, None]
+    at = nn.functional.grid_sample(ringed, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return at[0, :, 0].unflatten(1, tuple(places.shape[1:]))
 
 
 def per_axis(factor: Factor, axes: Sequence[object]) -> tuple[int, ...]:

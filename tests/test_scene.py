@@ -48,7 +48,7 @@ def test_a_mask_may_be_finer_than_a_cell(tmp_path: Path) -> None:
 def test_a_window_has_an_entry_for_each_of_its_texts() -> None:
     scene = Scene(Regions(((LEFT, "left"), (RIGHT, "right"))))
     windows = Grid((4, 8), (4, 4), (2, 2), (False, False))
-    maps = scene.maps(windows.size)
+    maps = scene.maps(windows)
     mixture = scene.mixture(maps, windows, [2, 1, 0])
     assert (mixture.rows, mixture.texts) == ([0, 1, 1, 2], [2, 1, 2, 1])
     assert mixture.shares is not None

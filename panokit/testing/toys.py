@@ -5,17 +5,17 @@ Each is a formula of a few lines. So a test can compute the expected result by i
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from panokit.denoiser import Codec, Denoiser
 from panokit.fuser import Fuser, WeightedFuser
-from panokit.grid import Lattice
+from panokit.grid import Grid, Lattice
 from panokit.guidance import Estimate, Guidance, Jacobian
 from panokit.layout import Layout, Overlap
 from panokit.passes import Parts
@@ -24,7 +24,7 @@ from panokit.runtime import Runtime
 from panokit.scene import Prompt, Scene
 from panokit.scheduler import Level, Prediction, Scheduler, Solver, Training, pred_from, x0_from
 from panokit.testing.worlds import times_of
-from panokit.windows import Factor, Windows, divided, per_axis
+from panokit.windows import Factor, Projected, Windows, divided, per_axis
 
 
 @final
@@ -52,7 +52,7 @@ class ToyDenoiser(Denoiser):
         if isinstance(embeddings, float):
             return embeddings
         numbers, scene = embeddings
-        mixture = scene.mixture(scene.maps(windows.size), windows, index)
+        mixture = scene.mixture(scene.maps(windows), windows, index)
         return mixture, torch.tensor([numbers[k] for k in mixture.texts]).view(-1, 1, *(1,) * len(windows.window))
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Any) -> Float[Tensor, "n *c_window"]:
@@ -275,7 +275,7 @@ def toy_run(
     layout: Layout | None = None,
     fuser: Fuser | None = None,
     guidances: Sequence[Guidance] = (),
-    stride: int = 2,
+    stride: int | None = 2,
     wrap: bool = False,
     steps: int = 3,
     prompt: Prompt = "toy",
@@ -289,8 +289,92 @@ def toy_run(
     axes = len(size)
     begin = partial((scheduler or ToyScheduler()).begin, steps, runtime.device, denoiser.training)
     parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(Scene(prompt)))
-    windows = (layout or Overlap()).begin(size, denoiser.window, (stride,) * axes, (wrap,) * axes, seed)
+    windows = (layout or Overlap()).begin(
+        size, denoiser.window, None if stride is None else (stride,) * axes, (wrap,) * axes, seed
+    )
     return Run(parts, guidances=guidances, windows=windows, seed=seed)
+
+
+@final
+@dataclass(frozen=True)
+class Unrolled(Projected):
+    """Windows of a plane whose cells lie in one row: a canvas of one axis, with the picture of the plane.
+
+    So whatever a run makes on it can be compared with the run on the plane.
+
+    Attributes:
+        plane: the windows of the plane.
+    """
+
+    projection: ClassVar[str] = "plane"
+    plane: Grid
+    size: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    window: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    wrap: tuple[bool, ...] = field(init=False, repr=False, compare=False)
+    picture: tuple[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        height, width = self.plane.size
+        values = {"size": (height * width,), "window": self.plane.window, "wrap": (False,), "picture": (height, width)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.plane)
+
+    def crop(self, canvas: Shaped[Tensor, "*c_size"], index: Sequence[int] | None = None) -> Shaped[Tensor, "n *c_window"]:
+        return self.plane.crop(canvas.unflatten(-1, self.plane.size), index)
+
+    def put(self, canvas: Tensor, i: int, window: Tensor, weight: Tensor | None = None) -> None:
+        self.plane.put(canvas.unflatten(-1, self.plane.size), i, window, weight)
+
+    def cells(self, index: Sequence[int] | None = None) -> Shaped[Tensor, "n a *window"]:
+        row, column = (self.plane.cells(index) % torch.tensor(self.plane.size).view(1, 2, 1, 1)).unbind(1)
+        return (row * self.plane.size[1] + column)[:, None]
+
+    def on(self, size: tuple[int, ...]) -> "Unrolled":
+        scale = math.sqrt(size[0] / self.size[0])
+        return replace(self, plane=self.plane.on(tuple(round(cells * scale) for cells in self.plane.size)))
+
+    def scaled(self, factor: Factor) -> "Unrolled":
+        return replace(self, plane=replace(self.plane, size=self.plane.scaled(factor).size))
+
+    def coarsened(self, factor: Factor) -> "Unrolled":
+        return replace(self, plane=self.plane.coarsened(factor))
+
+    def refined(self, factor: Factor) -> "Unrolled":
+        return replace(self, plane=self.plane.refined(factor))
+
+    def shrunk(self, canvas: Tensor, factor: Factor) -> tuple[Tensor, int | Tensor]:
+        small, count = self.plane.shrunk(canvas.unflatten(-1, self.plane.size), factor)
+        return small.flatten(-2), count
+
+    def places(self) -> Float[Tensor, "2 *size"]:
+        rows, columns = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in self.plane.size)
+        return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
+
+    def project(self, views: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "c H W"]:
+        fine = self.plane.refined(size[0] // self.plane.size[0])
+        picture, count = (views.new_zeros(channels, *fine.size) for channels in (views.shape[1], 1))
+        for i, view in enumerate(nn.functional.interpolate(views, size=fine.window)):
+            fine.put(picture, i, view)
+            fine.put(count, i, torch.ones_like(view[:1]))
+        return picture / count
+
+    def views(self, picture: Float[Tensor, "c H W"], factor: int) -> Float[Tensor, "n c h w"]:
+        fine = self.plane.refined(factor)
+        return fine.crop(nn.functional.interpolate(picture[None], size=fine.size, mode="area")[0])
+
+
+@final
+@dataclass(frozen=True)
+class Unroll(Layout):
+    """The default layout, with the cells of the canvas in one row."""
+
+    def begin(
+        self, size: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...] | None, wrap: tuple[bool, ...], seed: int
+    ) -> Unrolled:
+        return Unrolled(Overlap().begin(size, window, stride, wrap, seed))
 
 
 @final

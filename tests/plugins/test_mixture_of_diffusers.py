@@ -93,12 +93,12 @@ def test_weights_are_symmetric_and_highest_in_the_middle(cells: int, name: Any, 
 def test_a_window_has_the_text_with_the_largest_share_and_costs_one_pass() -> None:
     scene = Scene(TILES, guidance_scale=7.5)
     windows = Grid((8, 24), (8, 8), (8, 4), (False, False))
-    mixture = scene.mixture(scene.maps(windows.size), windows, [4, 2, 0, 1])
+    mixture = scene.mixture(scene.maps(windows), windows, [4, 2, 0, 1])
     assert (mixture.rows, mixture.texts, mixture.shares) == ([0, 1, 2, 3], [3, 2, 1, 1], None)
     assert mixture.scales == [7.5, 1.0, 3.0, 3.0]
     halves = Scene(Regions((((0, 0, 0.5, 1), "left"), ((0.5, 0, 1, 1), "right")), mix="windows"))
     one = Grid((8, 8), (8, 8), (8, 8), (False, False))
-    assert halves.mixture(halves.maps((8, 8)), one, [0]).texts == [2]  # of equal shares the later one
+    assert halves.mixture(halves.maps(one), one, [0]).texts == [2]  # of equal shares the later one
 
 
 def test_a_guidance_scale_of_a_region_is_that_of_its_own_picture(tiny: Model, cpu: Runtime) -> None:

@@ -61,7 +61,7 @@ class Network(Denoiser):
         return mixture, torch.tensor([float(len(embeddings.texts[k])) for k in mixture.texts]).view(-1, 1, 1, 1)
 
     def mixture(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Mixture:
-        return scene.mixture(scene.maps(windows.size), windows, index)
+        return scene.mixture(scene.maps(windows), windows, index)
 
     def __call__(self, x: Tensor, level: Level, condition: Any) -> Tensor:
         mixture, numbers = condition
@@ -157,7 +157,7 @@ class OneText(Network):
     """Takes the text of most cells for the whole window."""
 
     def mixture(self, scene: Scene, windows: Windows, index: Sequence[int]) -> Mixture:
-        maps = scene.maps(windows.size)
+        maps = scene.maps(windows)
         texts = [0] * len(index) if maps is None else windows.crop(maps, index).mean((2, 3)).argmax(1).tolist()
         return Mixture([*range(len(index))], texts, None, [1.0] * len(index))
 

@@ -40,7 +40,7 @@ class ControlImage:
             numbers: their numbers.
         """
         if windows.size not in self.pictures:
-            self.pictures[windows.size] = self.scene.stretched(FIELD, windows.size).to(self.device)
+            self.pictures[windows.size] = self.scene.stretched(FIELD, windows).to(self.device)
         return windows.crop(self.pictures[windows.size], numbers)
 
     def latents(self, windows: Windows, numbers: Sequence[int], guided: bool) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers as a denoiser."""
+"""Any text-to-image pipeline of diffusers, and some of films, as a denoiser."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.arguments import Arguments
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.drivable import ALONE
+from panokit.backbones.diffusers.drivable import ALONE, FILMS
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.backbones.diffusers.networks import (
@@ -120,17 +120,19 @@ class PipelineDenoiser(Denoiser):
     It shares the weights of the pipeline, and leaves the pipeline as it is.
 
     Args:
-        pipe: a text-to-image pipeline. LoRAs and other adapters are loaded already.
+        pipe: a text-to-image pipeline, or one of `FILMS`. LoRAs and other adapters are loaded already.
         codec: encodes and decodes its latents.
-        window: cells of a window along each axis; None for the size that the pipeline makes by itself.
+        window: cells of a window along its height and width; None for the size that the pipeline makes by itself.
         positions: `local` tells the model that each window is a whole picture. `offset` tells it the window's place on the
             canvas; then windows are denoised one by one, for a pipeline takes one place a call.
         ring: how a window is a ring where the canvas is one and as long. See `Diffusers`.
-        options: other arguments of the pipeline's call, the same at each step.
+        options: other arguments of the pipeline's call, the same at each step. `num_frames` is that of a window of a film; 1
+            makes a model of pictures.
 
     Raises:
         ModelError: a network caches steps, or there are several ControlNets.
-        SettingError: the pipeline tells its model no positions, or the window does not fit its patches.
+        SettingError: the pipeline tells its model no positions, the window does not fit its patches, or its frames do not fit
+            those of the autoencoder.
     """
 
     choices = frozenset({"attention", "checkpointing", "compile"})
@@ -177,6 +179,9 @@ class PipelineDenoiser(Denoiser):
         self.has_ip_adapter = _has_ip_adapter(network) and "ip_adapter_image_embeds" not in self._arguments.options
         self.window = window or self._arguments.window(self.factor)
         require_window(self.window, network.config, self.multiple)
+        self.fps, self._time = FILMS.get(self._name, self.fps), codec.time
+        if (frames := self._arguments.frames) != 1:
+            self.window = _latent_frames(frames, codec.time), *self.window
         if positions == "offset" and not (self._driven.tells_places or self._arguments.takes_crops):
             raise SettingError(f"{self._name} cannot be told where a window lies: set positions to local")
         training = training_of(pipe.scheduler)
@@ -225,7 +230,7 @@ class PipelineDenoiser(Denoiser):
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         if windows.window != self.window:  # those of a denoiser around this one
-            require_window(windows.window, _network(self._driven.pipe).config, self.multiple)
+            require_window(windows.window[-2:], _network(self._driven.pipe).config, self.multiple)
         mixture = embeddings.mixtures.of(windows, index)
         entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
         alone = self.positions != "local" or self._name in ALONE
@@ -238,7 +243,7 @@ class PipelineDenoiser(Denoiser):
         ring = Ring.of(windows) if self.rings else None
         return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end, ring)
 
-    def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
+    def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Condition) -> Float[Tensor, "n *c_window"]:
         with circular(condition.ring):
             return self._mixed(x, level, condition)
 
@@ -280,7 +285,7 @@ class PipelineDenoiser(Denoiser):
             origin = top, left
             options |= self._arguments.place(origin, windows.window, windows.size, self.factor)
         encoded = embeddings.encoded.picked(len(embeddings.mixtures.scene.texts), texts)
-        options |= self._arguments.size(windows.window, self.factor)
+        options |= self._arguments.size(windows.window, self.factor, self._time)
         kept = self._kept(embeddings, windows, numbers, False), self._kept(embeddings, windows, numbers, True)
         return Call(rows, encoded, options, kept, len(embeddings.scales) == 1 or scale > self._driven.unguided, origin)
 
@@ -301,7 +306,7 @@ class PipelineDenoiser(Denoiser):
     def _latents(self, n: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for `n` empty windows."""
         empty = torch.zeros(n, self.channels, *self.window, device=self._driven.device)
-        return {"latents": packed(self._driven.pipe, empty), **self._arguments.size(self.window, self.factor)}
+        return {"latents": packed(self._driven.pipe, empty), **self._arguments.size(self.window, self.factor, self._time)}
 
     def _one_window(self) -> Grid:
         """The layout of a canvas that is one window."""
@@ -326,11 +331,23 @@ class PipelineDenoiser(Denoiser):
     def _scheduled(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window. Texts do not matter."""
         if self._sample is None:
-            black = torch.zeros(3, *(cells * self.factor for cells in self.window))
+            black = torch.zeros(3, *(cells * self.factor for cells in self.window[-2:]))
             image = black if self.has_ip_adapter else None
             self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), image))
         encoded, options = self._sample or (Encoded([], []), {})
         return self._driven.scheduled(steps, encoded, **{**options, **self._latents(1)})
+
+
+def _latent_frames(frames: Any, time: int) -> int:
+    """Latent frames of a film.
+
+    Raises:
+        SettingError: there is no such film.
+    """
+    if not isinstance(frames, int) or frames < 1 or (frames - 1) % time:
+        near = max(0, round((frames - 1) / time)) * time + 1 if isinstance(frames, int) else 4 * time + 1
+        raise SettingError(f"num_frames of the model came as {frames!r}: it must be 1 and a multiple of {time}, such as {near}")
+    return (frames - 1) // time + 1
 
 
 def _network(pipe: Any) -> Any:
