@@ -38,7 +38,7 @@ def predict(model: Model, x: Tensor, wrap: tuple[bool, bool] = (False, True)) ->
     """The prediction for a canvas of one window."""
     denoiser: Any = model.denoiser
     size = denoiser.window
-    windows = Grid(size, size, size, wrap)
+    windows = Grid(size, size, size, (False,) * (len(size) - 2) + wrap)
     with torch.no_grad():
         embeddings = denoiser.encode(Scene("a lake", "", denoiser.guidance_scale))
         level = denoiser.training.own(4, torch.device("cpu")).levels[1]
@@ -56,13 +56,14 @@ def noise(model: Model, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", BY_CONVOLUTIONS)
 def test_rolled_noise_makes_the_rolled_prediction(name: str, pipeline: Made, leave_to_sweeps: Leave) -> None:
     leave_to_sweeps(name in ("sd2", "sana"))
-    model = load_model(pipeline(name), window=window(name))
+    settings: dict[str, Any] = {"window": window(name), **({"num_frames": 5} if name == "wan" else {})}
+    model = load_model(pipeline(name), **settings)
     x = noise(model)
     for wrap, by in (((False, True), (0, 4)), ((True, True), (8, 12))):
         assert error(predict(model, x.roll(by, (-2, -1)), wrap), predict(model, x, wrap).roll(by, (-2, -1))) < 1e-5
     plane = predict(model, x, (False, False))
     assert error(predict(model, x.roll(4, -1), (False, False)), plane.roll(4, -1)) > 1e-2
-    fresh = load_model(pipeline(name), window=window(name), ring="windows")
+    fresh = load_model(pipeline(name), ring="windows", **settings)
     assert torch.equal(predict(fresh, x, (False, True)), plane)
 
 
@@ -237,7 +238,8 @@ def test_rolled_noise_makes_the_rolled_picture(name: str, pipeline: Made, cpu: R
     factor, (height, width) = sampler.model.factor, window(name)
     pictures = []
     for by in (0, 4):
-        run = sampler.begin("a lake", height=height * factor, width=width * factor, steps=2, seed=3, wrap=True)
+        frames = {"frames": 5} if name == "wan" else {}
+        run = sampler.begin("a lake", height=height * factor, width=width * factor, steps=2, seed=3, wrap=True, **frames)
         assert len(run.windows) == 1
         run.canvas.copy_(run.canvas.roll(by, -1))
         while not run.done:
