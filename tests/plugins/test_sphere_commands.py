@@ -114,7 +114,7 @@ def test_a_mesh_from_a_file_of_distances(place: Path, capsys: pytest.CaptureFixt
     trimesh = pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
     np.save("far.npy", np.full((8, 16), 3.0))
     assert main(["mesh", "a.png", "a.glb", "--depth", "far.npy", "--rows=8"]) == 0
-    assert capsys.readouterr().out == "a.glb: 224 triangles, and 0 left out where the depth jumps\n"
+    assert capsys.readouterr().out == "a.glb: 224 triangles, cut at 0 of them where the depth jumps\n"
     (read,) = trimesh.load(place / "a.glb").geometry.values()
     assert np.linalg.norm(read.vertices, axis=1) == pytest.approx(3)
     assert np.array_equal(np.asarray(read.visual.material.baseColorTexture), np.asarray(colours()))
