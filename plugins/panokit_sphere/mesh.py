@@ -55,8 +55,8 @@ def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) ->
     Raises:
         SettingError: there are too few rows or too many, or the jump is not above 1.
     """
-    if not 2 <= rows <= 4096:
-        raise SettingError(f"rows is {rows}: it must be a number of rows of triangles, from 2 to 4096")
+    if not 2 <= rows <= 2048:
+        raise SettingError(f"rows is {rows}: it must be a number of rows of triangles, from 2 to 2048")
     if not jump > 1:
         raise SettingError(f"jump is {jump}: it must be how many times as far, above 1")
     columns = 2 * rows

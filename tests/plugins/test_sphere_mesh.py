@@ -81,7 +81,7 @@ def test_the_mesh_is_cut_where_something_near_ends() -> None:
 @pytest.mark.parametrize(
     ("rows", "jump", "message"),
     [
-        (1, 1.5, "rows is 1: it must be a number of rows of triangles, from 2 to 4096"),
+        (1, 1.5, "rows is 1: it must be a number of rows of triangles, from 2 to 2048"),
         (5000, 1.5, "rows is 5000"),
         (8, 1.0, "jump is 1.0: it must be how many times as far, above 1"),
         (8, float("nan"), "jump is nan"),
