@@ -2,8 +2,9 @@
 
 PNG keeps the recipe as JSON in an `iTXt` chunk `panokit`. A second chunk `parameters` is for people and their tools, in the
 format of the Stable Diffusion web UI. JPEG, WebP and TIFF keep the same two texts in Exif, as `ImageDescription` and
-`UserComment`; a large TIFF has the first alone. A Deep Zoom picture keeps the recipe in a file among its tiles. Beside the
-recipe stands what viewers must know of an equirectangular picture: see `equirectangular`.
+`UserComment`; a large TIFF has the first alone. A Deep Zoom picture keeps the recipe in a file among its tiles. Films keep the
+two texts as `comment` and `description`, and a film as WebP keeps them in Exif. Beside the recipe stands what viewers must know
+of an equirectangular picture: see `equirectangular`.
 
 A recipe from a file is plain data, whoever wrote it. It is parsed as JSON, its length is bounded, its values are checked, and
 nothing is imported for it.
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
-from panokit import deepzoom, equirectangular
+from panokit import boxes, deepzoom, equirectangular
 from panokit.errors import FallbackWarning, SettingError
 from panokit.plain import walk
 
@@ -35,6 +36,9 @@ LONGEST = 1 << 18
 BOUNDS = {
     "height": 1 << 15,
     "width": 1 << 17,
+    "frames": 1 << 12,
+    "fps": 240,
+    "frame_stride": 1 << 12,
     "steps": 10_000,
     "stride": 1 << 15,
     "micro_batch": 256,
@@ -45,7 +49,7 @@ BOUNDS = {
 }
 """The largest numbers in a recipe that is not trusted."""
 AREA = 1 << 28
-"""The most pixels of a picture from such a recipe: 65,536 x 4,096."""
+"""The most pixels of a picture from such a recipe, or of all frames of a film: 65,536 x 4,096."""
 WORK = 1 << 21
 """The most windows times steps of such a picture."""
 DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
@@ -174,15 +178,18 @@ def _exif(kept: Mapping[str, str], xmp: bytes) -> bytes:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the recipe in a picture, without checking its values: see `check`.
+    """Read the recipe in a picture or a film, without checking its values: see `check`.
 
     Args:
         path: the file.
 
     Raises:
-        SettingError: the file is no picture, or holds no recipe.
+        SettingError: the file is no picture and no film, or holds no recipe.
     """
-    text = _text_of_tiles(path) if deepzoom.is_deep_zoom(path) else _text_of(path)
+    if boxes.is_boxed(path):
+        text: object = boxes.read(path).text
+    else:
+        text = _text_of_tiles(path) if deepzoom.is_deep_zoom(path) else _text_of(path)
     if not text:
         raise SettingError(f"{path} holds no recipe: give a picture that panokit wrote and nobody saved again")
     if not isinstance(text, str) or len(text) > LONGEST:
@@ -256,9 +263,10 @@ def check(recipe: Mapping[str, Any], source: Source = RECIPE) -> None:
             raise SettingError(f"{name} came as {value!r:.80}: it must be a whole number")
         if value is not None and abs(value) > most:
             raise SettingError(f"{source.name} asks for {name} {value!s:.24}, and {most} is {source.most}")
-    height, width = recipe.get("height") or 0, recipe.get("width") or 0
-    if height * width > AREA:
-        raise SettingError(f"{source.name} asks for {width} x {height} pixels, and {AREA} is {source.most}")
+    height, width, frames = (recipe.get(name) or 0 for name in ("height", "width", "frames"))
+    if height * width * max(1, frames) > AREA:
+        film = f" in {frames} frames" * (frames > 1)
+        raise SettingError(f"{source.name} asks for {width} x {height} pixels{film}, and {AREA} is {source.most}")
     kinds: dict[str, Any] = {
         "prompt": str | dict,
         "negative_prompt": str,

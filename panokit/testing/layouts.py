@@ -1,6 +1,7 @@
 """Checks for layouts: the windows cover the canvas, cut it and put it together again, and are the same on every rank.
 
-They run on canvases of one and of two axes, flat and as rings, at several levels of a run.
+They run on canvases of two axes, flat and as rings, at several levels of a run. A layout of canvases that are no planes
+(`Projected`) is asked for pictures that are twice as wide as high, without a stride and rings, which it may refuse.
 """
 
 import pickle
@@ -18,13 +19,15 @@ from panokit.testing.demands import demand, distance
 from panokit.testing.ranks import same_on_ranks
 from panokit.testing.settings import pickles_and_reprs
 from panokit.testing.toys import toy_run
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows, sampled
 
 Make = Callable[[], Layout]
 
 WINDOW = (8, 8)
 CANVASES = (((16, 24), (False, False)), ((8, 32), (False, True)), ((16, 16), (True, True)))
 """Sizes, each with the axes that are rings."""
+PICTURES = (((16, 32), (False, False)), ((24, 48), (False, False)))
+"""The same for canvases that are no planes: sizes of pictures."""
 SEEDS = (0, 3)
 LEVELS = tuple(Level(k, 1000 - 250 * k, 0.1 + 0.2 * k, 0.9 - 0.2 * k, k, 4) for k in range(4))
 
@@ -41,6 +44,8 @@ def checks(layout: Layout) -> tuple[Callable[[Make], None], ...]:
         index_chooses,
         on_keeps_the_window,
         refined_is_in_step,
+        shrunk_is_the_mean,
+        shows_the_picture,
         same_for_any_number_of_ranks,
         pickles_and_reprs,
     )
@@ -48,12 +53,19 @@ def checks(layout: Layout) -> tuple[Callable[[Make], None], ...]:
 
 def makes_windows(make: Make) -> None:
     """The windows have the size and the rings that were asked for, and the model's window, with a stride and without."""
-    for (size, wrap), stride in product(CANVASES, ((4, 4), None)):
+    canvases = _canvases(make)
+    for (size, wrap), stride in product(canvases, (None,) if canvases is PICTURES else ((4, 4), None)):
         windows, name = make().begin(size, WINDOW, stride, wrap, 0), f"{type(make()).__name__}.begin"
         demand(
             isinstance(windows, Windows),
             f"{name} returned a {type(windows).__name__}; it must return Windows, such as a Grid",
         )
+        if isinstance(windows, Projected):
+            pictured, wanted = (windows.picture, windows.window), (size, WINDOW)
+            demand(pictured == wanted, f"{name} made (picture, window) {pictured} of {wanted}: pass on what came")
+            axes = len(windows.wrap), len(windows.size)
+            demand(axes[0] == axes[1], f"{name} made a wrap of {axes[0]} and a size of {axes[1]} axes: give one each")
+            continue
         came, asked = (windows.size, windows.window, windows.wrap), (size, WINDOW, wrap)
         demand(came == asked, f"{name} made (size, window, wrap) {came} of {asked}: pass on what came")
 
@@ -100,7 +112,7 @@ def put_is_the_adjoint_of_crop(make: Make) -> None:
 
 
 def cells_say_where(make: Make) -> None:
-    """`cells` gives the place of each cell of a window, and `centre` lies among them."""
+    """`cells` gives the place of each cell of a window, and `centre` lies among them, or in the middle of what it shows."""
     for windows, name in _laid(make):
         places, numbered = windows.cells(), windows.crop(_numbered(windows.size))[:, 0]
         demand(
@@ -114,6 +126,11 @@ def cells_say_where(make: Make) -> None:
             torch.equal(flat, numbered),
             f"{name}.cells and crop disagree about where a window lies: a cell is the remainder of its place by the size",
         )
+        if isinstance(windows, Projected):
+            for i in range(len(windows)):
+                closest = windows.nearest(*windows.centre(i))
+                demand(closest == i, f"the window of {name} that is nearest to the centre of window {i} is window {closest}")
+            continue
         for i in range(len(windows)):
             middle = [at * size for at, size in zip(windows.centre(i), windows.size, strict=True)]
             off = [
@@ -136,13 +153,20 @@ def index_chooses(make: Make) -> None:
 
 def on_keeps_the_window(make: Make) -> None:
     """`on` lays the same layout on another canvas, with the same window and rings, and `at` goes on working there."""
-    for (size, wrap), level in product(CANVASES, LEVELS):
-        laid = make().begin(size, WINDOW, None, wrap, 0)
-        windows = laid.at(level)
-        larger = tuple(2 * cells for cells in size)
-        there = windows.on(larger)
-        came, asked = (there.size, there.window, there.wrap), (larger, WINDOW, wrap)
-        demand(came == asked, f"windows on another canvas have (size, window, wrap) {came}; it must be {asked}")
+    for (picture, wrap), level in product(_canvases(make), LEVELS):
+        laid = make().begin(picture, WINDOW, None, wrap, 0)
+        windows, size = laid.at(level), laid.size
+        if isinstance(windows, Projected):
+            larger = tuple(cells * 2 ** len(WINDOW) for cells in size) if len(size) == 1 else tuple(2 * cells for cells in size)
+            asked = (larger, WINDOW, laid.wrap, tuple(2 * cells for cells in picture))
+            there = windows.on(larger)
+            came = (there.size, there.window, there.wrap, there.picture)
+            demand(came == asked, f"windows on a larger canvas have (size, window, wrap, picture) {came}; it must be {asked}")
+        else:
+            larger = tuple(2 * cells for cells in size)
+            there = windows.on(larger)
+            came, asked = (there.size, there.window, there.wrap), (larger, WINDOW, wrap)
+            demand(came == asked, f"windows on another canvas have (size, window, wrap) {came}; it must be {asked}")
         demand(
             there == laid.on(larger).at(level) == laid.at(level).on(larger).at(level) and windows.on(size) == windows,
             f"{windows} lie elsewhere if they are put on another canvas before `at`, or on their own: `on` changes nothing but "
@@ -156,6 +180,14 @@ def refined_is_in_step(make: Make) -> None:
         try:
             fine = windows.refined(2)
         except SettingError:
+            continue
+        if isinstance(windows, Projected):
+            picture = _smooth(*windows.picture)
+            shown = fine.views(picture, 1), windows.views(picture, 2)
+            demand(
+                len(fine) == len(windows) and distance(*shown) < 1e-5 and fine.coarsened(2) == windows,
+                f"window i of {name}.refined(2) does not show what window i shows, or coarsened(2) does not undo it",
+            )
             continue
         canvas = _noise(1, *windows.size)
         doubled = canvas.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -172,9 +204,49 @@ def refined_is_in_step(make: Make) -> None:
             )
 
 
+def shrunk_is_the_mean(make: Make) -> None:
+    """`shrunk` gives a canvas of the size of `scaled`, whose cells are means of as many cells as it says."""
+    for windows, name in _laid(make):
+        try:
+            size = windows.scaled(2).size
+        except SettingError:
+            continue
+        noise = _noise(64, *windows.size)
+        small, count = windows.shrunk(noise, 2)
+        even, _ = windows.shrunk(torch.ones_like(noise), 2)
+        demand(small.shape[1:] == size, f"{name}.shrunk made a canvas of {tuple(small.shape[1:])}; that of scaled has {size}")
+        spread = float((small * torch.as_tensor(count) ** 0.5).square().mean())
+        demand(
+            distance(even, torch.ones_like(even)) < 1e-9 and abs(spread - 1) < 0.1,
+            f"{name}.shrunk({2}) is no mean of as many cells as it says: of noise, {spread:.2f} of the variance is left where it "
+            "should be 1",
+        )
+
+
+def shows_the_picture(make: Make) -> None:
+    """`project` undoes `views`, and `places` says where the cells of a window lie on the picture; for `Projected` windows."""
+    for windows, name in _laid(make):
+        if not isinstance(windows, Projected):
+            continue
+        places = windows.places()
+        demand(
+            places.shape == (2, *windows.size) and bool(((places >= 0) & (places <= 1)).all()),
+            f"{name}.places returned {tuple(places.shape)}; it must return rows and columns of all cells, from 0 to 1",
+        )
+        picture = _smooth(*(8 * cells for cells in windows.picture))
+        views = windows.views(picture, 2)
+        back = windows.project(views, (picture.shape[1], picture.shape[2]))
+        demand(
+            distance(back, picture) < 0.1,
+            f"{name}.project does not give back the picture that views shows: it is {distance(back, picture):.2f} away",
+        )
+        apart = (windows.views(picture, 1) - windows.crop(sampled(picture, places))).abs().mean() / picture.std()
+        demand(float(apart) < 0.1, f"windows of {name} show other places than their cells lie at, as places says")
+
+
 def at_is_pure(make: Make) -> None:
     """`at` gives equal windows twice, after other levels, and in a copy. It keeps size, window and rings."""
-    for size, wrap in CANVASES:
+    for size, wrap in _canvases(make):
         for seed in SEEDS:
             windows = make().begin(size, WINDOW, None, wrap, seed)
             copy = pickle.loads(pickle.dumps(windows))
@@ -194,7 +266,7 @@ def same_for_any_number_of_ranks(make: Make) -> None:
     """A run has the same bits on one, two and three ranks, and on every rank."""
 
     def canvas(runtime: Runtime) -> Tensor:
-        run = toy_run(layout=make(), runtime=runtime)
+        run = toy_run((8, 16), layout=make(), stride=None, runtime=runtime)
         while not run.done:
             run.step()
         return run.canvas
@@ -206,9 +278,15 @@ def same_for_any_number_of_ranks(make: Make) -> None:
     )
 
 
+def _canvases(make: Make) -> tuple[tuple[tuple[int, int], tuple[bool, bool]], ...]:
+    """The canvases for a layout: planes and rings, or pictures of canvases that are no planes."""
+    (size, wrap), *_ = PICTURES
+    return PICTURES if isinstance(make().begin(size, WINDOW, None, wrap, 0), Projected) else CANVASES
+
+
 def _laid(make: Make) -> Iterator[tuple[Windows, str]]:
     """Windows on all canvases at all levels, with their name."""
-    for (size, wrap), seed in product(CANVASES, SEEDS):
+    for (size, wrap), seed in product(_canvases(make), SEEDS):
         windows = make().begin(size, WINDOW, None, wrap, seed)
         seen: list[Windows] = []
         for level in LEVELS:
@@ -216,6 +294,13 @@ def _laid(make: Make) -> Iterator[tuple[Windows, str]]:
             if here not in seen:
                 seen.append(here)
                 yield here, type(here).__name__
+
+
+def _smooth(high: int, wide: int) -> Tensor:
+    """A smooth picture whose left and right borders meet, and whose upper and lower rows are of one colour."""
+    row, column = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (high, wide))
+    waves = torch.stack([torch.cos(2 * torch.pi * column), torch.sin(2 * torch.pi * column), torch.ones_like(column)])
+    return waves[:, None] * torch.sin(torch.pi * row)[:, None] + torch.cos(torch.pi * row)[:, None]
 
 
 def _numbered(size: tuple[int, ...]) -> Tensor:

@@ -275,7 +275,7 @@ def toy_run(
     layout: Layout | None = None,
     fuser: Fuser | None = None,
     guidances: Sequence[Guidance] = (),
-    stride: int = 2,
+    stride: int | None = 2,
     wrap: bool = False,
     steps: int = 3,
     prompt: Prompt = "toy",
@@ -289,7 +289,9 @@ def toy_run(
     axes = len(size)
     begin = partial((scheduler or ToyScheduler()).begin, steps, runtime.device, denoiser.training)
     parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(Scene(prompt)))
-    windows = (layout or Overlap()).begin(size, denoiser.window, (stride,) * axes, (wrap,) * axes, seed)
+    windows = (layout or Overlap()).begin(
+        size, denoiser.window, None if stride is None else (stride,) * axes, (wrap,) * axes, seed
+    )
     return Run(parts, guidances=guidances, windows=windows, seed=seed)
 
 
@@ -332,16 +334,16 @@ class Unrolled(Projected):
 
     def on(self, size: tuple[int, ...]) -> "Unrolled":
         scale = math.sqrt(size[0] / self.size[0])
-        return Unrolled(self.plane.on(tuple(round(cells * scale) for cells in self.plane.size)))
+        return replace(self, plane=self.plane.on(tuple(round(cells * scale) for cells in self.plane.size)))
 
     def scaled(self, factor: Factor) -> "Unrolled":
-        return Unrolled(replace(self.plane, size=self.plane.scaled(factor).size))
+        return replace(self, plane=replace(self.plane, size=self.plane.scaled(factor).size))
 
     def coarsened(self, factor: Factor) -> "Unrolled":
-        return Unrolled(self.plane.coarsened(factor))
+        return replace(self, plane=self.plane.coarsened(factor))
 
     def refined(self, factor: Factor) -> "Unrolled":
-        return Unrolled(self.plane.refined(factor))
+        return replace(self, plane=self.plane.refined(factor))
 
     def shrunk(self, canvas: Tensor, factor: Factor) -> tuple[Tensor, int | Tensor]:
         small, count = self.plane.shrunk(canvas.unflatten(-1, self.plane.size), factor)

@@ -3,29 +3,26 @@
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from panokit import Level, SettingError
+from panokit import Level, Windows
+from panokit.windows import Factor, pooled
 
 
-def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
+def mean(x: Float[Tensor, "*fine"], factor: Factor, axes: int) -> Float[Tensor, "*coarse"]:
     r"""$D$: the mean of blocks of `factor` cells along each of the last `axes` axes; at factor 2, bilinear interpolation.
 
-    Of independent noise it leaves the standard deviation times `factor ** (-axes / 2)`.
+    Of independent noise it leaves the standard deviation times $m^{-1/2}$, for blocks of $m$ cells.
     """
-    match axes:
-        case 1:
-            return nn.functional.avg_pool1d(x, factor)
-        case 2:
-            return nn.functional.avg_pool2d(x, factor)
-        case 3:
-            return nn.functional.avg_pool3d(x, factor)
-    raise SettingError(f"a canvas of {axes} axes cannot be shrunk: MSD works with 1, 2 or 3")
+    return pooled(x, (factor,) * axes if isinstance(factor, int) else factor)
 
 
 def renoised(
-    x: Float[Tensor, "*fine"], factor: int, axes: int, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
+    windows: Windows, canvas: Float[Tensor, "*fine"], factor: Factor, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
 ) -> Float[Tensor, "*coarse"]:
-    r"""The mean, with as much fresh noise as it took away: $D x + \sigma \sqrt{1 - f^{-a}}\; \xi$."""
-    coarse = mean(x, factor, axes)
-    return coarse + level.sigma * (1 - factor**-axes) ** 0.5 * noise(tuple(coarse.shape))
+    r"""A shrunk canvas, with as much fresh noise as the mean took away: $D x + \sigma \sqrt{1 - 1 / m}\; \xi$.
+
+    $m$ is how many cells become one, $f^a$ on a plane of $a$ axes.
+    """
+    coarse, count = windows.shrunk(canvas, factor)
+    return coarse + level.sigma * (1 - 1 / count) ** 0.5 * noise(tuple(coarse.shape))

@@ -70,7 +70,7 @@ class SyncDiffusion(Guidance):
     def prepare(self, step: Step, memory: Any) -> Anchor:
         if step.codec is None:
             raise SettingError("SyncDiffusion compares pictures, and this model has no codec to decode them with: leave it out")
-        index = step.windows.nearest(*(0.5 for _ in step.windows.size))
+        index = step.windows.nearest(*(0.5 for _ in step.windows.centre(0)))
         image = _picture(step.codec, step.look([index]).x0)
         metric = named(self.metric) if isinstance(self.metric, str) else self.metric
         return Anchor(index, step.codec, _from(metric, image))

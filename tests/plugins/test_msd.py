@@ -201,8 +201,13 @@ def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Predicti
     torch.testing.assert_close(mean(fine_x0, 2, 2), coarse_x0, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(("size", "window", "factor"), [((8,), 4, 2), ((8, 8, 8), 4, 2), ((18, 18), 6, 3), ((16, 16), 4, 2)])
-def test_so_it_does_along_any_axes_by_any_factor_and_over_any_levels(size: tuple[int, ...], window: int, factor: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "window", "factor"),
+    [((8,), 4, 2), ((8, 8, 8), 4, (2, 2, 2)), ((8, 8, 8), 4, (1, 2, 2)), ((18, 18), 6, 3), ((16, 16), 4, 2)],
+)
+def test_so_it_does_along_any_axes_by_any_factor_and_over_any_levels(
+    size: tuple[int, ...], window: int, factor: int | tuple[int, ...]
+) -> None:
     guidance = gradient(math.inf, 0.0, factor=factor)
     denoiser = ToyDenoiser((window,) * len(size))
     coarse_x0, fine_x0 = both_sides(toy_run(size, denoiser=denoiser, guidances=[guidance], stride=window, steps=2))
@@ -279,7 +284,9 @@ def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
     generator = torch.Generator().manual_seed(0)
     level = Level(0, 0, 0.6, 0.8, 0, 1)
     fine = level.sigma * torch.randn((64, *(factor * 6,) * axes), generator=generator)
-    found = renoised(fine, factor, axes, level, lambda shape: torch.randn(shape, generator=generator))
+    size, window = (factor * 6,) * axes, (factor,) * axes
+    windows = Grid(size, window, window, (False,) * axes)
+    found = renoised(windows, fine, factor, level, lambda shape: torch.randn(shape, generator=generator))
     assert float(found.std()) == pytest.approx(level.sigma, rel=0.1)
     assert float(mean(fine, factor, axes).std()) == pytest.approx(level.sigma * factor ** (-axes / 2), rel=0.1)
 

@@ -12,13 +12,18 @@ from torch import Tensor
 from panokit import Grid, Lattice, Layout, Level, Union, Windows
 from panokit.layout import Overlap
 from panokit.testing import Check, checks, conforms, layouts, run_checks
-from panokit.testing.toys import Drift
+from panokit.testing.toys import Drift, Unroll, Unrolled
 
 Cells = tuple[int, ...]
 
 
 @conforms(Overlap)
 def test_overlapping_windows(check: Check) -> None:
+    check()
+
+
+@conforms(Unroll)
+def test_windows_whose_picture_is_a_projection(check: Check) -> None:
     check()
 
 
@@ -113,6 +118,27 @@ class OutOfStep(Lattice):
 
 
 @dataclass(frozen=True)
+class Overcounted(Lattice):
+    def shrunk(self, canvas: Tensor, factor: Any) -> Any:
+        small, count = super().shrunk(canvas, factor)
+        return small, 2 * count
+
+
+@dataclass(frozen=True)
+class Mirrored(Unrolled):
+    """Shows its picture with left and right exchanged."""
+
+    def views(self, picture: Tensor, factor: int) -> Tensor:
+        return super().views(picture.flip(2), factor)
+
+
+@dataclass(frozen=True)
+class Mirror(Layout):
+    def begin(self, *args: Any) -> Mirrored:
+        return Mirrored(Overlap().begin(*args))
+
+
+@dataclass(frozen=True)
 class AtRandom(Lattice):
     def at(self, level: Level) -> Any:
         return replace(self, shift=tuple(random.randrange(stride) for stride in self.stride))
@@ -147,6 +173,12 @@ class HoldsAFunction(Broken):
         (lambda: Broken(Sorted), layouts.index_chooses, "follow the order of `index`"),
         (lambda: Broken(OtherWindow), layouts.on_keeps_the_window, "windows on another canvas have .* it must be"),
         (lambda: Broken(OutOfStep), layouts.refined_is_in_step, "multiply size, window, stride and shift"),
+        (
+            lambda: Broken(Overcounted),
+            layouts.shrunk_is_the_mean,
+            "of noise, 2.0. of the variance is left where it should be 1",
+        ),
+        (Mirror, layouts.shows_the_picture, "does not give back the picture that views shows"),
         (lambda: Broken(AtRandom), layouts.at_is_pure, "key what it draws with the seed and level.index alone"),
         (AtFirst, layouts.same_for_any_number_of_ranks, "rank . of . (has another canvas|waits for windows)"),
         (HoldsAFunction, layouts.pickles_and_reprs, "cannot be pickled"),
