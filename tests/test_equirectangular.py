@@ -13,6 +13,8 @@ from PIL import Image
 
 from panokit import Panorama, SettingError, equirectangular, files, recipe
 from panokit.errors import FallbackWarning
+from panokit.jobs import options_in
+from panokit.recipe_text import as_command
 from panokit.view.picture import sphere_of
 from panokit.view.show import write
 from panokit.writing import writing
@@ -51,6 +53,13 @@ def test_a_sphere_says_so_beside_its_recipe_and_a_flat_picture_does_not(ending: 
         with Image.open(path) as image:
             assert sphere_of(image) == angles
         assert (b"GPano" in path.read_bytes()) == (angles is not None)
+
+
+def test_the_projection_is_a_fact_and_no_option_of_a_picture_that_is_made_again(tmp_path: Path) -> None:
+    kept = recipe.read(saved(tmp_path / "a.png", {**SPHERE, "model": "landscapes"}))
+    options = options_in(kept, "the recipe")
+    assert options == {**FLAT, "model": "landscapes"}
+    assert "projection" not in as_command(kept)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
