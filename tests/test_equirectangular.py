@@ -1,5 +1,6 @@
 """Equirectangular pictures say what they are, in every format that has a place for it; flat pictures say nothing."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -93,9 +94,11 @@ def test_a_flat_strip_is_no_sphere(size: tuple[int, int], tmp_path: Path) -> Non
     assert equirectangular.packet_of({**SPHERE, "width": width, "height": height}) is None
 
 
-def test_a_page_of_it_shows_it_from_inside(tmp_path: Path) -> None:
+def test_a_page_and_a_notebook_show_it_from_inside(tmp_path: Path) -> None:
     for data, angles in ((SPHERE, {"haov": 360, "vaov": 180, "vOffset": 0}), (FLAT, None)):
         page = write([str(saved(tmp_path / "a.png", data))], str(tmp_path / "a.html")).read_text()
-        held = re.search(r'type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
-        assert held
-        assert json.loads(held[1])["pictures"][0].get("sphere") == angles
+        cell = html.unescape(Panorama(torch.zeros(4, 4, 8), Image.new("RGB", (64, 32)), data)._repr_html_())
+        for text in (page, cell):
+            held = re.search(r'type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+            assert held
+            assert json.loads(held[1])["pictures"][0].get("sphere") == angles

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from panokit.equirectangular import PROJECTION
 from panokit.files import AREA, SIDE
 from panokit.view.page import page
-from panokit.view.picture import Picture, encoded, within
+from panokit.view.picture import SPHERE, WHOLE, Picture, encoded, within
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,9 +25,10 @@ def cell(image: "Image", recipe: Mapping[str, Any], size: tuple[int, int]) -> st
         size: width and height of the picture, in pixels.
     """
     width, height = size
-    shown = within(image, SIDE, AREA)
+    sphere = WHOLE if recipe.get("projection") == PROJECTION else None
+    shown = within(image, SPHERE if sphere else SIDE, AREA)
     note = "" if shown.size == size else f"its {width} x {height} pixels are shown as {shown.width} x {shown.height}"
-    picture = Picture(name="panorama", size=size, recipe=recipe, data=encoded(shown), note=note)
+    picture = Picture(name="panorama", size=size, recipe=recipe, sphere=sphere, data=encoded(shown), note=note)
     high = f"calc(min(100vw, 70rem) * {height / width:.4f} + {_TOOLS})"
     style = f"width: 100%; max-width: 70rem; height: {high}; min-height: 14rem; max-height: 48rem; border: 0"
     return f'<iframe srcdoc="{escape(page([picture], "cell"))}" style="{style}" allow="fullscreen; clipboard-write"></iframe>'
