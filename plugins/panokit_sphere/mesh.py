@@ -64,27 +64,37 @@ def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) ->
     directions = at(row, column, (rows, columns))
     directions[:, -1] = directions[:, 0]  # the same place, though it lies on both borders of the picture
     directions[0], directions[-1] = torch.tensor([0.0, -1, 0]), torch.tensor([0.0, 1, 0])
-    away, nearest = sample(distances[None], directions)[0], sample(distances[None], directions, "nearest")[0]
-    # Where a near thing ends, the distances on both sides are not to be mixed: nothing is between them.
-    mixed = torch.maximum(away / nearest, nearest / away) > 1 + (jump - 1) / 4
-    away = torch.where(mixed, nearest, away)
-    number = torch.arange((rows + 1) * (columns + 1)).reshape(rows + 1, columns + 1)
-    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
-    # At a pole a whole row is one place, so a cell is one triangle. Seen from the middle, corners go against the clock.
-    triangles = torch.cat([torch.stack([a, c, d], -1)[:-1].flatten(0, 1), torch.stack([a, d, b], -1)[1:].flatten(0, 1)])
-    corners = away.flatten()[triangles]
-    farthest = corners.amax(1, keepdim=True)
-    near = corners * jump < farthest
+    away, directions = _away(distances, directions, jump).flatten(), directions.flatten(0, 1)
     column = column.clone()
     column[[0, -1]] += 0.5  # the corner at a pole belongs to the middle of its triangle
     places = torch.stack([column / columns, row / rows], dim=-1).flatten(0, 1)
-    directions, away = directions.flatten(0, 1), away.flatten()
+    triangles = _triangles(rows, columns)
+    corners = away[triangles]
+    farthest = corners.amax(1, keepdim=True)
+    near = corners * jump < farthest
     # Behind near corners there are vertices of their own, in the same directions.
     behind = triangles[near]
     triangles[near] = len(away) + torch.arange(len(behind))
     away = torch.cat([away, farthest.expand_as(corners)[near]])
     vertices = torch.cat([directions, directions[behind]]) * away[:, None] * _GLTF
     return Mesh(vertices, torch.cat([places, places[behind]]), triangles, int(near.any(1).sum()))
+
+
+def _away(distances: Float[Tensor, "H W"], directions: Float[Tensor, "h w 3"], jump: float) -> Float[Tensor, "h w"]:
+    """How far it is in some directions. The distances on both sides of a jump are not mixed: nothing is between them."""
+    mixed, nearest = sample(distances[None], directions)[0], sample(distances[None], directions, "nearest")[0]
+    far_apart = torch.maximum(mixed / nearest, nearest / mixed) > 1 + (jump - 1) / 4
+    return torch.where(far_apart, nearest, mixed)
+
+
+def _triangles(rows: int, columns: int) -> Int[Tensor, "m 3"]:
+    """The triangles of a grid. Seen from the middle, their corners go against the clock.
+
+    At a pole a whole row of vertices is one place, so a cell is one triangle there, and two elsewhere.
+    """
+    number = torch.arange((rows + 1) * (columns + 1)).reshape(rows + 1, columns + 1)
+    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
+    return torch.cat([torch.stack([a, c, d], -1)[:-1].flatten(0, 1), torch.stack([a, d, b], -1)[1:].flatten(0, 1)])
 
 
 def check_installed(what: str) -> None:

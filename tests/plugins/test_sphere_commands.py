@@ -121,6 +121,18 @@ def test_a_mesh_from_a_file_of_distances(place: Path, capsys: pytest.CaptureFixt
     assert np.array_equal(np.asarray(read.visual.material.baseColorTexture), np.asarray(colours()))
 
 
+def test_a_picture_too_large_for_graphics_processors_is_smaller_on_the_mesh(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
+    monkeypatch.setattr("panokit.view.picture.SPHERE", 64)
+    np.save("far.npy", np.full((8, 16), 3.0))
+    assert main(["mesh", "a.png", "a.glb", "--depth", "far.npy", "--rows=8"]) == 0
+    assert "its picture has 64 x 32 pixels, the most that graphics processors take" in capsys.readouterr().out
+    (read,) = trimesh.load(place / "a.glb").geometry.values()
+    assert read.visual.material.baseColorTexture.size == (64, 32)
+
+
 def test_the_commands_in_the_docs_run(place: Path) -> None:
     pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
     text = (Path(__file__).parents[2] / "docs" / "sphere-files.md").read_text()
