@@ -54,7 +54,7 @@ def middle(path: Path) -> list[float]:
 def test_faces(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faces", "a.png", "cube", "--cross"]) == 0
     assert capsys.readouterr().out == "cube: 6 faces of 32 x 32 pixels\n"
-    looks = {
+    expected = {
         "front": (0, 0, 1),
         "right": (1, 0, 0),
         "back": (0, 0, -1),
@@ -62,11 +62,11 @@ def test_faces(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "up": (0, -1, 0),
         "down": (0, 1, 0),
     }
-    for name, direction in looks.items():
+    for name, direction in expected.items():
         assert middle(place / "cube" / f"{name}.png") == pytest.approx(direction, abs=0.02)
     with Image.open(place / "cube" / "cross.png") as image:
         assert image.size == (128, 96)
-    assert sorted(path.name for path in (place / "cube").iterdir()) == sorted(f"{name}.png" for name in [*looks, "cross"])
+    assert sorted(path.name for path in (place / "cube").iterdir()) == sorted(f"{name}.png" for name in [*expected, "cross"])
     assert main(["faces", "a.png", "cube", "--size=8"]) == 0  # again, into the same folder
     with Image.open(place / "cube" / "up.png") as image:
         assert image.size == (8, 8)

@@ -72,16 +72,16 @@ def test_the_errors_of_a_model_stay_and_do_not_grow(
         assert wrong.max() < largest + 0.005
 
 
-def model(answer: Callable[[Tensor], Tensor], **config: Any) -> Any:
+class Toy:
     """A model for a picture whose colours are its directions: so it knows where a view looks."""
 
-    def estimate(image: Image.Image) -> dict[str, Tensor]:
+    def __init__(self, answer: Callable[[Tensor], Tensor], **config: Any) -> None:
+        self.answer, self.model = answer, SimpleNamespace(config=SimpleNamespace(**{"model_type": "dpt", **config}))
+
+    def __call__(self, image: Image.Image) -> dict[str, Tensor]:
         where = F.normalize(torch.from_numpy(np.asarray(image).copy()).double() / 127.5 - 1, dim=-1)
         axis = F.normalize(where[[0, 0, -1, -1], [0, -1, 0, -1]].sum(0), dim=0)
-        return {"predicted_depth": answer(room(where) * (where @ axis))[None].float()}
-
-    estimate.model = SimpleNamespace(config=SimpleNamespace(**{"model_type": "dpt", **config}))  # type: ignore[attr-defined] # as a pipeline has it
-    return estimate
+        return {"predicted_depth": self.answer(room(where) * (where @ axis))[None].float()}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def coloured(monkeypatch: pytest.MonkeyPatch) -> Tensor:
 def test_a_model_is_asked_view_by_view_and_says_what_its_numbers_are(
     answer: Callable[[Tensor], Tensor], config: dict[str, Any], inverse: bool | None, coloured: Tensor, expected: Tensor
 ) -> None:
-    made = depth.estimate(coloured, model(answer, **config), VIEWS, inverse=inverse)
+    made = depth.estimate(coloured, Toy(answer, **config), VIEWS, inverse=inverse)
     assert made.shape == (SIZE, 2 * SIZE)
     assert off(made, expected).median() < 0.02  # colours have 8 bits
     if config.get("depth_estimation_type"):
@@ -112,7 +112,7 @@ def test_a_model_is_asked_view_by_view_and_says_what_its_numbers_are(
 
 def test_nothing_is_farther_than_is_asked(coloured: Tensor, expected: Tensor) -> None:
     assert expected.max() > 2 * expected.median()
-    made = depth.estimate(coloured, model(lambda z: 1 / z), VIEWS, far=1.3)
+    made = depth.estimate(coloured, Toy(lambda z: 1 / z), VIEWS, far=1.3)
     assert made.max() == pytest.approx(1.3 * made.median().item(), rel=0.1)
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_farther_than_is_asked(coloured: Tensor, expected: Tensor) ->
 )
 def test_what_is_no_depth_is_one_line(answer: Callable[[Tensor], Tensor], message: str, coloured: Tensor) -> None:
     with pytest.raises(SettingError, match=message):
-        depth.estimate(coloured, model(answer), VIEWS)
+        depth.estimate(coloured, Toy(answer), VIEWS)
 
 
 def test_a_model_of_transformers_is_loaded_from_a_folder_and_estimates(tmp_path: Path, coloured: Tensor) -> None:
