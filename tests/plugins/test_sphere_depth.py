@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from panokit import SettingError
 from panokit_sphere import depth
-from panokit_sphere.cameras import Camera, cameras
+from panokit_sphere.cameras import Camera, cameras, evenly
 from panokit_sphere.projections import directions, pixel_directions
 
 SIZE = 64
@@ -41,6 +41,12 @@ def expected() -> Tensor:
 def off(made: Tensor, expected: Tensor) -> Tensor:
     """How far distances are off, relative, when both have the same median."""
     return ((made / made.median()) / (expected / expected.median()) - 1).abs()
+
+
+def test_each_direction_is_in_two_of_the_views_that_a_model_gets() -> None:
+    where = evenly(20_000)
+    count = torch.stack([camera.places(where)[1] for camera in cameras(depth.VIEWS, depth.FOV)]).sum(0)
+    assert count.min() == 2
 
 
 def test_scales_and_shifts_of_views_are_recovered(expected: Tensor) -> None:
