@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from panokit import Panorama
+from panokit.cli import main as panokit
+from panokit.view.picture import sphere_of
 from panokit_sphere.__main__ import main
 from panokit_sphere.projections import pixel_directions
 
@@ -70,6 +72,18 @@ def test_faces(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faces", "a.png", "cube", "--size=8"]) == 0  # again, into the same folder
     with Image.open(place / "cube" / "up.png") as image:
         assert image.size == (8, 8)
+
+
+@pytest.mark.sweep
+def test_what_panokit_paints_on_a_sphere_is_known_as_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["a lake", "--layout=sphere", "--height=128", "--width=256", "--steps=1", "--out=lake.png", "--quiet"]
+    assert panokit(["generate", *words]) == 0
+    assert main(["faces", "lake.png", "cube"]) == 0
+    assert panokit(["rerun", "lake.png", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    with Image.open("lake.png") as first, Image.open("lake-rerun.png") as again:
+        assert sphere_of(first) == sphere_of(again) == {"haov": 360, "vaov": 180, "vOffset": 0}
+        assert np.array_equal(np.asarray(first), np.asarray(again))
 
 
 def test_views(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
