@@ -5,9 +5,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from panokit import films
+from panokit.equirectangular import PROJECTION
 from panokit.files import AREA, SIDE
 from panokit.view.page import page
-from panokit.view.picture import Data, Picture, encoded, within
+from panokit.view.picture import SPHERE, WHOLE, Data, Picture, encoded, within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,10 +33,11 @@ def cell(
         frames: all frames of a film, `T H W 3`; None for a picture.
     """
     width, height = size
-    shown = within(image, SIDE, AREA)
+    sphere = WHOLE if recipe.get("projection") == PROJECTION else None
+    shown = within(image, SPHERE if sphere else SIDE, AREA)
     note = "" if shown.size == size else f"its {width} x {height} pixels are shown as {shown.width} x {shown.height}"
     if frames is None:
-        picture = Picture(name="panorama", size=size, recipe=recipe, data=encoded(shown), note=note)
+        picture = Picture(name="panorama", size=size, recipe=recipe, sphere=sphere, data=encoded(shown), note=note)
     else:
         data = Data("image/webp", films.as_webp(frames, films.fps_of(recipe)))
         picture = Picture(name="panorama", size=size, recipe=recipe, film="image", data=data)
