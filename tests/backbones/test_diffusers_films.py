@@ -183,6 +183,7 @@ def test_a_loop_has_no_first_frame(sampler: Sampler) -> None:
     """Noise that begins one latent frame later makes a canvas that does, and a film that begins four frames later."""
     run, later = (sampler.begin("a lake", frames=16, wrap="t", frame_stride=4, steps=2, seed=SEED) for _ in range(2))
     assert run.windows.wrap == (True, False, False)
+    assert len(sampler.plan("a lake", frames=12, wrap="t").windows) == CLIP  # one window would have two ends
     later.canvas = run.canvas.roll(1, 1)
     for one in (run, later):
         while not one.done:
