@@ -564,9 +564,10 @@ class Sampler:
         rest = 0 if settings.loops else 1
         if frames < max(2, by + rest) or (frames - rest) % by:
             low = max(2, by + rest, (frames - rest) // by * by + rest)
-            why = "a loop needs a multiple of" if settings.loops else "it needs 1 and a multiple of"
+            why = f"a loop needs a multiple of {by}" if settings.loops else f"it needs 1 and a multiple of {by}"
+            why = "a loop needs 2 or more" if by == 1 else why
             nearest = f"the nearest are {low} and {low + by}" if frames > low else f"the nearest is {low}"
-            raise SettingError(f"frames is {frames}, which {name} cannot make: {why} {by}; {nearest}")
+            raise SettingError(f"frames is {frames}, which {name} cannot make: {why}; {nearest}")
         cells = (frames - rest) // by + rest
         window = min(self.model.denoiser.window[0], cells)
         stride = settings.frame_stride
