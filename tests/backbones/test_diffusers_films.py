@@ -272,7 +272,11 @@ def test_msd_keeps_the_time_of_a_film(guidance: Any, model: Model) -> None:
     ("guidance", "message"),
     [
         (MSDGuidance(factor=(2, 2)), r"factor is \(2, 2\), and the canvas has 3 axes: give one number, or one for each axis"),
-        (MSDGuidance(factor=(3, 1, 1)), r"a head start enlarges height and width alone: make it \(1, 2, 2\), or let it begin"),
+        (
+            MSDGuidance(factor=(3, 1, 1)),
+            r"a head start enlarges height and width alike, and no time: make it \(1, 2, 2\), or let it begin",
+        ),
+        (HeadStart(factor=(1, 1, 2)), r"enlarges height and width alike, and no time: make it \(1, 2, 2\), or let it begin"),
         (SyncDiffusion(), "compares pictures, and a window of this canvas is a film: leave it out"),
         (MSDGuidance(levels=2), r"needs a canvas of 3 x 16 x 16 cells or more, in steps of 2, and this one is 4 x 8 x 8"),
     ],
