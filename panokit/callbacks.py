@@ -14,12 +14,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
+import numpy as np
 from PIL import Image
+from torch import nn
 
+from panokit import films
 from panokit.extra import Extra
 from panokit.files import write_picture
 from panokit.output import check_preview
-from panokit.panorama import to_image
+from panokit.panorama import FPS, to_image, to_rows
+from panokit.png import Rows
 from panokit.preview import preview
 from panokit.run import Run
 
@@ -51,12 +55,26 @@ def picture(run: Run) -> Image.Image | None:
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
 
 
+def film(run: Run) -> tuple[Rows, float] | None:
+    """A preview of a run that makes a film: a frame for each latent frame, and how many there are a second.
+
+    None before the first step, and where the run makes a picture.
+    """
+    if run.seen is None or len(run.windows.window) != 3:
+        return None
+    small = preview(run.codec, run.seen.x0.float(), run.windows)
+    factor, time = (run.codec.factor, run.codec.time) if run.codec else (1, 1)
+    frames = nn.functional.interpolate(small.movedim(1, 0), scale_factor=factor, mode="bilinear")
+    return np.stack([to_rows(frame) for frame in frames]), (run.recipe.get("fps") or FPS) / time
+
+
 @final
 class Preview:
     """Writes a preview of the panorama to a file while it is made. Rank 0 alone writes. If it cannot, the run goes on.
 
     Args:
-        path: the picture, written again each time. Its ending names the format.
+        path: the picture, written again each time. Its ending names the format. Of a film it is a film if its ending is that of
+            one, or a sheet of frames.
         every: steps from one preview to the next, 1 or more.
 
     Raises:
@@ -72,7 +90,9 @@ class Preview:
         """Write the preview, on rank 0."""
         if run.runtime.global_rank == 0 and _due(run, self.every):
             with self._extra:
-                if image := picture(run):
+                if made := film(run):
+                    films.write_preview(self.path, *made)
+                elif image := picture(run):
                     write_picture(self.path, image)
 
 

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from panokit import deepzoom, films
 from panokit.errors import OutputError
 from panokit.files import check_format, write_picture, written_aside
+from panokit.output import check_file
 from panokit.png import Rows
 from panokit.recipe import embedded, unbounded
-from panokit.writing import check_picture, is_streamed, writing
+from panokit.writing import is_streamed, writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SMALL = 2048
 """The most pixels along a side of a smaller copy."""
-_FPS = 16
+FPS = 16
 """Frames a second of a film whose recipe does not say it."""
 _SHEET, _CAPTION = 2048, 20
 """Pixels of a contact sheet's width, and of the height of a line on it."""
@@ -96,9 +97,10 @@ class Panorama:
                 f"cannot write {path}: the picture was written to {self.file} while it was decoded, and image is a smaller "
                 f"copy: copy that file, or make the panorama again with out={str(path)!r}"
             )
-        path = check_result(path, self.size, 1 if self.frames is None else len(self.frames))
+        path = Path(path)
+        check_file(path, self.size, 1 if self.frames is None else len(self.frames))
         if self.frames is not None:
-            films.write(path, self.frames, float(self.recipe.get("fps") or _FPS), self.recipe)
+            films.write(path, self.frames, self.recipe.get("fps") or FPS, self.recipe)
         elif is_streamed(path, self.size):
             with writing(path, self.size, self.recipe) as write:
                 write(np.asarray(self.image.convert("RGB")))
@@ -128,24 +130,6 @@ class Panorama:
         buffer = io.BytesIO()
         self.image.save(buffer, format="png")
         return buffer.getvalue()
-
-
-def check_result(path: str | os.PathLike[str], size: tuple[int, int], frames: int) -> Path:
-    """Check that a picture or a film can be written to a file.
-
-    Args:
-        path: the file, whose ending names the format.
-        size: width and height in pixels.
-        frames: 1 for a picture.
-
-    Raises:
-        OutputError: the ending is not that of such a file, or its folder cannot be written to.
-        SettingError: a package is missing that writes such a file.
-    """
-    if frames == 1:
-        return check_picture(path, size)
-    films.check_film(path, size, frames)
-    return Path(path)
 
 
 def to_rows(picture: Float[Tensor, "3 h W"]) -> Rows:

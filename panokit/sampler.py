@@ -27,7 +27,8 @@ from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
-from panokit.panorama import SMALL, Panorama, SmallCopy, check_result, to_rows
+from panokit.output import check_file
+from panokit.panorama import SMALL, Panorama, SmallCopy, to_rows
 from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
@@ -314,7 +315,9 @@ class Sampler:
         return self.runtime.replicas(lambda k: self._make(plans[k], None, callbacks, progress), len(plans))
 
     def _make(self, plan: Plan, out: str | os.PathLike[str] | None, callbacks: Sequence[object], progress: bool) -> Panorama:
-        path = None if out is None else self.runtime.broadcast(lambda: check_result(out, plan.size, plan.frames))
+        path = None if out is None else Path(out)
+        if path:
+            self.runtime.broadcast(lambda: check_file(path, plan.size, plan.frames))
         run = plan.begin()
         with steps_bar(run, shown=progress and self.runtime.global_rank == 0) as advance:
             for _ in self._steps(run, (*self.callbacks, *callbacks)):
@@ -561,9 +564,10 @@ class Sampler:
         rest = 0 if settings.loops else 1
         if frames < max(2, by + rest) or (frames - rest) % by:
             low = max(2, by + rest, (frames - rest) // by * by + rest)
-            why = "a loop needs a multiple of" if settings.loops else "it needs 1 and a multiple of"
+            why = f"a loop needs a multiple of {by}" if settings.loops else f"it needs 1 and a multiple of {by}"
+            why = "a loop needs 2 or more" if by == 1 else why
             nearest = f"the nearest are {low} and {low + by}" if frames > low else f"the nearest is {low}"
-            raise SettingError(f"frames is {frames}, which {name} cannot make: {why} {by}; {nearest}")
+            raise SettingError(f"frames is {frames}, which {name} cannot make: {why}; {nearest}")
         cells = (frames - rest) // by + rest
         window = min(self.model.denoiser.window[0], cells)
         stride = settings.frame_stride

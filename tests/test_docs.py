@@ -23,10 +23,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python\n" in page.read_text()]
 
 
-HUB, LORA, CONTROLNET = (
+HUB, LORA, CONTROLNET, FILMS = (
     "stabilityai/stable-diffusion-xl-base-1.0",
     "watercolour.safetensors",
     "diffusers/controlnet-canny-sdxl-1.0",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
 )
 
 
@@ -38,7 +39,9 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pipe, folder = tiny_pipeline("sdxl"), tmp_path_factory.mktemp("miniature")
     pipe.save_pretrained(folder / "sdxl")
     tiny_controlnet("sdxl").controlnet.save_pretrained(folder / "controlnet")
-    return {HUB: str(folder / "sdxl"), LORA: str(save_tiny_lora(pipe, folder)), CONTROLNET: str(folder / "controlnet")}
+    tiny_pipeline("wan").save_pretrained(folder / "wan")
+    lora, controlnet, films = save_tiny_lora(pipe, folder), folder / "controlnet", folder / "wan"
+    return {HUB: str(folder / "sdxl"), LORA: str(lora), CONTROLNET: str(controlnet), FILMS: str(films)}
 
 
 def shrunk(block: str, places: dict[str, str]) -> str:
@@ -46,6 +49,7 @@ def shrunk(block: str, places: dict[str, str]) -> str:
     for name, place in places.items():
         block = block.replace(f'"{name}"', repr(place))
     sizes = {r"height=\d+": "height=64", r"width=\d+": "width=128", r"window=\d+": "window=16", r"\(1024, 512\)": "(128, 64)"}
+    sizes |= {r"num_frames=\d+": "num_frames=5", r"\bframes=\d+": "frames=9"}
     for size, small in sizes.items():
         block = re.sub(size, small, block)
     return block

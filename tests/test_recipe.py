@@ -135,6 +135,8 @@ def test_what_holds_no_recipe_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ({"steps": 1_000_000}, "the recipe asks for steps 1000000, and 10000 is the most"),
         ({"width": 65_536, "height": 16_384}, "65536 x 16384 pixels"),
+        ({"width": 8192, "height": 4096, "frames": 81}, "8192 x 4096 pixels in 81 frames, and 268435456 is the most"),
+        ({"frames": 100_000}, "the recipe asks for frames 100000, and 4096 is the most"),
         ({"model": "../stolen"}, "the recipe names the model '../stolen', which is not installed by that name"),
         ({"model": "stabilityai/stable-diffusion-2-base"}, "which is not installed by that name"),
         ({"fuser": "os:system"}, "which is code and no installed plugin's name"),

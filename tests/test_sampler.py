@@ -381,6 +381,47 @@ def test_a_setting_of_another_kind_is_refused(sampler: Sampler, settings: dict[s
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 16}, "frames is 16, and .* makes pictures: it has no time; leave frames out"),
+        ({"wrap": "xt"}, "wrap xt is for films, and .* makes pictures: it has no time; leave it out"),
+        ({"fps": 16}, "fps 16 is for films"),
+        ({"frame_stride": 4}, "frame_stride 4 is for films"),
+        ({"frames": -1}, "frames is -1: it must be 1 or more"),
+    ],
+)
+def test_a_model_of_pictures_makes_no_film(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message) as caught:
+        sampler.plan("a lake", **SIZE, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_film_without_a_codec_has_a_frame_for_each_cell_of_time(cpu: Runtime) -> None:
+    sampler = Sampler(Model(ToyDenoiser((2, 4, 4), channels=3), None, "toy"), guidances=[Pull()], runtime=cpu)
+    plan = sampler.plan("a lake", frames=5, height=8, width=8, wrap="xt", steps=2)
+    assert (plan.frames, plan.size, len(plan.windows), plan.windows.wrap) == (5, (8, 8), 60, (True, False, True))
+    made = plan.make(progress=False)
+    assert made.frames is not None
+    assert made.frames.shape == (5, 8, 8, 3)
+    with pytest.raises(SettingError, match="frames is 1, which toy cannot make: a loop needs 2 or more; the nearest is 2"):
+        sampler.plan("a lake", frames=1, height=8, width=8, wrap="t")
+
+
+def test_windows_of_four_axes_are_refused(cpu: Runtime) -> None:
+    with pytest.raises(
+        SettingError, match="a panorama has two axes, or three if it is a film: use a model of pictures or films"
+    ):
+        Sampler(Model(ToyDenoiser((2, 2, 4, 4)), None, "toy"), runtime=cpu)
+
+
+def test_a_picture_is_one_frame_and_its_recipe_says_nothing_of_time(sampler: Sampler) -> None:
+    plan, other = sampler.plan("a lake", **SIZE, frames=1), sampler.plan("a lake", **SIZE)
+    assert plan.frames == 1
+    assert plan.recipe == other.recipe
+    assert not {"frames", "fps", "frame_stride"} & plan.recipe.keys()
+
+
+@pytest.mark.parametrize(
     "guidances", [["hiflow", "msd"], ["head_start", "demofusion"], ["extrapolation", "hiflow"], ["msd", "head_start"]], ids=str
 )
 def test_two_guidances_that_begin_the_canvas_are_refused(tiny: Model, cpu: Runtime, guidances: list[str]) -> None:

@@ -259,11 +259,11 @@ def paint(model: dict[str, Any]) -> None:
     """
     sampler = Sampler(model, runtime=Runtime(accelerator="cpu"))
     denoiser = sampler.model.denoiser
-    high, wide = (cells * sampler.model.factor for cells in denoiser.window)
+    high, wide = (cells * sampler.model.factor for cells in denoiser.window[-2:])
     pictures = dict.fromkeys(
         [*denoiser.fields, *["ip_adapter_image"] * denoiser.has_ip_adapter], Image.new("RGB", (wide, high))
     )
-    sampler("a lake", height=high, width=wide, steps=2, progress=False, **pictures)
+    sampler("a lake", height=high, width=wide, frames=1, steps=2, progress=False, **pictures)
 
 
 def judged(error: BaseException | None, printed: str = "", seconds: float = 0.0) -> Outcome:

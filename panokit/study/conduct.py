@@ -44,7 +44,7 @@ def conduct(study: Study, out: Path, runtime: Mapping[str, Any]) -> Numbers | No
     windows = {method: _windows(study.jobs(method)[0], worker) for method in study.methods}
     worker.runtime.require_same(study.as_data())  # each rank has read the file of the study
     model = worker.plan(study.jobs(next(iter(study.methods)))[0]).sampler.model
-    factor, (high, wide) = model.factor, model.denoiser.window
+    factor, (high, wide) = model.factor, model.denoiser.window[-2:]
     window = (high * factor, wide * factor)
     networks = worker.runtime.barrier(lambda: Networks(study, window))  # before hours of work
     own = worker.runtime.broadcast(lambda: given(study.reference_folder, window) if study.reference_folder else [])

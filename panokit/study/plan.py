@@ -180,7 +180,9 @@ class Study:
     def jobs(self, method: str) -> list[Job]:
         """The jobs of a method's panoramas, in the order of `pairs`."""
         common = {key: getattr(self, key) for key in ("model", "height", "width", "steps", "stride", "guidance_scale")}
-        return [{**common, **self.methods[method], "prompt": prompt, "seed": seed} for prompt, seed in self.pairs()]
+        return [
+            {**_PICTURES, **common, **self.methods[method], "prompt": prompt, "seed": seed} for prompt, seed in self.pairs()
+        ]
 
     def reference_jobs(self, window: tuple[int, int]) -> list[Job]:
         """The jobs of the model's own pictures, prompt by prompt.
@@ -191,9 +193,13 @@ class Study:
         common = {key: getattr(self, key) for key in ("model", "steps", "guidance_scale")}
         size = {"height": window[0], "width": window[1]}
         seeds = range(self.seed, self.seed + self.references)
-        return [{**common, **size, "prompt": prompt, "seed": seed} for prompt, seed in product(self.prompts, seeds)]
+        return [
+            {**_PICTURES, **common, **size, "prompt": prompt, "seed": seed} for prompt, seed in product(self.prompts, seeds)
+        ]
 
 
+_PICTURES = {"frames": 1}
+"""A study compares pictures, also those of a model of films."""
 _LEAST = {"panoramas": 1, "references": 1, "steps": 1, "timings": 0, "seed": 0, "crop": 1, "crops": 1}
 
 

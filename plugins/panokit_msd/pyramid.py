@@ -54,11 +54,12 @@ class CrossScale(Guidance):
                 f"factor is {self.factor}, which does not divide the model's window of {_by(windows.window)} cells: "
                 f"choose {' or '.join(fit) or 'another model'}"
             )
-        if self.starts and any(factor > 1 for factor in factors[:-2]):
-            near = (*(1,) * len(factors[:-2]), *factors[-2:])
+        time, space = factors[:-2], factors[-2:]
+        if self.starts and (any(factor > 1 for factor in time) or len(set(space)) > 1):
+            near = (*(1,) * len(time), *(max(2, *space),) * len(space))
             raise SettingError(
-                f"factor is {self.factor}, and a head start enlarges height and width alone: make it {near}, or let it begin "
-                "with noise (head_start or until 0)"
+                f"factor is {self.factor}, and a head start enlarges height and width alike, and no time: make it {near}, or "
+                "let it begin with noise (head_start or until 0)"
             )
         if isinstance(windows, Projected):
             windows.coarsened(by)

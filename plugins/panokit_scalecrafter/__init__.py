@@ -103,12 +103,12 @@ class Redilated(WrappedDenoiser):
 
     def __init__(self, inner: Denoiser, settings: ScaleCrafter, name: str = "in hand") -> None:
         super().__init__(inner)
-        self.window = tuple(cells * scale for cells, scale in zip(inner.window, settings.scales, strict=True))
         # Checkpointing would compute again in the backward pass, when nothing is dilated any more. Compilation may stay: it is
         # that of transformer blocks, which have no such convolutions.
         self.choices = inner.choices - {"checkpointing"}
         self.settings = settings
-        self._spreads = spreads(inner.modules(), settings.scales, settings.outer, name)
+        self._spreads = spreads(inner.modules(), settings.scales, settings.outer, name)  # it raises where there is no UNet
+        self.window = tuple(cells * scale for cells, scale in zip(inner.window, settings.scales, strict=True))
 
     def configure(self, execution: Execution) -> None:
         self.inner.configure(replace(execution, checkpointing=False))

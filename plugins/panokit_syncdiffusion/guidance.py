@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from panokit import Codec, ContractError, Estimate, Guidance, Level, SettingError, Step
+from panokit import Codec, ContractError, Estimate, Guidance, Level, SettingError, Step, Windows
 from panokit_syncdiffusion.metric import Metric, Perceptual, check, named
 
 
@@ -66,6 +66,11 @@ class SyncDiffusion(Guidance):
         if not 0 <= self.until <= 1:
             raise SettingError(f"until is {self.until}: it is a share of the steps, from 0 to 1")
         check(self.metric)
+
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> Any:
+        if len(windows.window) != 2:
+            raise SettingError("SyncDiffusion compares pictures, and a window of this canvas is a film: leave it out")
+        return None
 
     def prepare(self, step: Step, memory: Any) -> Anchor:
         if step.codec is None:

@@ -19,6 +19,7 @@ from panokit.testing.families import controlnets, cross_attention, flux, joint_a
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FAMILIES = (unets, flux, joint_attention, cross_attention, controlnets)
 MINIATURES = {name for family in FAMILIES for name in vars(family) if name.endswith("Pipeline")} - {"DiffusionPipeline"}
+MINIATURES |= {"SkyReelsV2Pipeline"}  # which the tests of films build
 TRIED = {
     "AuraFlowPipeline",
     "CogView4Pipeline",
@@ -45,7 +46,8 @@ REMARKS = {
     "CogView4ControlPipeline": "with its own scheduler alone",
     "CogView4Pipeline": "with its own scheduler alone",
     "PRXPipeline": "one window at a time",
-    "WanPipeline": "films of one frame",
+    "SkyReelsV2Pipeline": "films, and pictures with frames=1; needs ftfy",
+    "WanPipeline": "films, and pictures with frames=1",
 }
 
 

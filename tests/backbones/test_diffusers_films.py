@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
-from panokit import Checkpoint, Model, Regions, Runtime, Sampler, SettingError, footage, load_model
+from panokit import Checkpoint, Model, Regions, Runtime, Sampler, SettingError, films, footage, forecast, load_model
+from panokit.callbacks import Preview, picture
 from panokit.decoding import PAD
 from panokit.errors import ModelError, OutputError
 from panokit.footage import decode, encode
 from panokit.jobs import JOB, Worker, options_in
+from panokit.output import Output
+from panokit.painting import paint, prepare
 from panokit.testing.families import tiny_pipeline
 from panokit.testing.ranks import VirtualRanks
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
+from panokit_syncdiffusion import SyncDiffusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +105,27 @@ def test_a_film_of_two_networks_changes_at_the_boundary(pipe: Any) -> None:
     assert error(run.canvas, own) < 1e-5
 
 
+def test_skyreels_makes_its_own_film(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SkyReels V2 is called as Wan is, and has its autoencoder."""
+    plain = SimpleNamespace(fix_text=str)  # for a package that diffusers needs there
+    monkeypatch.setattr(sys.modules[SkyReelsV2Pipeline.__module__], "ftfy", plain, raising=False)
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SkyReelsV2Transformer3DModel(**{**config, "text_dim": pipe.text_encoder.config.d_model}).eval()
+    skyreels = SkyReelsV2Pipeline(**{**parts_of(pipe), "transformer": network.requires_grad_(False)})
+    skyreels.set_progress_bar_config(disable=True)
+    model = load_model(skyreels, window=SIDE, num_frames=FRAMES)
+    assert (model.denoiser.fps, model.denoiser.guidance_scale) == (24, 6.0)
+    options = {"height": 32, "width": 32, "num_frames": FRAMES, "num_inference_steps": 3, "output_type": "latent"}
+    own = skyreels("a lake", generator=torch.Generator().manual_seed(SEED), **options).frames[0]
+    assert error(finished(Sampler(model, runtime=Runtime(accelerator="cpu"))).canvas, own) < 1e-5
+
+
+def parts_of(pipe: Any) -> dict[str, Any]:
+    return {name: pipe.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
+
+
 # --- longer films -------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +183,7 @@ def test_a_loop_has_no_first_frame(sampler: Sampler) -> None:
     """Noise that begins one latent frame later makes a canvas that does, and a film that begins four frames later."""
     run, later = (sampler.begin("a lake", frames=16, wrap="t", frame_stride=4, steps=2, seed=SEED) for _ in range(2))
     assert run.windows.wrap == (True, False, False)
+    assert len(sampler.plan("a lake", frames=12, wrap="t").windows) == CLIP  # one window would have two ends
     later.canvas = run.canvas.roll(1, 1)
     for one in (run, later):
         while not one.done:
@@ -244,11 +272,16 @@ def test_msd_keeps_the_time_of_a_film(guidance: Any, model: Model) -> None:
     ("guidance", "message"),
     [
         (MSDGuidance(factor=(2, 2)), r"factor is \(2, 2\), and the canvas has 3 axes: give one number, or one for each axis"),
-        (MSDGuidance(factor=(3, 1, 1)), r"a head start enlarges height and width alone: make it \(1, 1, 1\), or let it begin"),
+        (
+            MSDGuidance(factor=(3, 1, 1)),
+            r"a head start enlarges height and width alike, and no time: make it \(1, 2, 2\), or let it begin",
+        ),
+        (HeadStart(factor=(1, 1, 2)), r"enlarges height and width alike, and no time: make it \(1, 2, 2\), or let it begin"),
+        (SyncDiffusion(), "compares pictures, and a window of this canvas is a film: leave it out"),
         (MSDGuidance(levels=2), r"needs a canvas of 3 x 16 x 16 cells or more, in steps of 2, and this one is 4 x 8 x 8"),
     ],
 )
-def test_msd_says_which_films_it_takes(guidance: Any, message: str, model: Model) -> None:
+def test_guidances_say_which_films_they_take(guidance: Any, message: str, model: Model) -> None:
     plan = Sampler(model, guidances=[guidance], runtime=Runtime(accelerator="cpu")).plan("a lake", frames=13, steps=2)
     with pytest.raises(SettingError, match=message):
         plan.check()
@@ -292,10 +325,37 @@ def test_a_film_is_written_and_its_recipe_makes_it_again(sampler: Sampler, tmp_p
     job = {name: value for name, value in options.items() if name in JOB}
     again = Worker({"model": sampler.model}).make({**job, "model": sampler.model.name})
     assert torch.equal(again.latents, made.latents)
-    with pytest.raises(OutputError, match=r"its ending '.png' .* use .*\.webp"):
+    with pytest.raises(OutputError, match=r"its ending '.png' .* this is one of 5 frames: use .mp4, .webm or .webp"):
         made.save(tmp_path / "a.png")
-    with pytest.raises(OutputError, match=r"its ending '.png' .* use .*\.webp"):
+    with pytest.raises(OutputError, match=r"its ending '.png' .* this is one of 5 frames: use .mp4, .webm or .webp"):
         sampler("a lake", out=tmp_path / "a.png", frames=5, steps=2)
+
+
+def test_a_task_makes_a_film_of_a_films_ending(sampler: Sampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worker, output = Worker({"model": sampler.model}), Output(out=f"{tmp_path}/", sheet=str(tmp_path / "sheet.png"), quiet=True)
+    task = prepare({"prompt": "a lake", "frames": 5, "steps": 2}, worker, output)
+    assert task.path.suffix == films.ending()
+    assert task.pixels == 5 * 32 * 32
+    assert "32 x 32 pixels, 5 frames, 1 window a step" in forecast.words(task.path, task.plan)
+    assert forecast.data(task.path, task.plan)["frames"] == 5
+    assert not task.done
+    paint([task], worker.runtime)
+    assert task.done
+    assert len(films.read_frames(task.path)) == 5
+    assert "32 x 32 pixels, 5 frames" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_a_preview_of_a_film_has_a_frame_for_each_latent_frame(sampler: Sampler, tmp_path: Path) -> None:
+    previews = [Preview(tmp_path / name) for name in ("a.webp", "a.png")]
+    sampler("a lake", callbacks=previews, steps=2, progress=False)
+    frames = films.read_frames(tmp_path / "a.webp")
+    assert frames.shape == (CLIP, 32, 32, 3)
+    assert (tmp_path / "a.png").exists()
+    run = next(sampler.stream("a lake", steps=2))
+    image = picture(run)
+    assert image
+    assert image.size == (32, 32)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,10 @@ def test_a_model_that_the_studio_was_started_with_is_allowed() -> None:
     assert Asked({**JOB, "model": "/models/mine"}).job("/models/mine").composition.model == "/models/mine"
 
 
+def test_the_studio_makes_pictures_also_with_a_model_of_films() -> None:
+    assert Asked(JOB).job().settings.frames == 1
+
+
 def test_the_default_size_has_limits_too(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panokit.studio.asked.PIXELS", 100)
     with pytest.raises(SettingError, match=r"64 x 16 pixels are more than the studio makes, 100"):

@@ -89,6 +89,12 @@ def test_seeds_begin_where_the_study_says() -> None:
     assert [job["seed"] for job in study.reference_jobs((8, 8))][:2] == [5, 6]
 
 
+def test_a_study_compares_pictures_also_those_of_a_model_of_films() -> None:
+    study = Study.of(DATA)
+    jobs = [*study.jobs(next(iter(study.methods))), *study.reference_jobs((8, 8))]
+    assert {job["frames"] for job in jobs} == {1}
+
+
 def test_another_model_may_have_settings_of_its_own() -> None:
     data = {**DATA, "height": 256, "models": {"sd": {"height": 1024, "prompts": ["a photo"], "references": 2000}}}
     assert Study.of(data).height == 256

@@ -20,7 +20,7 @@ _LACKING = {
 """Names in a pipeline's call, and why such a pipeline cannot be driven."""
 _PICTURES = ("strength", "mask_image", "control_mask")
 """Arguments of pipelines that begin with a picture, or mix one in between two steps."""
-FILMS = {"WanPipeline": 16}
+FILMS = {"SkyReelsV2Pipeline": 24, "WanPipeline": 16}
 """Pipelines of films that can be driven, and how many frames a second theirs are shown at."""
 _FILMS = ("num_frames", "frames", "video_length", "num_videos_per_prompt")
 """Arguments of pipelines that make films."""
