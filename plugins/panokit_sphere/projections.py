@@ -6,11 +6,14 @@ columns are longitudes, which grow to the right, and its first row is the zenith
 """
 
 from math import ceil, cos, pi, radians, sin, tan
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from panokit_sphere import lattice
 
 
 def rotation(yaw: float, pitch: float) -> Float[Tensor, "3 3"]:
@@ -59,6 +62,16 @@ def directions(yaw: float, pitch: float, fov: float, size: tuple[int, int]) -> F
     return F.normalize(rays(fov, size) @ rotation(yaw, pitch).T, dim=-1)
 
 
+def from_lattice(directions: Float[Tensor, "*places 3"]) -> Float[Tensor, "*places 3"]:
+    """Directions as the points of the canvas have them, ahead, right and up, in the axes of this module.
+
+    Args:
+        directions: of any length.
+    """
+    ahead, right, up = directions.unbind(-1)
+    return torch.stack([right, -up, ahead], dim=-1)
+
+
 def pixels(
     directions: Float[Tensor, "*places 3"], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "*places"], Float[Tensor, "*places"]]:
@@ -68,9 +81,9 @@ def pixels(
         directions: of any length but 0.
         size: height and width of the picture.
     """
-    x, y, z = F.normalize(directions, dim=-1).unbind(-1)
-    height, width = size
-    return (0.5 + y.clamp(-1, 1).asin() / pi) * height, (0.5 + torch.atan2(x, z) / (2 * pi)) * width
+    right, down, ahead = directions.unbind(-1)
+    row, column = lattice.places(torch.stack([ahead, right, -down], dim=-1))
+    return row * size[0], column * size[1]
 
 
 def pixel_directions(size: tuple[int, int]) -> Float[Tensor, "H W 3"]:
@@ -92,19 +105,20 @@ def at(rows: Float[Tensor, "*places"], columns: Float[Tensor, "*places"], size: 
         columns: from 0 to the width.
         size: height and width of the picture.
     """
-    latitude, longitude = (0.5 - rows / size[0]) * pi, (columns / size[1] - 0.5) * 2 * pi
-    across = latitude.cos()
-    return torch.stack([across * longitude.sin(), -latitude.sin(), across * longitude.cos()], dim=-1)
+    return from_lattice(lattice.directions(rows / size[0], columns / size[1]))
 
 
-def sample(picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"]) -> Float[Tensor, "c h w"]:
-    """What an equirectangular picture shows in some directions, between its pixels by their distance (bilinear).
+def sample(
+    picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"], mode: Literal["bilinear", "nearest"] = "bilinear"
+) -> Float[Tensor, "c h w"]:
+    """What an equirectangular picture shows in some directions.
 
     The picture has no border: its left joins its right, and beyond a pole it goes on at the opposite longitude.
 
     Args:
         picture: of an even width.
         directions: of any length but 0.
+        mode: between pixels, mix them by their distance, or take the nearest.
     """
     height, width = picture.shape[1:]
     over = picture.roll(width // 2, dims=-1)
@@ -112,7 +126,7 @@ def sample(picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"]) 
     whole = torch.cat([whole[..., -1:], whole, whole[..., :1]], dim=2)
     row, column = pixels(directions.to(picture), (height, width))
     grid = torch.stack([2 * (column + 1) / (width + 2) - 1, 2 * (row + 1) / (height + 2) - 1], dim=-1)
-    return F.grid_sample(whole[None], grid[None], align_corners=False)[0]
+    return F.grid_sample(whole[None], grid[None], mode=mode, align_corners=False)[0]
 
 
 def view(
