@@ -262,6 +262,13 @@ def test_a_film_plays_and_loops_if_its_ends_join(show: Open, tmp_path: Path) -> 
     assert page.locator(".fault").count() == 0
 
 
+def test_a_film_that_the_browser_cannot_play_is_named(show: Open, tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"none"))
+    page = show(path)
+    page.locator(".fault", has_text="This browser cannot show a.mp4.").wait_for()
+
+
 def test_a_film_as_webp_moves(show: Open, tmp_path: Path) -> None:
     page = show(film(tmp_path / "a.webp"))
     wait_until_drawn(page)
