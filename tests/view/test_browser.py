@@ -153,9 +153,13 @@ def test_a_panorama_whose_recipe_says_that_it_is_a_sphere_is_drawn_as_one(show: 
     page.wait_for_function("shown.viewers[0].viewer.isLoaded()")
     for yaw, colour in ((0, (255, 0, 0)), (180, (0, 0, 255))):
         page.evaluate(f"(shown.viewers[0].viewer.setYaw({yaw}, false), 0)")
-        page.wait_for_timeout(500)
-        drawn = colours(page)
-        assert drawn.getpixel((drawn.width // 2, drawn.height // 2)) == colour
+        for _ in range(100):
+            drawn = colours(page)
+            if drawn.getpixel((drawn.width // 2, drawn.height // 2)) == colour:
+                break
+            page.wait_for_timeout(100)
+        else:
+            raise AssertionError(f"{colour} is not drawn")
 
 
 def test_a_sphere_is_drawn(show: Open, tmp_path: Path) -> None:
