@@ -289,7 +289,9 @@ def toy_run(
     axes = len(size)
     begin = partial((scheduler or ToyScheduler()).begin, steps, runtime.device, denoiser.training)
     parts = Parts(denoiser, codec, begin, fuser or Mean(), runtime, denoiser.encode(Scene(prompt)))
-    windows = (layout or Overlap()).begin(size, denoiser.window, None if stride is None else (stride,) * axes, (wrap,) * axes, seed)
+    windows = (layout or Overlap()).begin(
+        size, denoiser.window, None if stride is None else (stride,) * axes, (wrap,) * axes, seed
+    )
     return Run(parts, guidances=guidances, windows=windows, seed=seed)
 
 

@@ -125,7 +125,9 @@ class CrossScale(Guidance):
                 below = self.below(below)
             except SettingError as error:
                 has = f", and {level} fit this one" if level > 1 else ""
-                raise SettingError(f"{type(self).__name__} cannot have {levels} levels of factor {self.factor}: {error}{has}") from error
+                raise SettingError(
+                    f"{type(self).__name__} cannot have {levels} levels of factor {self.factor}: {error}{has}"
+                ) from error
 
 
 @final

@@ -36,9 +36,7 @@ def directions(row: Tensor, column: Tensor) -> Float[Tensor, "*shape 3"]:
         column: relative, from 0 at longitude -180 degrees to 1 at 180.
     """
     latitude, longitude = torch.broadcast_tensors((0.5 - row) * math.pi, (2 * column - 1) * math.pi)
-    return torch.stack(
-        [latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], dim=-1
-    )
+    return torch.stack([latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], dim=-1)
 
 
 def places(directions: Float[Tensor, "*shape 3"]) -> tuple[Tensor, Tensor]:

@@ -79,14 +79,14 @@ class SphereLayout(Layout):
             apart = spacing * fov
             raise SettingError(
                 f"views of {fov:.0f} degrees that are {apart:.0f} degrees apart leave holes, the first at latitude "
-                f"{latitude:.0f}: make spacing smaller, such as {fov / 2:.0f}"
+                f"{latitude}: make spacing smaller, such as {fov / 2:.0f}"
             )
         return sphere
 
 
 @lru_cache(maxsize=32)
-def _hole(views: Views) -> float | None:
-    """The latitude of a direction that lies in no view, as near to the equator as there is, in degrees; None if there is none."""
+def _hole(views: Views) -> int | None:
+    """The latitude in degrees of a direction that no view shows, as near to the equator as there is; None if there is none."""
     probes = lattice(PROBES)
     missing = torch.ones(PROBES, dtype=torch.bool)
     for i in range(len(views)):
@@ -94,4 +94,4 @@ def _hole(views: Views) -> float | None:
     if not missing.any():
         return None
     latitudes = torch.rad2deg(probes[missing, 2].asin())
-    return float(latitudes[latitudes.abs().argmin()])
+    return round(float(latitudes[latitudes.abs().argmin()]))

@@ -29,7 +29,7 @@ def picked(points: Float[Tensor, "points 3"], views: Views, window: tuple[int, i
         The number of a point for each cell. All points occur.
 
     Raises:
-        SettingError: there are too few points for a view, or too many for all views.
+        SettingError: there are too few points for a view, or too many for all views together.
     """
     tree, rays = KDTree(points.numpy()), views.rays(*window).flatten(0, 1)
     chosen = torch.stack([_assigned(points, tree, rays @ frame, frame) for frame in views.frames])
@@ -77,7 +77,9 @@ def _spread(points: Tensor, views: Views, rays: Tensor, chosen: Tensor) -> None:
                 if best is None or float(apart[cell]) < best[0]:
                     best = float(apart[cell]), i, cell
         if best is None or best[0] == float("inf"):
-            raise SettingError(f"{len(points)} points are too many for {len(views)} views: make the sphere less dense")
+            raise SettingError(
+                f"{len(views)} views do not reach all {len(points)} points of the sphere: make spacing or density smaller"
+            )
         _, i, cell = best
         count[chosen[i, cell]] -= 1
         count[point] += 1

@@ -55,8 +55,8 @@ class Sphere(Projected):
         object.__setattr__(self, "wrap", (False,))
         if _stretch(self.shown.high, self.wide) > self.density:
             raise SettingError(
-                f"views of {degrees(self.wide):.0f} degrees are too wide for {self.density:.2g} points a cell, as their corners "
-                f"show little of the sphere: the widest that work are {self._widest():.0f} degrees"
+                f"views of {degrees(self.wide):.0f} degrees are too wide for a density of {self.density:.2g}, as their corners show "
+                f"little of the sphere: the widest that work are {self._widest():.0f} degrees"
             )
 
     @property
@@ -70,7 +70,7 @@ class Sphere(Projected):
         for _ in range(60):
             middle = (low + up) / 2
             low, up = (middle, up) if _stretch(middle * ratio, middle) <= density else (low, middle)
-        return math.floor(degrees(low))
+        return float(math.floor(degrees(low)))
 
     @cached_property
     def shown(self) -> Views:
@@ -125,8 +125,8 @@ class Sphere(Projected):
         points, picture, wide = self._divided(by), _by(self.picture, by, "the picture"), self.wide * by
         if _stretch(self.shown.high * by, wide) > self.density:
             raise SettingError(
-                f"views of {degrees(self.wide):.0f} degrees cannot be {by} times as wide on a smaller sphere: they must be "
-                f"{degrees(math.tan(math.radians(self._widest() / 2)) / by):.0f} degrees or less, as on a larger picture"
+                f"views of {degrees(self.wide):.0f} degrees cannot be {by} times as wide on a smaller sphere: make fov "
+                f"{degrees(math.tan(math.radians(self._widest() / 2)) / by):.0f} degrees or less, or the picture larger"
             )
         return replace(self, points=points, picture=picture, wide=wide)
 

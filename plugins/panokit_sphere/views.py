@@ -56,9 +56,7 @@ class Views:
     def rays(self, high: int, wide: int) -> Float[Tensor, "high wide 3"]:
         """The direction of each cell's centre in a view, along its axis, its right and down. The first number is 1."""
         down, right = ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1 for cells in (high, wide))
-        return torch.stack(
-            torch.broadcast_tensors(torch.ones(()), self.wide * right, self.high * down[:, None]), dim=-1
-        )
+        return torch.stack(torch.broadcast_tensors(torch.ones(()), self.wide * right, self.high * down[:, None]), dim=-1)
 
     def inside(self, i: int, directions: Float[Tensor, "*shape 3"]) -> tuple[Tensor, Tensor, Tensor]:
         """Where directions lie in a view.

@@ -173,7 +173,11 @@ class HoldsAFunction(Broken):
         (lambda: Broken(Sorted), layouts.index_chooses, "follow the order of `index`"),
         (lambda: Broken(OtherWindow), layouts.on_keeps_the_window, "windows on another canvas have .* it must be"),
         (lambda: Broken(OutOfStep), layouts.refined_is_in_step, "multiply size, window, stride and shift"),
-        (lambda: Broken(Overcounted), layouts.shrunk_is_the_mean, "of noise, 2.0. of the variance is left where it should be 1"),
+        (
+            lambda: Broken(Overcounted),
+            layouts.shrunk_is_the_mean,
+            "2.0. of the variance of noise is left, where it should be 1",
+        ),
         (Mirror, layouts.shows_the_picture, "does not give back the picture that views shows"),
         (lambda: Broken(AtRandom), layouts.at_is_pure, "key what it draws with the seed and level.index alone"),
         (AtFirst, layouts.same_for_any_number_of_ranks, "rank . of . (has another canvas|waits for windows)"),

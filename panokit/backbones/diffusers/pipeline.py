@@ -37,7 +37,7 @@ from panokit.grid import Grid
 from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows
 
 Positions = Literal["local", "offset"]
 """Whether a window is told that it is a whole picture, or its place on the canvas."""
@@ -248,6 +248,10 @@ class PipelineDenoiser(Denoiser):
         if len(embeddings.scales) > 1:
             options |= self._arguments.guiding(scale)
         if self.positions == "offset":
+            if isinstance(windows, Projected):
+                raise SettingError(
+                    "the model is told the places of windows on a plane, and this canvas is none: set its positions to local"
+                )
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
             options |= self._arguments.place(origin, windows.window, windows.size, self.factor)
