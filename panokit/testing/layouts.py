@@ -214,8 +214,8 @@ def shrunk_is_the_mean(make: Make) -> None:
         spread = float((small * torch.as_tensor(count) ** 0.5).square().mean())
         demand(
             distance(even, torch.ones_like(even)) < 1e-9 and abs(spread - 1) < 0.1,
-            f"{name}.shrunk is no mean of as many cells as it says: {spread:.2f} of the variance of noise is left, where it should "
-            "be 1",
+            f"{name}.shrunk is no mean of as many cells as it says: {spread:.2f} of the variance of noise is left, where it "
+            "should be 1",
         )
 
 
