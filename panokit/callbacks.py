@@ -11,12 +11,14 @@ import inspect
 import os
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, final
 
 from PIL import Image
 
 from panokit.extra import Extra
-from panokit.files import check_output, write_picture
+from panokit.files import write_picture
+from panokit.output import check_preview
 from panokit.panorama import to_image
 from panokit.preview import preview
 from panokit.run import Run
@@ -39,10 +41,12 @@ def call(callbacks: Iterable[object], hook: Hook, run: Run) -> None:
 
 
 def picture(run: Run) -> Image.Image | None:
-    """A preview of a run's canvas, as large as the panorama; None before the first step."""
+    """A preview of a run's canvas, as large as the panorama; of a film, of its middle. None before the first step."""
     if run.seen is None:
         return None
-    small = to_image(preview(run.codec, run.seen.x0.float(), run.windows))
+    x0 = run.seen.x0.float()
+    middle = x0[:, x0.shape[1] // 2] if len(run.windows.window) == 3 else x0
+    small = to_image(preview(run.codec, middle, run.windows))
     factor = run.codec.factor if run.codec else 1
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
 
@@ -60,7 +64,8 @@ class Preview:
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
-        self.path, self.every = check_output(path), every
+        self.path, self.every = Path(path), every
+        check_preview(self.path)
         self._extra = Extra("the run goes on without a new preview")
 
     def on_step_end(self, run: Run) -> None:

@@ -22,6 +22,7 @@ from panokit.errors import OutOfMemoryError, SettingError, ShardingWarning, reas
 from panokit.fuser import WeightedFuser
 from panokit.grid import Grid
 from panokit.memory import ADVICE, is_out_of_memory, memory_explained
+from panokit.rings import Ring, circular
 from panokit.runtime import Runtime
 from panokit.runtime.offload import HOST
 from panokit.scheduler import CLEAN, Level
@@ -41,7 +42,7 @@ FEATURES = 1 << 18
 SAMPLE, SIDE, AROUND = 128, 4, 2
 """The tiles on which statistics are measured, cells along their sides, and cells around them."""
 PAD = 16
-"""Cells that are repeated at both ends of a wrapped axis of a canvas that is decoded in one piece."""
+"""Cells that are repeated at both ends of a wrapped axis of a canvas that is decoded in one piece, if its codec needs them."""
 FACTOR = 8
 """The factor that these numbers are for. Above it they are divided, so that as many pixels remain."""
 
@@ -127,6 +128,9 @@ def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]
     """
     size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
     if size[0] * size[1] <= WHOLE // coarser(codec) ** 2:
+        if codec.rings:
+            with circular(Ring.along(size, wrap)):
+                return codec.encode(picture[None])[0]
         pads = _pads(size, wrap)
         latents = codec.encode(_repeated(picture, [pad * codec.factor for pad in pads]))[0]
         return _without(latents, pads)
@@ -422,6 +426,9 @@ def _in_one_piece(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...], runtime:
 
 def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
     """The picture in one piece."""
+    if codec.rings:
+        with circular(Ring.along(canvas.shape[-2:], wrap)):
+            return codec.decode(canvas[None])[0]
     pads = _pads(canvas.shape[-2:], wrap)
     return _without(codec.decode(_repeated(canvas, pads))[0], [pad * codec.factor for pad in pads])
 

@@ -28,7 +28,8 @@ class Denoiser(ABC):
     channels: int
     """Number of channels of the canvas, `c`."""
     window: tuple[int, ...]
-    """Cells of the picture that the model was trained on, one number for each axis."""
+    """Cells of the picture that the model was trained on: height and width. Of a film, a number for time stands before them.
+    A model of films also takes windows of fewer frames, and pictures: windows of height and width alone."""
     training: Training
     """The noise that the model was trained with. A scheduler builds its levels from it."""
     multiple: int = 1
@@ -39,10 +40,16 @@ class Denoiser(ABC):
     """The number of steps to make if the user names none."""
     guidance_scale: float = 7.5
     """The strength of guidance to use if the user names none, as the model means it."""
+    fps: int = 16
+    """The frames a second of a film if the user names none."""
     fields: frozenset[str] = frozenset()
     """The names of the pictures on the canvas that it reads, such as a control picture: see `Scene.fields`."""
     has_ip_adapter: bool = False
     """Whether it reads pictures for an IP-Adapter, which show how things are to look: see `Scene.ip_adapter_images`."""
+    rings: bool = False
+    """Whether it sees a window as a ring where the canvas is one and as long as the window; see `panokit.rings.Ring.of`."""
+    ringless: str = ""
+    """Why it does not, for a warning; empty for none."""
     choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys. `Model.configure` warns about the others if the user sets them."""
 
@@ -169,8 +176,13 @@ class Codec(ABC):
 
     factor: int
     """Pixels along a side of a latent cell."""
+    time: int = 1
+    """Frames of a film for each latent frame but the first, which is one frame. On a loop the first has as many."""
     multiple: int = 1
     """A part of a canvas that is decoded alone begins and ends at multiples of so many cells."""
+    rings: bool = False
+    """Whether its networks know places by torch's convolutions alone. Then these go around a ring that is decoded, or encoded,
+    in one piece. Otherwise cells of the other end are repeated at both ends."""
     choices: frozenset[str] = frozenset()
     """The fields of `Execution` that `configure` obeys."""
 
@@ -187,25 +199,27 @@ class Codec(ABC):
         return
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+    def encode(self, images: Float[Tensor, "n 3 *pixels"]) -> Float[Tensor, "n c *window"]:
         """Turn images into latents, without noise.
 
         Args:
-            images: `n 3 H W`, in [0, 1]; height and width are multiples of `factor`.
+            images: `n 3 H W`, in [0, 1]; height and width are multiples of `factor`. The codec of a model of films takes
+                films, too, `n 3 T H W`, and `T - 1` is a multiple of `time`.
 
         Returns:
-            The latents, `n c h w`, as the denoiser takes them: already scaled. `h` is `H / factor`, `w` is `W / factor`.
+            The latents, `n c h w`, as the denoiser takes them: already scaled. `h` is `H / factor`, `w` is `W / factor`. Of a
+            film, `n c t h w`, and `t` is `(T - 1) / time + 1`.
         """
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+    def decode(self, latents: Float[Tensor, "n c *window"]) -> Float[Tensor, "n 3 *pixels"]:
         """Turn latents into images. A gradient must flow from the images to the latents.
 
         Args:
-            latents: `n c h w`, as the denoiser makes them.
+            latents: `n c h w`, as the denoiser makes them; of films, `n c t h w`.
 
         Returns:
-            The images, `n 3 H W`, in about [0, 1] and not clamped: a clamp would stop the gradient.
+            The images, `n 3 H W`, in about [0, 1] and not clamped: a clamp would stop the gradient. Of films, `n 3 T H W`.
         """
 
     def stages(self) -> Sequence[Stage]:
@@ -245,6 +259,11 @@ class Model:
     def factor(self) -> int:
         """Pixels along a side of a cell of the canvas."""
         return self.codec.factor if self.codec else 1
+
+    @property
+    def time(self) -> int:
+        """Frames of a cell of the canvas, but for those of the first frame."""
+        return self.codec.time if self.codec else 1
 
     @property
     def unit(self) -> int:

@@ -27,6 +27,8 @@ _FORMATS: dict[str | None, int] = {
 """The formats of pictures, and the most pixels along a side that each holds."""
 ENDINGS = ".png, .jpg, .webp, .tiff, .bmp or .ppm"
 """The endings of their files, in words."""
+FILMS = ".mp4, .webm or .webp"
+"""The endings of films' files, in words."""
 _LONGEST = 255
 """The most bytes of a name. No file system in common use has longer ones."""
 _TEMPORARY = ".panokit-"
@@ -129,6 +131,8 @@ def check_format(path: Path, size: tuple[int, int] = (1, 1)) -> str:
     from PIL import Image
 
     kind = Image.registered_extensions().get(path.suffix.lower())
+    if path.suffix.lower() in (".mp4", ".webm"):
+        raise OutputError(f"cannot write {path}: its ending {path.suffix!r} is of films, and this is a picture: use {ENDINGS}")
     if kind is None or kind not in _FORMATS:
         raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format: use {ENDINGS}")
     largest = _FORMATS[kind]

@@ -21,7 +21,7 @@ def words(path: Path, plan: Plan) -> str:
     width, height = plan.size
     guidances = ", and those of the guidances" if plan.sampler.guidances else ""
     return (
-        f"{path}: {width} x {height} pixels, {counted(len(plan.windows), 'window')} a step, "
+        f"{path}: {width} x {height} pixels{_film(plan)}, {counted(len(plan.windows), 'window')} a step, "
         f"{counted(plan.settings.steps or 0, 'step')}, about {counted(plan.passes, 'pass')} of the network{guidances}"
     )
 
@@ -29,8 +29,13 @@ def words(path: Path, plan: Plan) -> str:
 def data(path: Path, plan: Plan) -> dict[str, Any]:
     """The same for a script."""
     width, height = plan.size
-    numbers = {"width": width, "height": height, "windows": len(plan.windows), "steps": plan.settings.steps}
+    film = {"frames": plan.frames} if plan.frames > 1 else {}
+    numbers = {"width": width, "height": height, **film, "windows": len(plan.windows), "steps": plan.settings.steps}
     return {"event": "begin", "file": str(path), **numbers, "passes": plan.passes}
+
+
+def _film(plan: Plan) -> str:
+    return f", {plan.frames} frames" if plan.frames > 1 else ""
 
 
 @final

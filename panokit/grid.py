@@ -35,6 +35,7 @@ class Lattice(Placed):
         shift: cells by which all windows are moved back, one number for each axis; None for 0.
         dilation: cells from one cell of a window to the next, one number for each axis; None for 1. A dilated window has gaps,
             which other windows must fill: give it a stride below the dilation, or unite it with another grid.
+        once: whether a ring that is as long as a window has one window, whatever the stride.
 
     Raises:
         SettingError: the axes do not match, or $0 < s \le v \le L$ does not hold.
@@ -46,6 +47,7 @@ class Lattice(Placed):
     wrap: tuple[bool, ...]
     shift: tuple[int, ...] | None = None
     dilation: tuple[int, ...] | None = None
+    once: bool = False
 
     def __post_init__(self) -> None:
         given = {"size": self.size, "window": self.window, "stride": self.stride, "wrap": self.wrap}
@@ -82,9 +84,11 @@ class Lattice(Placed):
     def origins(self) -> tuple[tuple[int, ...], ...]:
         """The first cell of each window, in row-major order. A window's number is its position here."""
         shift = self.shift or (0,) * len(self.size)
-        return tuple(
-            product(*(_starts(*axis) for axis in zip(self.size, self._spans, self.stride, self.wrap, shift, strict=True)))
+        strides = (
+            size if self.once and size == window else stride
+            for size, window, stride in zip(self.size, self.window, self.stride, strict=True)
         )
+        return tuple(product(*(_starts(*axis) for axis in zip(self.size, self._spans, strides, self.wrap, shift, strict=True))))
 
     def places(self, i: int) -> tuple[Piece, ...]:
         return self._places[i]
@@ -102,6 +106,9 @@ class Lattice(Placed):
         within = torch.stack(torch.meshgrid(*steps, indexing="ij"))
         origins = torch.tensor([self.origins[i] for i in (range(len(self)) if index is None else index)], dtype=torch.long)
         return origins.view(-1, len(self.size), *(1,) * len(self.window)) + within
+
+    def once_around(self: Made) -> Made:
+        return replace(self, once=True)
 
     def centre(self, i: int) -> tuple[float, ...]:
         return tuple((o + v / 2) % s / s for o, v, s in zip(self.origins[i], self._spans, self.size, strict=True))

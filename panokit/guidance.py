@@ -16,7 +16,7 @@ from torch import Tensor
 from panokit.denoiser import Codec
 from panokit.errors import SettingError
 from panokit.scheduler import Level
-from panokit.windows import Windows
+from panokit.windows import Factor, Windows
 
 Jacobian = Literal["full", "identity", "none"]
 """What the gradient of an energy moves: see `Guidance.jacobian`."""
@@ -121,20 +121,20 @@ class Step(Protocol):
             canvas: `c *size`.
 
         Returns:
-            The picture, `3 H W`, in about [0, 1]; where the canvas is the picture, the canvas.
+            The picture, `3 H W`, in about [0, 1], or the film, `3 T H W`; where the canvas is the picture, the canvas.
         """
 
     def encode(self, picture: Float[Tensor, "*c_pixels"]) -> Float[Tensor, "*c_size"]:
         """The canvas of a picture, without noise.
 
         Args:
-            picture: `3 H W`, in [0, 1]; height and width are multiples of the codec's factor.
+            picture: `3 H W`, in [0, 1], or a film, `3 T H W`; height and width are multiples of the codec's factor.
 
         Returns:
             The canvas, `c *size`; where the canvas is the picture, the picture.
         """
 
-    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: int) -> Float[Tensor, "*c_large"]:
+    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: Factor) -> Float[Tensor, "*c_large"]:
         """The canvas of a picture that is larger than that of a finished canvas.
 
         Latents of a larger picture are not larger latents. Interpolated latents decode to a blur with a texture of its own. So
@@ -142,7 +142,8 @@ class Step(Protocol):
 
         Args:
             canvas: the finished canvas, `c *size`.
-            factor: how many times larger its picture becomes along each axis.
+            factor: how many times larger its picture becomes along its height and width. With a factor for each axis, that of
+                time is 1.
 
         Returns:
             The canvas, `c *large`.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, final
 
-from panokit import registry
+from panokit import films, registry
 from panokit.checkpoint import Checkpoint
 from panokit.composition import Plugin, build, prompt_from
 from panokit.denoiser import Model
@@ -228,6 +228,8 @@ class Worker:
             check_depth(job, "the job")
             cells = {key: _cell(value) for key, value in job.items()}
             plan = self.plan({key: value for key, value in cells.items() if value is not None})
+            if self._output is None and films.frames_of(plan.recipe) > 1:
+                raise SettingError("the job is a film, and pictures return as PNG: give the Worker a folder for its files")
             picture = _encoded(plan.make(progress=False)) if self._output is None else _written(plan, self._output)
         except (OutputError, RankError):  # the others would probably fail too, and the library may try again elsewhere
             raise

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
+from panokit import boxes, films
 from panokit.errors import OutputError, SettingError
-from panokit.files import beside, check_format, try_files
+from panokit.files import beside, check_format, check_output, try_files
 from panokit.recipe import name_of
 from panokit.writing import check_picture
 
@@ -18,11 +19,11 @@ class Output:
     """Output files.
 
     Attributes:
-        out: The file of the picture; its ending sets the format, and .dzi makes tiles for a viewer. Or a folder, in which
-            prompt and seed name the files.
+        out: The file of the picture or film; its ending sets the format, and .dzi makes tiles for a viewer. Films are .mp4,
+            .webm or .webp. Or a folder, in which prompt and seed name the files.
         sheet: A file for a contact sheet, which shows all pictures, smaller and side by side.
         latents: Also write the latents of each picture, in a safetensors file next to it.
-        preview: A file that shows the panorama after each step.
+        preview: A file that shows the panorama after each step. For a film it is a sheet of frames, or a film too.
         resume: A checkpoint to continue from. Use it with the command that wrote the checkpoint.
         checkpoint_every: Steps from one checkpoint to the next; 0 writes none. The default is one checkpoint each minute. An
             interrupted run writes one more.
@@ -73,20 +74,21 @@ class Output:
             raise OutputError(f"cannot write to {self.out}: there is no such folder; make it first")
         self.check_files(self.folder / ".panokit.png" if self.folder else Path(str(self.out)))
 
-    def check_files(self, path: Path, size: tuple[int, int] = (1, 1)) -> None:
+    def check_files(self, path: Path, size: tuple[int, int] = (1, 1), frames: int | None = None) -> None:
         """Check that a picture and all that is written beside it can be written, each to a file of its own.
 
         Args:
             path: the file of the picture.
             size: width and height of the picture, in pixels.
+            frames: those of a film; 1 for a picture, and None if it is not known yet which it is.
 
         Raises:
             OutputError: a file cannot be written, or its format does not hold the picture.
-            SettingError: two options name one file.
+            SettingError: two options name one file, or a package is missing.
         """
-        check_picture(path, size)
+        check_file(path, size, frames)
         if self.preview:
-            check_format(Path(self.preview), size)
+            check_preview(Path(self.preview), size, frames)
         if self.sheet:
             check_format(Path(self.sheet))
         try_files(self._files(path))
@@ -103,8 +105,48 @@ class Output:
         return files
 
     def path(self, recipe: Mapping[str, Any]) -> Path:
-        """The file of the picture that a recipe makes."""
-        return self.folder / f"{name_of(recipe)}.png" if self.folder else Path(str(self.out))
+        """The file of the picture or film that a recipe makes."""
+        if not self.folder:
+            return Path(str(self.out))
+        return self.folder / f"{name_of(recipe)}{films.ending() if films.frames_of(recipe) > 1 else '.png'}"
+
+
+def check_file(path: Path, size: tuple[int, int] = (1, 1), frames: int | None = None) -> None:
+    """Check that a picture or a film can be written to a file. Call it before a long run.
+
+    Args:
+        path: the file, whose ending names the format.
+        size: width and height in pixels.
+        frames: those of a film; 1 for a picture, and None if it is not known yet which it is.
+
+    Raises:
+        OutputError: the format does not hold it, or the file cannot be written.
+        SettingError: a package is missing that writes it.
+    """
+    if frames is None and boxes.is_boxed(path):
+        films.check_film(path, (2, 2), 1)
+    elif frames is None or frames == 1:
+        check_picture(path, size)
+    else:
+        films.check_film(path, size, frames)
+
+
+def check_preview(path: Path, size: tuple[int, int] = (1, 1), frames: int | None = None) -> None:
+    """Check that a preview can be written to a file: of a film it may be a film, or a sheet of its frames.
+
+    Args:
+        path: the file, whose ending names the format.
+        size: width and height of the panorama, in pixels.
+        frames: those of a film; 1 for a picture, and None if it is not known yet which it is.
+
+    Raises:
+        OutputError: the format does not hold it, or the file cannot be written.
+        SettingError: a package is missing that writes it.
+    """
+    if boxes.is_boxed(path):
+        check_file(path, size, frames)
+    else:
+        check_output(path, (1, 1) if frames and frames > 1 else size)
 
 
 def latents_of(path: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from PIL.Image import Image
 
-from panokit import forecast, recipe
+from panokit import films, forecast, recipe
 from panokit.callbacks import Preview
 from panokit.checkpoint import Checkpoint
 from panokit.errors import FallbackWarning, OutputError, RankError, SettingError, in_words
@@ -49,9 +49,9 @@ class Task:
 
     @property
     def pixels(self) -> int:
-        """The pixels of the picture: a measure of its work, compared with other tasks."""
+        """The pixels of the picture, or of all frames: a measure of its work, compared with other tasks."""
         width, height = self.plan.size
-        return width * height
+        return width * height * self.plan.frames
 
     @property
     def done(self) -> bool:
@@ -72,7 +72,7 @@ def prepare(job: Job | Mapping[str, Any], worker: Worker, output: Output) -> Tas
     """
     plan = worker.plan(job)
     path = output.path(plan.recipe)
-    output.check_files(path, plan.size)
+    output.check_files(path, plan.size, films.frames_of(plan.recipe))
     if not worker.trusted:
         recipe.check_work(plan.passes)
     plan.check()
@@ -328,9 +328,12 @@ class Painter:
             raise type(error)(f"{str(error) or 'stopped'}; {how} from its checkpoint") from error
         runtime.broadcast(lambda: self._clear(kept))
         width, height = panorama.size
-        event = {"event": "done", "file": str(path), "width": width, "height": height}
-        self._finish(task, event, f"{path}: {width} x {height} pixels")
-        return replace(panorama, image=_thumbnail(panorama.image)) if output.sheet else None
+        event: dict[str, Any] = {"event": "done", "file": str(path), "width": width, "height": height}
+        line = f"{path}: {width} x {height} pixels"
+        if (frames := task.plan.frames) > 1:
+            event, line = {**event, "frames": frames}, f"{line}, {frames} frames"
+        self._finish(task, event, line)
+        return replace(panorama, image=_thumbnail(panorama.image), frames=None) if output.sheet else None
 
     def _clear(self, kept: Checkpoint) -> None:
         with self._kept:

@@ -1,4 +1,4 @@
-"""The result of a run."""
+"""The result of a run: a picture, or a film."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from panokit import deepzoom
+from panokit import deepzoom, films
 from panokit.errors import OutputError
 from panokit.files import check_format, write_picture, written_aside
 from panokit.png import Rows
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SMALL = 2048
 """The most pixels along a side of a smaller copy."""
+_FPS = 16
+"""Frames a second of a film whose recipe does not say it."""
 _SHEET, _CAPTION = 2048, 20
 """Pixels of a contact sheet's width, and of the height of a line on it."""
 
@@ -37,11 +39,13 @@ class Panorama:
     """A finished panorama.
 
     Attributes:
-        latents: the canvas that the picture was decoded from, `c *size`: `c h w`, unless it is no plane.
-        image: the picture, RGB with 8 bits a channel; a smaller copy, of up to `SMALL` pixels a side, if `file` is set.
+        latents: the canvas that the picture was decoded from, `c *size`: `c h w`, of a film `c t h w`, unless it is no plane.
+        image: the picture, RGB with 8 bits a channel; a smaller copy, of up to `SMALL` pixels a side, if `file` is set. Of a
+            film, the frame in its middle.
         recipe: everything that is needed to make the picture again, as plain data.
         size: width and height of the picture in pixels. The default is that of `image`.
         file: the file of the picture, if it was written while it was decoded; None for a picture in the memory, `image`.
+        frames: all frames of a film, `T H W 3`, of type uint8; None for a picture.
     """
 
     latents: Float[Tensor, "c *size"]
@@ -49,6 +53,7 @@ class Panorama:
     recipe: Mapping[str, Any]
     size: tuple[int, int] = (0, 0)
     file: Path | None = None
+    frames: np.ndarray[Any, np.dtype[np.uint8]] | None = None
 
     def __post_init__(self) -> None:
         if self.size == (0, 0):
@@ -56,12 +61,27 @@ class Panorama:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the latents on the CPU: another process may not have this device."""
-        return Panorama, (self.latents.cpu(), self.image, self.recipe, self.size, self.file)
+        return Panorama, (self.latents.cpu(), self.image, self.recipe, self.size, self.file, self.frames)
+
+    @classmethod
+    def of(cls, latents: Tensor, picture: Float[Tensor, "3 *pixels"], recipe: Mapping[str, Any]) -> "Panorama":
+        """The result of a decoded canvas.
+
+        Args:
+            latents: the canvas.
+            picture: the picture, `3 H W`, or the film, `3 T H W`.
+            recipe: how it is made, as plain data.
+        """
+        if picture.ndim == 3:
+            return cls(latents, to_image(picture), recipe)
+        frames = np.stack([to_rows(frame) for frame in picture.unbind(1)])
+        return cls(latents, to_image(picture[:, len(frames) // 2]), recipe, frames=frames)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a file. It is written under another name and then renamed, so there is never half a file.
 
         PNG, JPEG, WebP, TIFF and Deep Zoom pictures carry the recipe: `panokit rerun` makes the picture again from the file.
+        Films are MP4, WebM and WebP, and carry it, too.
 
         Args:
             path: the file, whose ending names the format.
@@ -76,8 +96,10 @@ class Panorama:
                 f"cannot write {path}: the picture was written to {self.file} while it was decoded, and image is a smaller "
                 f"copy: copy that file, or make the panorama again with out={str(path)!r}"
             )
-        path = check_picture(path, self.size)
-        if is_streamed(path, self.size):
+        path = check_result(path, self.size, 1 if self.frames is None else len(self.frames))
+        if self.frames is not None:
+            films.write(path, self.frames, float(self.recipe.get("fps") or _FPS), self.recipe)
+        elif is_streamed(path, self.size):
             with writing(path, self.size, self.recipe) as write:
                 write(np.asarray(self.image.convert("RGB")))
         else:
@@ -106,6 +128,24 @@ class Panorama:
         buffer = io.BytesIO()
         self.image.save(buffer, format="png")
         return buffer.getvalue()
+
+
+def check_result(path: str | os.PathLike[str], size: tuple[int, int], frames: int) -> Path:
+    """Check that a picture or a film can be written to a file.
+
+    Args:
+        path: the file, whose ending names the format.
+        size: width and height in pixels.
+        frames: 1 for a picture.
+
+    Raises:
+        OutputError: the ending is not that of such a file, or its folder cannot be written to.
+        SettingError: a package is missing that writes such a file.
+    """
+    if frames == 1:
+        return check_picture(path, size)
+    films.check_film(path, size, frames)
+    return Path(path)
 
 
 def to_rows(picture: Float[Tensor, "3 h W"]) -> Rows:
@@ -157,17 +197,18 @@ class SmallCopy:
 def is_whole(picture: Path, latents: Path | None = None) -> bool:
     """Whether the files that `save` and `save_latents` wrote are there, and complete.
 
-    The checksums of a PNG are compared. Other formats have none: of a TIFF all tiles must be in the file, and of a Deep Zoom
-    picture all tiles must be there.
+    The checksums of a PNG are compared. Other formats have none: of a TIFF all tiles must be in the file, of a Deep Zoom
+    picture all tiles must be there, and a film or a WebP must end where its format says.
 
     Args:
-        picture: a PNG, a TIFF or a Deep Zoom picture.
+        picture: a PNG, a TIFF, a WebP, a film or a Deep Zoom picture.
         latents: the file of the latents; None if there need be none.
     """
     from safetensors.torch import load_file
 
     try:
         kinds = {".tif": _has_parts, ".tiff": _has_parts, deepzoom.ENDING: lambda path: deepzoom.read(path).is_whole}
+        kinds |= dict.fromkeys(films.ENDINGS, films.is_whole)
         whole = kinds.get(picture.suffix.lower(), _has_checksums)(picture)
         return whole and (latents is None or "latents" in load_file(latents))
     except Exception:  # a damaged file can break its reader anywhere

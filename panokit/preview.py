@@ -13,8 +13,8 @@ _SIDE, _FIELDS = 32, 8
 """Cells along a side of the random latents that the map is fitted to, and how many there are."""
 
 
-def preview(codec: Codec | None, x0: Float[Tensor, "*c_size"], windows: Windows | None = None) -> Float[Tensor, "3 h w"]:
-    r"""A small picture of latents, $A x_0 + b$ at each cell.
+def preview(codec: Codec | None, x0: Float[Tensor, "*c_size"], windows: Windows | None = None) -> Float[Tensor, "3 *cells"]:
+    r"""A small picture or film of latents, $A x_0 + b$ at each cell.
 
     The map is fitted by least squares, once for each codec. Its targets are decoded pictures of smooth random latents, averaged
     over the pixels of a cell.
@@ -25,7 +25,7 @@ def preview(codec: Codec | None, x0: Float[Tensor, "*c_size"], windows: Windows 
         windows: windows of the canvas, if it may be no plane.
 
     Returns:
-        The picture in [0, 1], one pixel for each cell.
+        The picture, `3 h w`, in [0, 1], one pixel for each cell; of a film, `3 t h w`, one frame for each latent frame.
     """
     small = x0
     if codec is not None:

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit.decoding import decode, encode
 from panokit.denoiser import Codec
+from panokit.footage import decode, encode
 from panokit.memory import memory_explained
 from panokit.runtime import Runtime
 from panokit.windows import Projected, Windows

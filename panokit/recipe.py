@@ -2,7 +2,9 @@
 
 PNG keeps the recipe as JSON in an `iTXt` chunk `panokit`. A second chunk `parameters` is for people and their tools, in the
 format of the Stable Diffusion web UI. JPEG, WebP and TIFF keep the same two texts in Exif, as `ImageDescription` and
-`UserComment`; a large TIFF has the first alone. A Deep Zoom picture keeps the recipe in a file among its tiles.
+`UserComment`; a large TIFF has the first alone. A Deep Zoom picture keeps the recipe in a file among its tiles. Films keep the
+two texts as `comment` and `description`, and a film as WebP keeps them in Exif. Beside the recipe stands what viewers must know
+of an equirectangular picture: see `equirectangular`.
 
 A recipe from a file is plain data, whoever wrote it. It is parsed as JSON, its length is bounded, its values are checked, and
 nothing is imported for it.
@@ -18,14 +20,14 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
-from panokit import deepzoom
+from panokit import boxes, deepzoom, equirectangular
 from panokit.errors import FallbackWarning, SettingError
 from panokit.plain import walk
 
 KEY, _PARAMETERS = "panokit", "parameters"
 VERSIONS = ("panokit", "torch", "diffusers")
 """Entries of a recipe that do not count as part of the picture."""
-_DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
+_DESCRIPTION, _XMP, _EXIF, _COMMENT = 0x010E, 0x02BC, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
 _EXIF_HOLDS = 65_000
 
@@ -34,6 +36,9 @@ LONGEST = 1 << 18
 BOUNDS = {
     "height": 1 << 15,
     "width": 1 << 17,
+    "frames": 1 << 12,
+    "fps": 240,
+    "frame_stride": 1 << 12,
     "steps": 10_000,
     "stride": 1 << 15,
     "micro_batch": 256,
@@ -44,7 +49,7 @@ BOUNDS = {
 }
 """The largest numbers in a recipe that is not trusted."""
 AREA = 1 << 28
-"""The most pixels of a picture from such a recipe: 65,536 x 4,096."""
+"""The most pixels of a picture from such a recipe, or of all frames of a film: 65,536 x 4,096."""
 WORK = 1 << 21
 """The most windows times steps of such a picture."""
 DEEPEST, PARTS, REGIONS, NUMBER = 8, 16, 64, 10_000
@@ -120,57 +125,71 @@ def texts(recipe: Mapping[str, Any], stacklevel: int = 2) -> dict[str, str]:
         stacklevel: whose line a warning names.
 
     Returns:
-        The texts; none, with a warning, if the recipe is too long.
+        The texts; without those of the recipe, and with a warning, if it is too long.
     """
+    xmp = equirectangular.packet_of(recipe)
+    kept = {} if xmp is None else {equirectangular.KEYWORD: xmp}
     text = json.dumps(recipe)
     if len(text) > LONGEST:
         warnings.warn(f"the recipe is longer than {LONGEST} letters and is left out", FallbackWarning, stacklevel=stacklevel)
-        return {}
-    return {KEY: text, _PARAMETERS: _parameters(recipe)}
+        return kept
+    return {KEY: text, _PARAMETERS: _parameters(recipe), **kept}
 
 
 def embedded(recipe: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """The arguments of Pillow's `save` that put a recipe into the file.
+    """The arguments of Pillow's `save` that put a recipe, and the XMP of an equirectangular picture, into the file.
 
     Args:
         recipe: the recipe.
         format: Pillow's name of the format.
 
     Returns:
-        The arguments; empty if the format has no place for a recipe, or, with a warning, if the recipe is too long.
+        The arguments; empty if the format has no place for a recipe. A recipe that is too long is left out, with a warning.
     """
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    kept = texts(recipe, stacklevel=4)
-    if not kept:
+    if format not in ("PNG", "JPEG", "WEBP", "TIFF"):
         return {}
+    kept = texts(recipe, stacklevel=4)
     if format == "PNG":
         chunks = PngInfo()
         for keyword, text in kept.items():
             chunks.add_itxt(keyword, text)
-        return {"pnginfo": chunks}
-    if format in ("JPEG", "WEBP", "TIFF"):
-        exif = Image.Exif()
+        return {"pnginfo": chunks} if kept else {}
+    xmp = kept.get(equirectangular.KEYWORD, "").encode()
+    exif = _exif(kept, xmp if format == "TIFF" else b"")
+    if format == "JPEG" and len(exif) > _EXIF_HOLDS:
+        warnings.warn("the recipe is longer than a JPEG holds and is left out: try .png", FallbackWarning, stacklevel=3)
+        exif = b""
+    return ({"exif": exif} if exif else {}) | ({"xmp": xmp} if xmp and format != "TIFF" else {})
+
+
+def _exif(kept: Mapping[str, str], xmp: bytes) -> bytes:
+    """The Exif of a picture; empty if there is nothing to keep. Pillow takes all entries of a TIFF as Exif, XMP too."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if KEY in kept:
         exif[_DESCRIPTION] = kept[KEY]
         exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + kept[_PARAMETERS].encode("utf-16-be")
-        if format == "JPEG" and len(exif.tobytes()) > _EXIF_HOLDS:
-            warnings.warn("the recipe is longer than a JPEG holds and is left out: try .png", FallbackWarning, stacklevel=3)
-            return {}
-        return {"exif": exif.tobytes()}
-    return {}
+    if xmp:
+        exif[_XMP] = xmp
+    return exif.tobytes() if len(exif) else b""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the recipe in a picture, without checking its values: see `check`.
+    """Read the recipe in a picture or a film, without checking its values: see `check`.
 
     Args:
         path: the file.
 
     Raises:
-        SettingError: the file is no picture, or holds no recipe.
+        SettingError: the file is no picture and no film, or holds no recipe.
     """
-    text = _text_of_tiles(path) if deepzoom.is_deep_zoom(path) else _text_of(path)
+    if boxes.is_boxed(path):
+        text: object = boxes.read(path).text
+    else:
+        text = _text_of_tiles(path) if deepzoom.is_deep_zoom(path) else _text_of(path)
     if not text:
         raise SettingError(f"{path} holds no recipe: give a picture that panokit wrote and nobody saved again")
     if not isinstance(text, str) or len(text) > LONGEST:
@@ -244,9 +263,10 @@ def check(recipe: Mapping[str, Any], source: Source = RECIPE) -> None:
             raise SettingError(f"{name} came as {value!r:.80}: it must be a whole number")
         if value is not None and abs(value) > most:
             raise SettingError(f"{source.name} asks for {name} {value!s:.24}, and {most} is {source.most}")
-    height, width = recipe.get("height") or 0, recipe.get("width") or 0
-    if height * width > AREA:
-        raise SettingError(f"{source.name} asks for {width} x {height} pixels, and {AREA} is {source.most}")
+    height, width, frames = (recipe.get(name) or 0 for name in ("height", "width", "frames"))
+    if height * width * max(1, frames) > AREA:
+        film = f" in {frames} frames" * (frames > 1)
+        raise SettingError(f"{source.name} asks for {width} x {height} pixels{film}, and {AREA} is {source.most}")
     kinds: dict[str, Any] = {
         "prompt": str | dict,
         "negative_prompt": str,

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from panokit.films import ending as ending_of_films
+from panokit.films import frames_of
 from panokit.recipe import PICTURES, is_digest, words_of
 from panokit.settings import NUMERICS, SETTINGS
 
@@ -55,7 +57,8 @@ def as_python(recipe: Mapping[str, Any]) -> str:
     parts += [f"runtime=Runtime({', '.join(f'{name}={options[name]!r}' for name in _RUNTIME if name in options)})"]
     settings = [f"prompt_from({prompt!r})" if of_regions else repr(prompt)]
     settings += [f"{name}={options[name]!r}" for name in SETTINGS if name in options]
-    name = f"{words_of(prompt if isinstance(prompt, str) else 'regions')}-again.png"
+    ending = ending_of_films() if frames_of(recipe) > 1 else ".png"
+    name = f"{words_of(prompt if isinstance(prompt, str) else 'regions')}-again{ending}"
     lines = ["from panokit import Runtime, Sampler"]
     lines += ["from panokit.composition import prompt_from"] if of_regions else []
     lines += ["", *_call("sampler = Sampler", parts), *_call("panorama = sampler", settings), f"panorama.save({name!r})"]

@@ -22,7 +22,7 @@ from panokit.plain import map_leaves
 from panokit.projecting import canvas_of, picture_of
 from panokit.scheduler import Level
 from panokit.settings import steadier
-from panokit.windows import Projected, Windows, require_cover
+from panokit.windows import Factor, Projected, Windows, require_cover
 
 
 @final
@@ -413,7 +413,7 @@ class CanvasStep:
         return canvas_of(self.codec, _at_least_single(picture), self.windows).to(picture)
 
     @torch.no_grad()
-    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: int) -> Float[Tensor, "*c_large"]:
+    def magnify(self, canvas: Float[Tensor, "*c_size"], factor: Factor) -> Float[Tensor, "*c_large"]:
         windows = self._holding(canvas)
         return magnified(self.codec, _at_least_single(canvas), windows, self.run.runtime, factor).to(canvas)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final, overload
 
 import torch
 from jaxtyping import Float
@@ -19,19 +20,21 @@ from panokit.callbacks import Hook, Log, call
 from panokit.composition import build, describe
 from panokit.decoding import require_tiles, strips
 from panokit.denoiser import Model
-from panokit.errors import ContractError, NotFiniteError, SettingError
+from panokit.errors import ContractError, FallbackWarning, NotFiniteError, SettingError
+from panokit.footage import frames_of
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance, require_one_start
 from panokit.layout import Layout
 from panokit.memory import memory_explained
 from panokit.moved import no_attribute
-from panokit.panorama import SMALL, Panorama, SmallCopy, to_image, to_rows
+from panokit.panorama import SMALL, Panorama, SmallCopy, check_result, to_rows
 from panokit.passes import Parts
 from panokit.picture import Start, own_size, painted_steps, require_shape, start
 from panokit.pixels import label, read
 from panokit.progress import steps_bar
 from panokit.projecting import picture_of
 from panokit.recipe import PICTURES
+from panokit.rings import Ring
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.runtime.placement import sharing
@@ -39,10 +42,10 @@ from panokit.scene import Prompt, Regions, Scene
 from panokit.scheduler import Scheduler, Solver
 from panokit.settings import NUMERICS, Settings, steadier, takes_settings
 from panokit.windows import Projected, Windows, require_cover
-from panokit.writing import check_picture, is_streamed, writing
+from panokit.writing import is_streamed, writing
 
 LARGEST = 1 << 30
-"""The most pixels of a canvas: neither memory nor picture formats hold more."""
+"""The most pixels of a canvas, in all of its frames: neither memory nor picture formats hold more."""
 _ROWS = 64
 """The most rows of a picture that are rounded and written at once."""
 
@@ -57,7 +60,7 @@ class Plan:
     Attributes:
         sampler: the sampler that makes it.
         prompt: what to paint.
-        settings: the settings of the call; height, width, steps and guidance scale are filled in.
+        settings: the settings of the call; height, width, frames, steps and guidance scale are filled in.
         windows: where the windows lie.
         scene: the prompt, with its masks read, and how strongly it guides.
         start: the picture that the canvas starts from; None for noise alone.
@@ -83,6 +86,12 @@ class Plan:
         high, wide = _pictured(self.windows)
         factor = self.sampler.model.factor
         return wide * factor, high * factor
+
+    @property
+    def frames(self) -> int:
+        """Frames of the film; 1 for a picture."""
+        windows, model = self.windows, self.sampler.model
+        return frames_of(windows.size[0], model.time, windows.wrap[0]) if len(windows.window) == 3 else 1
 
     @property
     def passes(self) -> int:
@@ -177,9 +186,10 @@ class Sampler:
         self.runtime.launch(lambda: models.bytes_of(model))
         with self.runtime.working():  # one rank may have to fetch it
             self.model = _model(model)
-        if len(window := self.model.denoiser.window) != 2:
+        if len(window := self.model.denoiser.window) not in (2, 3):
             raise SettingError(
-                f"the windows of {self.model.name} are {window} cells, and a panorama has two axes: use a model of pictures"
+                f"the windows of {self.model.name} are {window} cells, and a panorama has two axes, or three if it is a film: "
+                "use a model of pictures or films"
             )
         if isinstance(model, Model) and not all(self.runtime.placement.holds(network) for network in model.networks):
             self.model = deepcopy(model, sharing(model.networks))  # the caller, or another sampler, may still use this one
@@ -304,14 +314,14 @@ class Sampler:
         return self.runtime.replicas(lambda k: self._make(plans[k], None, callbacks, progress), len(plans))
 
     def _make(self, plan: Plan, out: str | os.PathLike[str] | None, callbacks: Sequence[object], progress: bool) -> Panorama:
-        path = None if out is None else self.runtime.broadcast(lambda: check_picture(out, plan.size))
+        path = None if out is None else self.runtime.broadcast(lambda: check_result(out, plan.size, plan.frames))
         run = plan.begin()
         with steps_bar(run, shown=progress and self.runtime.global_rank == 0) as advance:
             for _ in self._steps(run, (*self.callbacks, *callbacks)):
                 advance()
-        if path and is_streamed(path, plan.size):
+        if path and plan.frames == 1 and is_streamed(path, plan.size):
             return self.runtime.barrier(lambda: self._streamed(run, path, plan.size))
-        panorama = self.runtime.barrier(lambda: Panorama(run.canvas, to_image(self.decode(run)), run.recipe))
+        panorama = self.runtime.barrier(lambda: Panorama.of(run.canvas, self.decode(run), run.recipe))
         if path:
             self.runtime.broadcast(lambda: panorama.save(path))
         return panorama
@@ -400,6 +410,8 @@ class Sampler:
         windows, read_prompt = self._windows(chosen), prompt
         if self.model.codec:
             require_tiles(self.model.codec, self.runtime, _pictured(windows))
+        if len(windows.window) == 3:
+            _require_no_pictures(given)
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
             places = windows.places() if isinstance(windows, Projected) else None
@@ -462,8 +474,9 @@ class Sampler:
         A picture that is not placed on a larger canvas gives the default of height and width.
         """
         denoiser, factor = self.model.denoiser, self.model.factor
-        high, wide = (cells * factor for cells in denoiser.window)
-        default = (high, 4 * wide)
+        high, wide = (cells * factor for cells in denoiser.window[-2:])
+        films = len(denoiser.window) == 3
+        default = (high, wide if films and settings.frames != 1 else 4 * wide)
         if image is not None and settings.place is None and settings.height is None and settings.width is None:
             default = own_size(image, (high, wide), self.model.unit)
         defaults: dict[str, Any] = {
@@ -472,6 +485,11 @@ class Sampler:
             "steps": denoiser.steps,
             "guidance_scale": denoiser.guidance_scale,
         }
+        if films:
+            frames = settings.frames or frames_of(denoiser.window[0], self.model.time, settings.loops)
+            defaults |= {"frames": frames, **({"fps": denoiser.fps} if frames > 1 else {})}
+        elif settings.frames == 1:  # which all pictures have
+            settings = replace(settings, frames=None)
         return replace(settings, **{name: value for name, value in defaults.items() if getattr(settings, name) is None})
 
     def _windows(self, settings: Settings) -> Windows:
@@ -481,7 +499,7 @@ class Sampler:
             SettingError: a size is below one window, no multiple of the codec's factor, or above `LARGEST`; or the stride is
                 not from one cell to one window. The message offers the nearest that works.
         """
-        multiple, window, stride = self.model.denoiser.multiple, self.model.denoiser.window, settings.stride
+        multiple, window, stride = self.model.denoiser.multiple, self.model.denoiser.window[-2:], settings.stride
         factor = self.model.unit
         window = tuple(cells // multiple for cells in window)
         pixels = {"height": settings.height or 0, "width": settings.width or 0}
@@ -493,21 +511,80 @@ class Sampler:
                 f"a stride of {stride} pixels does not work with {self.model.name}: it must be a multiple of {factor} from "
                 f"{factor} to {largest}, the window; the nearest is {near}"
             )
-        if pixels["height"] * pixels["width"] > LARGEST:
-            raise SettingError(
-                f"{pixels['width']} x {pixels['height']} pixels are more than a canvas may have, {LARGEST}: make it smaller"
-            )
-        strides = None if stride is None else (stride // factor,) * len(window)
+        time = self._time(settings)
+        if pixels["height"] * pixels["width"] * (settings.frames or 1) > LARGEST:
+            canvas = f"{pixels['width']} x {pixels['height']} pixels" + (f" in {settings.frames} frames" if time else "")
+            raise SettingError(f"{canvas} are more than a canvas may have, {LARGEST}: make it smaller")
+        strides: tuple[int, ...] | None = None
+        if stride is not None or settings.frame_stride is not None:
+            strides = tuple(max(1, cells // 2) if stride is None else stride // factor for cells in window)
+        wraps: tuple[bool, ...] = settings.wraps
+        if time:
+            size, window, wraps = (time.size, *size), (time.window, *window), (settings.loops, *wraps)
+            strides = strides and (time.stride, *strides)
         with self._pixels_explained(factor):
-            windows: Any = self.layout.begin(size, window, strides, settings.wraps, settings.seed)  # in multiples of cells
+            windows: Any = self.layout.begin(size, window, strides, wraps, settings.seed)  # in multiples of cells
         name = f"{type(self.layout).__name__}.begin"
         if not isinstance(windows, Windows):
             raise ContractError(f"{name} returned a {type(windows).__name__}; it must return Windows")
-        wrap = settings.wraps if isinstance(windows, Projected) else windows.wrap  # a sphere has no borders to join
-        came, asked = (_pictured(windows), windows.window, wrap), (size, window, settings.wraps)
+        wrap = wraps if isinstance(windows, Projected) else windows.wrap  # a sphere has no borders to join
+        came, asked = ((*windows.size[:-2], *_pictured(windows)), windows.window, wrap), (size, window, wraps)
         if came != asked:
             raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
-        return windows.refined(multiple) if multiple > 1 else windows
+        if stride is None and any(wraps):
+            windows = self._once_around(windows)
+        return windows.refined((*(1,) * len(size[:-2]), multiple, multiple)) if multiple > 1 else windows
+
+    def _time(self, settings: Settings) -> "Time | None":
+        """The axis of time; None for a picture.
+
+        Raises:
+            SettingError: the model makes pictures, frames do not fit its autoencoder, or frame_stride does not fit a window.
+        """
+        name, by, frames = self.model.name, self.model.time, settings.frames or 1
+        if len(self.model.denoiser.window) == 2:
+            if frames != 1:
+                raise SettingError(f"frames is {frames}, and {name} makes pictures: it has no time; leave frames out")
+            given = {
+                "frame_stride": settings.frame_stride,
+                "fps": settings.fps,
+                "wrap": settings.wrap if settings.loops else None,
+            }
+            for setting, value in given.items():
+                if value:
+                    raise SettingError(
+                        f"{setting} {value} is for films, and {name} makes pictures: it has no time; leave it out"
+                    )
+            return None
+        if frames == 1 and not (settings.loops or settings.frame_stride):
+            return None
+        rest = 0 if settings.loops else 1
+        if frames < max(2, by + rest) or (frames - rest) % by:
+            low = max(2, by + rest, (frames - rest) // by * by + rest)
+            why = "a loop needs a multiple of" if settings.loops else "it needs 1 and a multiple of"
+            nearest = f"the nearest are {low} and {low + by}" if frames > low else f"the nearest is {low}"
+            raise SettingError(f"frames is {frames}, which {name} cannot make: {why} {by}; {nearest}")
+        cells = (frames - rest) // by + rest
+        window = min(self.model.denoiser.window[0], cells)
+        stride = settings.frame_stride
+        if stride is not None and (stride % by or stride // by > window):
+            near = min(max(round(stride / by), 1), window) * by
+            raise SettingError(
+                f"a frame_stride of {stride} does not work with {name}: it must be a multiple of {by} from {by} to "
+                f"{window * by}, the window; the nearest is {near}"
+            )
+        return Time(cells, window, max(1, window // 2) if stride is None else stride // by)
+
+    def _once_around(self, windows: Windows) -> Windows:
+        """Windows of which one suffices around a ring of its length, here or on smaller canvases, if the model sees rings."""
+        denoiser = self.model.denoiser
+        if denoiser.ringless and Ring.of(windows):
+            message = (
+                f"the model {self.model.name} does not see a window as a ring ({denoiser.ringless}): windows that overlap go "
+                "around it"
+            )
+            warnings.warn(message, FallbackWarning, stacklevel=6)
+        return windows.once_around() if denoiser.rings else windows
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
@@ -534,7 +611,7 @@ class Sampler:
             run: a run of this sampler, finished or not.
 
         Returns:
-            The picture, `3 H W`, in about [0, 1].
+            The picture, `3 H W`, in about [0, 1]; or the film, `3 T H W`.
 
         Raises:
             NotFiniteError: the decoder returned NaN or infinity.
@@ -584,12 +661,37 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
 
 def _pictured(windows: Windows) -> tuple[int, ...]:
     """Height and width of the picture, in cells."""
-    return windows.picture if isinstance(windows, Projected) else windows.size
+    return windows.picture if isinstance(windows, Projected) else windows.size[-2:]
 
 
 def _model(model: Any) -> Model:
     """The model itself, one in hand, or the one that a name, or a mapping of a name and settings, describes."""
     return model if isinstance(model, Model) else models.load_model(model)
+
+
+@final
+class Time(NamedTuple):
+    """The axis of time of a film, in latent frames.
+
+    Attributes:
+        size: of the film.
+        window: of a window.
+        stride: from one window to the next.
+    """
+
+    size: int
+    window: int
+    stride: int
+
+
+def _require_no_pictures(given: Mapping[str, Any]) -> None:
+    """Check that a film is not to start from a picture.
+
+    Raises:
+        SettingError: it is.
+    """
+    for name in given:
+        raise SettingError(f"{name} is for pictures, and this is a film: leave it out, or make a picture with frames=1")
 
 
 def _cells(pixels: int, window: int, factor: int, name: str) -> int:

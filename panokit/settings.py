@@ -13,7 +13,7 @@ from panokit.hints import fitted, make
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
 Attention = Literal["auto", "sdpa", "xformers", "sliced"]
-Wrap = bool | Literal["x", "y", "xy"]
+Wrap = bool | Literal["x", "y", "xy", "t", "xt", "yt", "xyt"]
 
 NUMERICS = (
     "micro_batch",
@@ -41,7 +41,9 @@ class Settings:
 
     Attributes:
         height: Height in pixels, a multiple of the codec's factor. The default is one window of the model.
-        width: Width in pixels, a multiple of the codec's factor. The default is four windows of the model.
+        width: Width in pixels, a multiple of the codec's factor. The default is four windows of the model, and one of a film.
+        frames: Frames of a film, for a model of films. 1 makes a picture. The default is the model's: 81 for Wan.
+        fps: Frames a second at which a film is shown. The default is the model's: 16 for Wan.
         negative_prompt: What to avoid.
         steps: Number of denoising steps, 1 or more. The default is the model's: 50 for Stable Diffusion.
         guidance_scale: Strength of classifier-free guidance (Ho & Salimans 2022). The default is the model's: 7.5 for Stable
@@ -50,8 +52,10 @@ class Settings:
             they are quicker without it, and details calmer (Kynkäänniemi et al. 2024).
         stride: Pixels from one window to the next, a multiple of the codec's factor. The layout decides if
             it is not set; the default layout takes half a window.
+        frame_stride: Frames of a film from one window to the next, a multiple of the frames of a cell. The default is half a
+            window.
         wrap: Join opposite borders, so that the panorama is a ring: true or x joins left and right, y joins top and bottom,
-            xy joins both.
+            xy joins both. t joins the last frame of a film to its first, so that it is a loop; xt is a loop of a ring.
         image: A picture to start from: its file. It is varied, and enlarged if it is smaller than the canvas. In Python it may
             also be a picture of Pillow or a tensor.
         strength: How much of the picture is painted over, from above 0 to 1: the share of the steps that paint. The default is
@@ -70,11 +74,14 @@ class Settings:
 
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
+    fps: int | None = None
     negative_prompt: str = ""
     steps: int | None = None
     guidance_scale: float | None = None
     guidance_end: float = 1.0
     stride: int | None = None
+    frame_stride: int | None = None
     wrap: Wrap = False
     image: str | None = None
     strength: float | None = None
@@ -96,6 +103,9 @@ class Settings:
             if getattr(self, name) is not None and self.image is None:
                 raise SettingError(f"{name} needs a picture to start from: give image, too")
         object.__setattr__(self, "at", self.place)
+        for name in ("frames", "fps", "frame_stride"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingError(f"{name} is {value}: it must be 1 or more")
         if self.steps is not None and self.steps < 1:
             raise SettingError(f"steps is {self.steps}: at least 1 denoising step is needed")
         if not 0 <= self.seed < 1 << 64:
@@ -123,6 +133,11 @@ class Settings:
         return "y" in axes, "x" in axes
 
     @property
+    def loops(self) -> bool:
+        """Whether the last frame of the film is followed by its first."""
+        return not isinstance(self.wrap, bool) and "t" in self.wrap
+
+    @property
     def place(self) -> tuple[int, int] | None:
         """Left and top of the picture on the canvas; `at` may be a text, as on the command line."""
         if not isinstance(self.at, str):
@@ -133,10 +148,12 @@ class Settings:
         return int(numbers[0]), int(numbers[1])
 
     def as_data(self) -> dict[str, Any]:
-        """The settings by name."""
-        return asdict(self)
+        """The settings by name. Those of films are left out unless they are set: a picture's file is named by its recipe."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in OF_FILMS}
 
 
+OF_FILMS = ("frames", "fps", "frame_stride")
+"""The settings of films alone."""
 SETTINGS = tuple(entry.name for entry in fields(Settings))
 """The names of the settings."""
 

@@ -83,6 +83,9 @@ class Union(Windows):
     def on(self, size: tuple[int, ...]) -> "Union":
         return self._map(lambda part: part.on(size))
 
+    def once_around(self) -> "Union":
+        return self._map(lambda part: part.once_around())
+
     def coarsened(self, factor: Factor) -> "Union":
         return self._map(lambda part: part.coarsened(factor))
 

@@ -159,6 +159,13 @@ class Windows(ABC):
         factors = per_axis(factor, self.size)
         return pooled(canvas, factors), prod(factors)
 
+    def once_around(self) -> "Windows":
+        """The same layout with one window around a ring that is as long as a window, for models that see it as a ring.
+
+        The default returns the same windows.
+        """
+        return self
+
     def centre(self, i: int) -> tuple[float, ...]:
         """The centre of a window, relative to the canvas.
 

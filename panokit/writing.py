@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, final
 
 from panokit import deepzoom
+from panokit.equirectangular import KEYWORD
 from panokit.errors import OutputError, SettingError, reason_of
 from panokit.files import check_output, explained, for_a_while, is_large, try_files
 from panokit.recipe import KEY, texts
@@ -202,8 +203,8 @@ def _sink(path: Path, aside: Path, size: tuple[int, int], recipe: Mapping[str, A
     if deepzoom.is_deep_zoom(path):
         aside.mkdir()
         return _Vips(size, lambda image: _save_tiles(image, aside / "new"))
-    text = texts(recipe).get(KEY)
-    return _Vips(size, lambda image: _save_tiff(image, aside, text))
+    kept = texts(recipe)
+    return _Vips(size, lambda image: _save_tiff(image, aside, kept))
 
 
 def _save_tiles(image: Any, place: Path) -> None:
@@ -215,12 +216,14 @@ def _save_tiles(image: Any, place: Path) -> None:
     )
 
 
-def _save_tiff(image: Any, place: Path, text: str | None) -> None:
+def _save_tiff(image: Any, place: Path, kept: Mapping[str, str]) -> None:
     import pyvips
 
     image = image.copy()
-    if text:
-        image.set_type(pyvips.GValue.gstr_type, "image-description", text)
+    if KEY in kept:
+        image.set_type(pyvips.GValue.gstr_type, "image-description", kept[KEY])
+    if KEYWORD in kept:
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", kept[KEYWORD].encode())
     image.tiffsave(
         str(place),
         tile=True,

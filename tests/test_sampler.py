@@ -371,7 +371,7 @@ def test_what_is_no_plugin_is_refused(tiny: Model, cpu: Runtime, settings: dict[
         ({"steps": 2.5}, "steps came as 2.5: it must be a whole number"),
         ({"stride": "8"}, "stride came as '8': it must be a whole number"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        ({"wrap": 2}, "wrap came as 2: it must be true, false, x, y or xy"),
+        ({"wrap": 2}, "wrap came as 2: it must be true, false, x, y, xy, t, xt, yt or xyt"),
     ],
 )
 @pytest.mark.usefixtures("unannotated")

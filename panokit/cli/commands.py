@@ -171,18 +171,19 @@ def rerun(
     quiet: bool = False,
     changes: Sequence[str] = (),
 ) -> None:
-    """Make a picture again from the recipe in its file, with the same bits on the same machine.
+    """Make a picture or film again from the recipe in its file, with the same bits on the same machine.
 
     Args:
-        image: A picture that panokit wrote: PNG, JPEG, WebP, TIFF or .dzi.
-        out: The file of the new picture. The default is IMAGE-rerun.png, or .dzi or .tif if IMAGE is such a file.
+        image: A picture or film that panokit wrote: PNG, JPEG, WebP, TIFF, .dzi, MP4 or WebM.
+        out: The file of the new picture. The default is IMAGE-rerun.png, or with IMAGE's own ending if that is a film, a
+            TIFF or a .dzi.
         trust: Allow the recipe to name classes, folders and hub ids, whose code then runs, and to ask for any size.
         devices: Number of devices that share the windows.
         offload: Keep only one network on the device at a time, for a device with little memory.
         quiet: Show no progress.
         changes: Change one option of the recipe, such as guidances.weight=0 or seed=3.
     """
-    from panokit import recipe
+    from panokit import films, recipe
     from panokit.jobs import RECIPE, Job, options_in, require_installed
     from panokit.painting import paint, prepare
 
@@ -203,7 +204,9 @@ def rerun(
         job, runtime = Job.of(wanted), make(Devices, {**numerics, "devices": devices, "offload": offload})
     except SettingError as error:
         raise SettingError(f"the recipe in {image}: {error}") from error
-    ending = Path(image).suffix if Path(image).suffix.lower() in (".dzi", ".tif", ".tiff") else ".png"
+    keeping = films.ENDINGS if films.frames_of(wanted) > 1 else (".dzi", ".tif", ".tiff")
+    other = films.ending() if films.frames_of(wanted) > 1 else ".png"
+    ending = Path(image).suffix if Path(image).suffix.lower() in keeping else other
     output = Output(out=out or f"{Path(image).stem}-rerun{ending}", quiet=quiet)
     output.check(1)
     worker = _worker(runtime.as_data(), trusted=trust)
@@ -275,10 +278,10 @@ def evaluate(
 
 
 def view(files: list[str], *, out: str | None = None, no_open: bool = False) -> None:
-    """Show pictures in the browser, alone, side by side or as a gallery, with their recipes.
+    """Show pictures and films in the browser, alone, side by side or as a gallery, with their recipes.
 
     Args:
-        files: Pictures, or a folder of pictures.
+        files: Pictures or films, or a folder of them.
         out: The file of the page, NAME.html. The default is a temporary file.
         no_open: Write the page and print its place, but do not open it in the browser.
     """

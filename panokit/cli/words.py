@@ -103,7 +103,7 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
         if not _is_known(option, words.command, names):
             if words.command == "rerun" and option in (*SETTINGS, *PARTS, "prompt"):
                 raise SettingError(f"panokit rerun changes an option of the recipe with --set {option}=VALUE")
-            raise SettingError(unknown_option(name, [*names, "config"], "--"))
+            raise SettingError(unknown_option(name, [*names, *_more(words.command)], "--"))
         if option in switches and not sign:
             value = left.popleft().lower() if left and left[0].lower() in _SWITCHED else "true"
         elif not sign:
@@ -127,8 +127,12 @@ def sort(args: Sequence[str], names: Collection[str], switches: Collection[str])
 
 def _is_known(option: str, command: str, names: Collection[str]) -> bool:
     """Whether a command has an option. Settings of plugins count as options of every command."""
-    more = {"generate": ("config", "guidances+"), "rerun": ("set",)}.get(command, ())
-    return option in (*names, *more) or bool(_SETTING.fullmatch(option))
+    return option in (*names, *_more(command)) or bool(_SETTING.fullmatch(option))
+
+
+def _more(command: str) -> tuple[str, ...]:
+    """The options of a command that are no arguments of its function."""
+    return {"generate": ("config", "guidances+"), "rerun": ("set",)}.get(command, ())
 
 
 def _listed(value: Any) -> list[Any]:

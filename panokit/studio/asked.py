@@ -57,6 +57,7 @@ class Asked:
         own = {name: options[name] for name in SETTINGS if name in options and name not in (*recipe.PICTURES, *_WITH_PICTURE)}
         _check_size(Settings.of(own).as_data())
         check(options, offered, _FORM)
+        options["frames"] = 1  # the page shows pictures, also those of a model of films
         return Job.of({name: value for name, value in options.items() if name not in _WITH_PICTURE})
 
     def plan(self, worker: Worker, offered: object = None) -> Plan:

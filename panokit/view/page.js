@@ -67,6 +67,42 @@ function sphere(box, picture, failed) {
   };
 }
 
+/** A player for a film. A film as WebP is a picture that moves by itself. */
+function film(box, picture, failed) {
+  const address = addressOf(picture);
+  const player =
+    picture.film === "video"
+      ? make("video", { src: address, controls: true, loop: Boolean(picture.loop), muted: true, autoplay: true, playsInline: true })
+      : make("img", { src: address, alt: "" });
+  player.addEventListener("error", failed);
+  box.classList.add("film");
+  box.append(player);
+  let scale = 1;
+  const zoomTo = (value) => {
+    scale = Math.min(8, Math.max(1, value));
+    player.style.width = player.style.height = `${100 * scale}%`;
+  };
+  return { viewer: player, zoom: (factor) => zoomTo(scale * factor), home: () => zoomTo(1), close: () => player.remove() };
+}
+
+/** The viewer for a picture. */
+function kindOf(picture) {
+  return picture.film ? film : picture.sphere ? sphere : flat;
+}
+
+/** Let films play together: all follow the one under the pointer, or the one that has the keyboard. */
+function playTogether(players) {
+  const films = players.filter((player) => player.play);
+  for (const leader of films) {
+    const others = films.filter((player) => player !== leader);
+    const on = (what, action) => leader.addEventListener(what, () => leader.matches(":hover, :focus") && others.forEach(action));
+    on("play", (player) => player.play());
+    on("pause", (player) => leader.ended || player.pause());
+    on("ratechange", (player) => (player.playbackRate = leader.playbackRate));
+    on("seeking", (player) => (player.currentTime = leader.currentTime));
+  }
+}
+
 /** Let flat viewers show the same place: whoever moves takes the others along. */
 function moveFlatTogether(viewers) {
   let moving = false;
@@ -176,13 +212,15 @@ function present(pictures, place, tools) {
     if (pictures.length > 1) view.append(make("div", { className: "name", textContent: picture.name }));
     views.append(view);
     const fault = make("p", { className: "fault", textContent: `This browser cannot show ${picture.name}.` });
-    return (picture.sphere ? sphere : flat)(box, picture, () => view.append(fault));
+    return kindOf(picture)(box, picture, () => view.append(fault));
   });
-  const ofKind = (isSphere) => viewers.filter((_, k) => Boolean(pictures[k].sphere) === isSphere).map(({ viewer }) => viewer);
-  if (ofKind(false).length > 1) moveFlatTogether(ofKind(false));
-  if (ofKind(true).length > 1) moveSpheresTogether(ofKind(true));
+  const ofKind = (kind) => viewers.filter((_, k) => kindOf(pictures[k]) === kind).map(({ viewer }) => viewer);
+  if (ofKind(flat).length > 1) moveFlatTogether(ofKind(flat));
+  if (ofKind(sphere).length > 1) moveSpheresTogether(ofKind(sphere));
+  playTogether(ofKind(film));
   const button = (textContent, title, onclick) => make("button", { textContent, title, ariaLabel: title, onclick });
-  const leaders = pictures.map((picture, k) => pictures.findIndex((other) => Boolean(other.sphere) === Boolean(picture.sphere)) === k);
+  const leads = (picture, k) => kindOf(picture) === film || pictures.findIndex((other) => kindOf(other) === kindOf(picture)) === k;
+  const leaders = pictures.map(leads);
   const zoom = (factor) => viewers.forEach((viewer, k) => leaders[k] && viewer.zoom(factor));
   tools.append(
     button("+", "Zoom in", () => zoom(1.5)),
@@ -198,8 +236,9 @@ function present(pictures, place, tools) {
 /** A gallery: small pictures, which are drawn when they come into sight, and open when they are clicked. */
 function gallery(pictures) {
   const cards = pictures.map((picture) => {
-    const image = make("img", { loading: "lazy", decoding: "async", alt: "" });
-    image.src = picture.thumbnail;
+    const image = picture.thumbnail
+      ? make("img", { loading: "lazy", decoding: "async", alt: "", src: picture.thumbnail })
+      : make("video", { preload: "metadata", muted: true, src: picture.url });
     const card = make("button", { className: "card", title: picture.name }, image, make("span", { textContent: picture.name }));
     card.onclick = () => {
       const tools = make("header");

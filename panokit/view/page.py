@@ -15,6 +15,7 @@ from string import Template
 from typing import Any, Literal
 
 from panokit import recipe as recipes
+from panokit.films import frames_of
 from panokit.recipe_text import as_command, lacks_pictures
 from panokit.view.picture import Picture
 
@@ -53,7 +54,7 @@ def page(pictures: Sequence[Picture], form: Form = "pictures", problems: Sequenc
         scripts.insert(0, _file("vendored/pannellum.min.js"))
         styles.insert(0, _file("vendored/pannellum.min.css"))
         licences.append(f"pannellum\n\n{_file('vendored/pannellum.LICENSE.txt')}")
-    if any(not picture.sphere for picture in pictures):
+    if any(not picture.sphere and not picture.film for picture in pictures):
         scripts.insert(0, _file("vendored/openseadragon.min.js"))
         licences.append(f"OpenSeadragon\n\n{_file('vendored/openseadragon.LICENSE.txt')}")
     contents = [
@@ -81,6 +82,7 @@ def _policy(scripts: Sequence[str]) -> str:
         "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
         "style-src": "'unsafe-inline'",
         "img-src": "data: blob: file: 'self'",
+        "media-src": "blob: file: 'self'",
         "connect-src": "blob:",
         "worker-src": "blob:",
         "base-uri": "'none'",
@@ -97,6 +99,8 @@ def _described(picture: Picture) -> dict[str, Any]:
         "name": picture.name,
         "size": list(picture.size),
         "wrap": [horizontal, vertical],
+        "film": picture.film,
+        "loop": picture.loops,
         "sphere": picture.sphere,
         "url": picture.url,
         "tiles": picture.tiles,
@@ -136,7 +140,9 @@ def _rows(picture: Picture) -> Iterator[tuple[str, str]]:
         recipe.pop(name, None)
     if (text := _text(recipe.pop("prompt", None))) != "":
         yield "Prompt", text
-    yield "Size", f"{width} x {height} pixels"
+    frames = frames_of(recipe)
+    yield "Size", f"{width} x {height} pixels" + (f", {frames} frames" if frames > 1 else "")
+    recipe.pop("frames", None)
     if not picture.recipe:
         yield "Recipe", "none in this file"
         return

@@ -1,4 +1,4 @@
-"""A picture on a page: how large it is, how it is shown, and what its file says about it."""
+"""A picture or a film on a page: how large it is, how it is shown, and what its file says about it."""
 
 import base64
 import io
@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 from panokit.errors import SettingError
+from panokit.films import loops
 from panokit.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ SPHERE = 8192
 """The most pixels of a side that graphics processors take as one texture."""
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "MPO": "image/jpeg"}
 """The formats that browsers show, in Pillow's names, and what browsers call them."""
+VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
+"""What browsers call the formats of films, by the endings of their files."""
 _ORIENTATION, _QUARTER_TURNS = 0x0112, range(5, 9)
 """The entry of Exif that says how a camera was held, and its values for which width and height change places."""
 _XMP = 1 << 20
@@ -55,6 +58,8 @@ class Picture:
         name: what stands above it.
         size: width and height in pixels.
         recipe: what it was made from; None if its file does not say.
+        film: "video" for a film that a browser plays, and "image" for one that it shows as a picture that moves; empty for
+            pictures.
         sphere: the angles that it covers if it is equirectangular, for pannellum; None if it is flat.
         data: its file, in the page.
         url: its file, beside the page.
@@ -66,6 +71,7 @@ class Picture:
     name: str
     size: tuple[int, int]
     recipe: Mapping[str, Any] | None = None
+    film: Literal["", "video", "image"] = ""
     sphere: Mapping[str, float] | None = None
     data: Data | None = None
     url: str | None = None
@@ -74,6 +80,11 @@ class Picture:
     note: str = ""
     wraps: tuple[bool, bool] = field(init=False)
     """Whether the top joins the bottom, and the left the right. A recipe says so."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether it is a film that begins again at its end. A recipe says so, and films as WebP always do."""
+        return self.film == "image" or (self.film == "video" and loops(self.recipe or {}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wraps", _wraps(self.recipe))
@@ -89,6 +100,15 @@ def _wraps(recipe: Mapping[str, Any] | None) -> tuple[bool, bool]:
 def kind_of(image: "Image") -> str | None:
     """What browsers call the format of a picture's file; None if they do not show it."""
     return _KINDS.get(image.format or "")
+
+
+def moves(image: "Image") -> bool:
+    """Whether a picture has frames that a browser shows one after another: that is a film as WebP.
+
+    Args:
+        image: the picture, opened.
+    """
+    return image.format == "WEBP" and getattr(image, "n_frames", 1) > 1
 
 
 def size_of(image: "Image") -> tuple[int, int]:

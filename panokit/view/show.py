@@ -10,25 +10,39 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from panokit import deepzoom, recipe
+from panokit import boxes, deepzoom, recipe
 from panokit.errors import FallbackWarning, SettingError
 from panokit.files import AREA, SIDE, try_files, written_aside
 from panokit.opening import decoded, opened
 from panokit.plain import check_depth
 from panokit.view import tiles
 from panokit.view.page import Form, page
-from panokit.view.picture import SPHERE, Data, Picture, encoded, kind_of, size_of, sphere_of, upright, within
+from panokit.view.picture import (
+    SPHERE,
+    VIDEOS,
+    Data,
+    Picture,
+    encoded,
+    kind_of,
+    moves,
+    size_of,
+    sphere_of,
+    upright,
+    within,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", deepzoom.ENDING)
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", *boxes.ENDINGS, deepzoom.ENDING)
 """The endings of the files in a folder that are shown."""
 MOST = 8
 """The most pictures that are shown side by side. More make a gallery."""
+_FILM = 1 << 26
+"""The most bytes of a film in a page. The page names the file of a larger one."""
 _AT_ONCE = 2
 """The most pictures that are decoded at once: each may take 3 GB of memory, or 4."""
 _SMALL = 320
@@ -159,8 +173,12 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
         made = deepzoom.read(path)
         source = tiles.source(made, f"{_address(made.folder, place)}/")
         return Picture(name=name, size=made.size, recipe=_recipe(path), tiles=source)
+    if boxes.is_boxed(path):
+        return _film(path, name, place, inside=path.exists() and path.stat().st_size <= _FILM)
     with opened(path) as image:
         known: dict[str, Any] = {"name": name, "size": size_of(image), "recipe": _recipe(path), "sphere": sphere_of(image)}
+        if moves(image):
+            known |= {"sphere": None, "film": "image"}
         if known["sphere"] is None and _is_too_large(image.size) and tiles.can_be_made():
             return Picture(**known, tiles=tiles.tiled(path, aside(), number, place))
         data, note = _in_page(image, path, sphere=known["sphere"] is not None)
@@ -168,6 +186,24 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
         note += '. pip install "panokit[tiles]" shows all of them'
         warnings.warn(f"{path}: {note}", FallbackWarning, stacklevel=2)
     return Picture(**known, data=data, note=note)
+
+
+def _film(path: Path, name: str, place: Path, *, inside: bool) -> Picture:
+    """A film that the browser plays. It is not decoded here.
+
+    Args:
+        path: its file.
+        name: what stands above it.
+        place: the file of the page.
+        inside: whether its file is in the page. The page names the file of any other film.
+    """
+    notes = boxes.read(path)
+    if not notes.whole or 0 in notes.size:
+        raise SettingError(f"{path} is damaged, and cannot be played to its end")
+    shown: dict[str, Any] = (
+        {"data": Data(VIDEOS[path.suffix.lower()], path.read_bytes())} if inside else {"url": _address(path, place)}
+    )
+    return Picture(name=name, size=notes.size, recipe=_recipe(path), film="video", **shown)
 
 
 def _is_too_large(size: tuple[int, int], side: int = SIDE) -> bool:
@@ -204,8 +240,11 @@ def _small(path: Path, name: str, place: Path) -> Picture:
             thumbnail = _thumbnail(upright(decoded(tile, path)))
         note = "a browser does not show such a file: panokit view with this file alone shows its tiles"
         return Picture(name=name, size=made.size, recipe=_recipe(path), thumbnail=thumbnail, note=note)
+    if boxes.is_boxed(path):
+        return _film(path, name, place, inside=False)
     with opened(path) as image:
         size, kind, is_sphere = size_of(image), kind_of(image), sphere_of(image) is not None
+        film: Literal["", "image"] = "image" if moves(image) else ""
         if _is_too_large(image.size) and tiles.can_be_made():
             small = upright(tiles.small(path, _SMALL))
         else:
@@ -217,6 +256,7 @@ def _small(path: Path, name: str, place: Path) -> Picture:
         name=name,
         size=size,
         recipe=_recipe(path),
+        film=film,
         url=_address(path, place) if kind else None,
         thumbnail=_thumbnail(small),
         note=note,

@@ -12,7 +12,7 @@ from panokit import Estimate, Known, Level, SettingError, Step, Windows, former_
 from panokit_msd.head_start import enlarged_from_below
 from panokit_msd.paper import faded
 from panokit_msd.pyramid import CrossScale, Memory, Target
-from panokit_msd.scale import mean, renoised
+from panokit_msd.scale import renoised
 from panokit_msd.settings import require_at_least, require_shares
 
 LEAD = 10.0
@@ -35,7 +35,7 @@ class Projection(CrossScale):
     until: float = 0.5
     head_start: float = 0.3
     levels: int | None = None
-    factor: int = 2
+    factor: int | tuple[int, ...] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,14 +53,15 @@ class Projection(CrossScale):
         return None if self.weight == 0 else enlarged_from_below(self, self.head_start, step, memory)
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        coarse = renoised(step.windows, step.canvas, self.factor, step.level, step.noise)
-        return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.windows.coarsened(self.factor))
+        by = self.by(step.windows)
+        coarse = renoised(step.windows, step.canvas, by, step.level, step.noise)
+        return Target(self.estimate_below(step, coarse, memory["coarse"]).x0, step.windows.coarsened(by), by)
 
     def strength(self, level: Level) -> float:
         return -math.expm1(-faded(self.weight, self.decay, self.until, level) / level.steps)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Target) -> Float[Tensor, " n"]:
-        return self.factor**context.axes / 2 * context.distance(mean(seen.x0, self.factor, context.axes), index)
+        return context.block / 2 * context.distance(seen.x0, index)
 
 
 @final
@@ -109,7 +110,8 @@ class MSDGuidance(Projection):
         head_start: the share of the steps without passes over the finer canvas, in [0, 1], as in `HeadStart`; 0 starts from
             noise, as the paper does.
         levels: $S$, the number of canvases, 2 to 32; None for as many as the canvas holds.
-        factor: how many times smaller each canvas is than the one above, 2 or more.
+        factor: how many times smaller each canvas is than the one above, 2 or more. A film keeps its time; or give a factor for
+            each axis, such as (1, 2, 2).
 
     Raises:
         SettingError: a setting is out of its range.

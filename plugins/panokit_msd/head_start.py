@@ -32,7 +32,8 @@ class HeadStart(CrossScale):
     Attributes:
         until: the share of the steps without passes over the run's canvas, in [0, 1]. The last step has passes unless it is 1.
         levels: number of canvases, 2 to 32; None for as many as the canvas holds.
-        factor: how many times smaller each canvas is than the one above, 2 or more.
+        factor: how many times smaller each canvas is than the one above, 2 or more. A film keeps its time; or give a factor for
+            each axis, such as (1, 2, 2).
 
     Raises:
         SettingError: a setting is out of its range.
@@ -42,7 +43,7 @@ class HeadStart(CrossScale):
 
     until: float = 0.3
     levels: int | None = None
-    factor: int = 2
+    factor: int | tuple[int, ...] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +83,7 @@ def enlarged_from_below(guidance: CrossScale, until: float, step: Step, memory: 
     if "painted" not in memory:
         below = guidance.below(step.windows)
         painted = step.paint(below, _guides([guidance, *step.others], step.windows, below))
-        memory["painted"] = step.magnify(painted, guidance.factor)
+        memory["painted"] = step.magnify(painted, guidance.by(step.windows))
     return Known(memory["painted"])
 
 

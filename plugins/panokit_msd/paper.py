@@ -10,7 +10,6 @@ from torch import Tensor
 
 from panokit import Estimate, Level, Step, Windows
 from panokit_msd.pyramid import CrossScale, Memory, Target
-from panokit_msd.scale import mean
 from panokit_msd.settings import require_at_least, require_shares
 
 
@@ -36,7 +35,8 @@ class MSDPaper(CrossScale):
         decay: $k$, 0 or more: how fast the weight falls with the cosine; 0 keeps it constant.
         until: $T'$, the share of the steps after which the guidance ends, in [0, 1].
         levels: $S$, the number of canvases, 2 to 32; None for as many as the canvas holds.
-        factor: how many times smaller each canvas is than the one above, 2 or more.
+        factor: how many times smaller each canvas is than the one above, 2 or more. A film keeps its time; or give a factor for
+            each axis, such as (1, 2, 2).
 
     Raises:
         SettingError: a setting is out of its range.
@@ -46,7 +46,7 @@ class MSDPaper(CrossScale):
     decay: float = 1.0
     until: float = 0.5
     levels: int | None = None
-    factor: int = 2
+    factor: int | tuple[int, ...] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,14 +60,15 @@ class MSDPaper(CrossScale):
         return {**super().begin(windows, levels), "coarse": self.begin_below(windows, levels)}
 
     def prepare(self, step: Step, memory: Memory) -> Target:
-        coarse, _ = step.windows.shrunk(step.canvas, self.factor)
-        return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.windows.coarsened(self.factor))
+        by = self.by(step.windows)
+        coarse, _ = step.windows.shrunk(step.canvas, by)
+        return Target(self.estimate_below(step, coarse, memory["coarse"]).prev, step.windows.coarsened(by), by)
 
     def strength(self, level: Level) -> float:
         return faded(self.weight, self.decay, self.until, level)
 
     def energy(self, seen: Estimate, index: Sequence[int], context: Target) -> Float[Tensor, " n"]:
-        return context.distance(mean(seen.prev, self.factor, context.axes), index)
+        return context.distance(seen.prev, index)
 
 
 def faded(weight: float, decay: float, until: float, level: Level) -> float:

@@ -6,19 +6,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit import Level, Windows
-from panokit.windows import pooled
+from panokit.windows import Factor, pooled
 
 
-def mean(x: Float[Tensor, "*fine"], factor: int, axes: int) -> Float[Tensor, "*coarse"]:
+def mean(x: Float[Tensor, "*fine"], factor: Factor, axes: int) -> Float[Tensor, "*coarse"]:
     r"""$D$: the mean of blocks of `factor` cells along each of the last `axes` axes; at factor 2, bilinear interpolation.
 
-    Of independent noise it leaves the standard deviation times `factor ** (-axes / 2)`.
+    Of independent noise it leaves the standard deviation times $m^{-1/2}$, for blocks of $m$ cells.
     """
-    return pooled(x, (factor,) * axes)
+    return pooled(x, (factor,) * axes if isinstance(factor, int) else factor)
 
 
 def renoised(
-    windows: Windows, canvas: Float[Tensor, "*fine"], factor: int, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
+    windows: Windows, canvas: Float[Tensor, "*fine"], factor: Factor, level: Level, noise: Callable[[tuple[int, ...]], Tensor]
 ) -> Float[Tensor, "*coarse"]:
     r"""A shrunk canvas, with as much fresh noise as the mean took away: $D x + \sigma \sqrt{1 - 1 / m}\; \xi$.
 

@@ -23,7 +23,7 @@ def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str
     [
         (["gen"], ["generate"]),
         (["generate", "--guidance_s"], ["--guidance_scale"]),
-        (["generate", "--wrap", "x"], ["x", "xy"]),
+        (["generate", "--wrap", "x"], ["x", "xy", "xt", "xyt"]),
         (["plugins", "--kind", "fam"], ["families"]),
     ],
 )

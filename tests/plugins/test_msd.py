@@ -201,8 +201,13 @@ def test_a_projection_of_full_weight_makes_both_sides_equal(prediction: Predicti
     torch.testing.assert_close(mean(fine_x0, 2, 2), coarse_x0, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(("size", "window", "factor"), [((8,), 4, 2), ((8, 8, 8), 4, 2), ((18, 18), 6, 3), ((16, 16), 4, 2)])
-def test_so_it_does_along_any_axes_by_any_factor_and_over_any_levels(size: tuple[int, ...], window: int, factor: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "window", "factor"),
+    [((8,), 4, 2), ((8, 8, 8), 4, (2, 2, 2)), ((8, 8, 8), 4, (1, 2, 2)), ((18, 18), 6, 3), ((16, 16), 4, 2)],
+)
+def test_so_it_does_along_any_axes_by_any_factor_and_over_any_levels(
+    size: tuple[int, ...], window: int, factor: int | tuple[int, ...]
+) -> None:
     guidance = gradient(math.inf, 0.0, factor=factor)
     denoiser = ToyDenoiser((window,) * len(size))
     coarse_x0, fine_x0 = both_sides(toy_run(size, denoiser=denoiser, guidances=[guidance], stride=window, steps=2))

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageStat
 
-from panokit import Panorama
+from panokit import Panorama, films
 from panokit.recipe_text import as_command
 from panokit.view.show import write
 
@@ -142,6 +143,21 @@ def test_the_slider_lays_two_pictures_on_each_other(show: Open, tmp_path: Path) 
     assert not slider.is_visible()
 
 
+def test_a_panorama_whose_recipe_says_that_it_is_a_sphere_is_drawn_as_one(show: Open, tmp_path: Path) -> None:
+    """Ahead, at the middle of the picture, it is red; behind it is blue."""
+    image = Image.new("RGB", (512, 256), "blue")
+    image.paste("red", (128, 0, 384, 256))
+    recipe = {**RECIPE, "width": 512, "height": 256, "wrap": False, "projection": "equirectangular"}
+    Panorama(torch.zeros(4, 2, 3), image, recipe).save(tmp_path / "a.png")
+    page = show(tmp_path / "a.png")
+    page.wait_for_function("shown.viewers[0].viewer.isLoaded()")
+    for yaw, colour in ((0, (255, 0, 0)), (180, (0, 0, 255))):
+        page.evaluate(f"(shown.viewers[0].viewer.setYaw({yaw}, false), 0)")
+        page.wait_for_timeout(500)
+        drawn = colours(page)
+        assert drawn.getpixel((drawn.width // 2, drawn.height // 2)) == colour
+
+
 def test_a_sphere_is_drawn(show: Open, tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         striped((1024, 512), "red").save(tmp_path / name, xmp=WHOLE.encode())
@@ -152,10 +168,13 @@ def test_a_sphere_is_drawn(show: Open, tmp_path: Path) -> None:
     page.mouse.down()
     page.mouse.move(200, 150, steps=5)
     page.mouse.up()
-    page.wait_for_function("""() => {
+    wait_until(
+        page,
+        """() => {
         const [one, two] = shown.viewers.map(({viewer}) => viewer.getYaw());
         return one === two && Math.abs(one) > 1;
-    }""")  # after a moment, in which the one turns on and the other follows
+    }""",
+    )  # after a moment, in which the one turns on and the other follows
 
 
 def test_a_picture_of_a_gallery_opens(show: Open, tmp_path: Path) -> None:
@@ -202,3 +221,66 @@ def test_a_notebook_draws_it(browser: "Browser", tmp_path: Path) -> None:
     page.goto((tmp_path / "notebook.html").as_uri())
     wait_until_drawn(page, "iframe")
     page.close()
+
+
+def film(path: Path, **changes: Any) -> Path:
+    """A film of half a second that goes from dark to bright, with stripes."""
+    stripes = np.asarray(striped((512, 128), "black")).astype(float)
+    frames = np.stack([(stripes * shade).astype(np.uint8) for shade in np.linspace(0.5, 1, 8)])
+    films.write(path, frames, 16, {**RECIPE, "frames": 8, **changes})
+    return path
+
+
+def wait_until(page: "Page", code: str) -> None:
+    """Wait until something is so. The page forbids what Playwright would wait with."""
+    for _ in range(100):
+        if page.evaluate(code):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"it never happens: {code}")
+
+
+def test_a_film_plays_and_loops_if_its_ends_join(show: Open, tmp_path: Path) -> None:
+    page = show(film(tmp_path / "a.webm", wrap="xt"))
+    wait_until(page, "document.querySelector('video').currentTime > 0.05")
+    wait_until_drawn(page)
+    size = "(({videoWidth: w, videoHeight: h, loop, controls}) => [w, h, loop, controls])(document.querySelector('video'))"
+    assert page.evaluate(size) == [512, 128, True, True]
+    page.wait_for_timeout(800)
+    assert not page.evaluate("document.querySelector('video').ended")
+    page.get_by_role("button", name="Zoom in").click()
+    wider = "document.querySelector('video').offsetWidth > 1.4 * document.querySelector('.box').offsetWidth"
+    assert page.evaluate(wider)
+    page = show(film(tmp_path / "a.webm", wrap="x"))
+    wait_until(page, "document.querySelector('video').ended")
+    assert page.locator(".fault").count() == 0
+
+
+def test_a_film_as_webp_moves(show: Open, tmp_path: Path) -> None:
+    page = show(film(tmp_path / "a.webp"))
+    wait_until_drawn(page)
+    shades = set()
+    for _ in range(60):
+        shades.add(round(ImageStat.Stat(colours(page)).mean[0]))
+        if len(shades) > 2:
+            return
+    raise AssertionError("nothing moves")
+
+
+def test_films_beside_each_other_play_together(show: Open, tmp_path: Path) -> None:
+    page = show(film(tmp_path / "a.webm"), film(tmp_path / "b.webm", seed=7))
+    wait_until(page, "[...document.querySelectorAll('video')].every((video) => video.ended)")
+    page.locator("video").first.hover()
+    page.evaluate("document.querySelector('video').currentTime = 0.25")
+    wait_until(page, "document.querySelectorAll('video')[1].currentTime == 0.25")
+
+
+def test_a_film_in_a_gallery_opens_and_plays(show: Open, tmp_path: Path) -> None:
+    film(tmp_path / "a.webm", wrap="t")
+    film(tmp_path / "b.webp")
+    page = show(tmp_path)
+    wait_until_drawn(page, ".card")
+    page.locator(".card").first.click()
+    wait_until(page, "document.querySelector('dialog video').currentTime > 0.05")
+    page.get_by_role("button", name="Close").click()
+    page.locator("dialog").wait_for(state="detached")

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
-from panokit import Panorama, SettingError
+from panokit import Panorama, SettingError, films
 from panokit.cli import main
 from panokit.errors import FallbackWarning, OutputError
 from panokit.recipe_text import as_command
@@ -471,3 +472,62 @@ def test_no_page_is_left_of_a_failure(tmp_path: Path, out: Path) -> None:
     with pytest.raises(SettingError):
         view(tmp_path / "a.png", out=out)
     assert out.read_text() == "the page of yesterday"
+
+
+def film(path: Path, **changes: Any) -> Path:
+    frames = np.stack([np.full((48, 64, 3), shade, np.uint8) for shade in (40, 120, 200)])
+    films.write(path, frames, 16, {**RECIPE, "frames": 3, **changes})
+    return path
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.mp4", "video/mp4"), ("a.webm", "video/webm"), ("a.webp", "image/webp")])
+def test_a_film_is_in_the_page_as_it_is(name: str, kind: str, tmp_path: Path, out: Path) -> None:
+    path = film(tmp_path / name)
+    (one,) = view(path, out=out)["pictures"]
+    assert (one["film"], one["size"]) == (kind.split("/")[0], [64, 48])
+    assert ["Size", "64 x 48 pixels, 3 frames"] in one["rows"]
+    assert "a lake" in one["command"]
+    page = out.read_text()
+    ((given, text),) = re.findall(r'<script type="(\w+/\w+);base64" id="picture-0">(.*?)</script>', page)
+    assert (given, base64.b64decode(text)) == (kind, path.read_bytes())
+    assert "OpenSeadragon" not in page.partition('<script type="application/json"')[2].partition("use strict")[0]
+
+
+def test_a_film_loops_where_its_recipe_joins_its_ends(tmp_path: Path, out: Path) -> None:
+    for wrap, loops in {"t": True, "xt": True, "xy": False}.items():
+        assert view(film(tmp_path / "a.mp4", wrap=wrap), out=out)["pictures"][0].get("loop", False) is loops
+    assert "loop" not in view(film(tmp_path / "a.mp4", wrap=True), out=out)["pictures"][0]
+    assert view(film(tmp_path / "a.webp"), out=out)["pictures"][0]["loop"]
+
+
+def test_a_large_film_stays_in_its_file(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "_FILM", 100)
+    (one,) = view(film(tmp_path / "a.webm"), out=out)["pictures"]
+    assert one["url"] == "a.webm"
+    assert "picture-0" not in out.read_text()
+
+
+def test_a_film_that_cannot_be_played_is_left_out(tmp_path: Path, out: Path) -> None:
+    for name in ("a.mp4", "b.webm"):
+        path = film(tmp_path / name)
+        path.write_bytes(path.read_bytes()[:-9])
+    (tmp_path / "c.mp4").write_text("a lake")
+    with pytest.raises(SettingError, match=r"a\.mp4 is damaged, and cannot be played to its end; and 2 more"):
+        write([str(tmp_path)], str(out))
+    film(tmp_path / "d.webp")
+    with pytest.warns(FallbackWarning) as warned:
+        pictures = shown(write([str(tmp_path)], str(out)))["pictures"]
+    assert [one["name"] for one in pictures] == ["d.webp"]
+    assert len(warned) == 3
+
+
+def test_a_gallery_names_films_and_decodes_none(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.mp4", "b.webm", "c.webp"):
+        film(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "av", None)
+    data = shown(write([str(tmp_path)], str(out)))
+    assert [(one["film"], one["url"], "thumbnail" in one) for one in data["pictures"]] == [
+        ("video", "a.mp4", False),
+        ("video", "b.webm", False),
+        ("image", "c.webp", True),
+    ]

@@ -28,11 +28,13 @@ class Arguments:
         self.guidance = "true_cfg_scale" if true else "guidance_scale"
         self._embeds_guidance = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         self._side = config.get("sample_size") or getattr(pipe, "default_sample_size", None)
-        fixed = {"use_resolution_binning": False, "num_frames": 1, **dict.fromkeys(REWRITES, False)}
+        fixed = {"use_resolution_binning": False, **dict.fromkeys(REWRITES, False)}
         self.options = {name: value for name, value in fixed.items() if name in self._takes} | dict(chosen)
         self.steps: int = self.default("num_inference_steps", 50)
         self.guidance_scale = float(self.default(self.guidance, 1.0))
         self.options.pop(self.guidance, None)
+        self.frames: Any = self.default("num_frames", 1)  # of the film that the pipeline makes by itself
+        self.options.pop("num_frames", None)
         # The texts in whose place the user brings embeddings.
         self._brought = frozenset(name.removesuffix("_embeds") for name in self.options if name.endswith("prompt_embeds"))
 
@@ -54,7 +56,7 @@ class Arguments:
         return otherwise if value is None or value is inspect.Parameter.empty else value
 
     def window(self, factor: int) -> tuple[int, int]:
-        """Cells of the picture that the pipeline makes by itself.
+        """Cells of the picture, or of a frame of the film, that the pipeline makes by itself.
 
         Args:
             factor: pixels along a side of a cell.
@@ -64,11 +66,18 @@ class Arguments:
         size = self._side or 1024 // factor
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
-    def size(self, window: tuple[int, ...], factor: int) -> dict[str, int]:
-        """The arguments for pictures of a window's size."""
-        height, width = (cells * factor for cells in window)
+    def size(self, window: tuple[int, ...], factor: int, time: int = 1) -> dict[str, int]:
+        """The arguments for pictures, or films, of a window's size.
+
+        Args:
+            window: cells along each axis.
+            factor: pixels along a side of a cell.
+            time: frames of a cell of a film after the first one.
+        """
+        height, width = (cells * factor for cells in window[-2:])
+        frames = {"num_frames": (window[0] - 1) * time + 1 if len(window) == 3 else 1} if "num_frames" in self._takes else {}
         area = {"max_area": height * width} if "max_area" in self._takes else {}  # it would resize the picture to that
-        return {"height": height, "width": width, **area}
+        return {"height": height, "width": width, **frames, **area}
 
     def place(self, origin: tuple[int, int], window: tuple[int, ...], canvas: tuple[int, ...], factor: int) -> dict[str, Any]:
         """The arguments that tell a network where a window was cropped out of the canvas; none for most networks."""

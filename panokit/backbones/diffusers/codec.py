@@ -26,7 +26,7 @@ class VAECodec(Codec):
 
     The model's latents are $x = s (z - \mu)$ for the autoencoder's latents $z$. Its configuration gives $s$ and $\mu$: one
     scale and one shift, a mean and a deviation for each channel (Qwen-Image, Wan), or the statistics of a batch norm over
-    patches of 2 x 2 cells (FLUX.2). An autoencoder of films sees a picture as a film of one frame.
+    patches of 2 x 2 cells (FLUX.2). An autoencoder of films takes them, too, and sees a picture as a film of one frame.
     One that knows opacity too (Qwen-Image 2.1) sees an opaque picture.
 
     Args:
@@ -35,6 +35,7 @@ class VAECodec(Codec):
     """
 
     choices = frozenset({"checkpointing"})
+    rings = True
 
     def __init__(self, vae: Any, factor: int | None = None) -> None:
         self.vae, config = vae, vae.config
@@ -44,6 +45,7 @@ class VAECodec(Codec):
         self.factor = factor or 2 ** (len(config.block_out_channels) - 1)
         self.channels: int = config.get("latent_channels") or config.z_dim
         self.films = "temperal_downsample" in config  # diffusers' spelling
+        self.time = 2 ** sum(map(bool, config["temperal_downsample"])) if self.films else 1
         self._opacity = config.get("in_channels") == 4
         self.scale, self.mean = _statistics(vae)
         self._affine: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -58,22 +60,22 @@ class VAECodec(Codec):
     def configure(self, execution: Execution) -> None:
         set_checkpointing(self.vae, execution.checkpointing)
 
-    def encode(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+    def encode(self, images: Float[Tensor, "n 3 *pixels"]) -> Float[Tensor, "n c *window"]:
         pixels = images * 2 - 1
         if self._opacity:
             pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
         with computing("the vae"):
             z = mode_of(self.vae, self._as_film(pixels))
-        z = (z[:, :, 0] if self.films else z).to(images.dtype)
+        z = self._as_came(z, images).to(images.dtype)
         scale, mean = self._tiled(z)
         return (z - mean) * scale
 
-    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+    def decode(self, latents: Float[Tensor, "n c *window"]) -> Float[Tensor, "n 3 *pixels"]:
         scale, mean = self._tiled(latents)
         z = latents / scale + mean
         with computing("the vae"), weights_kept() if self._moves else nullcontext():
             images = self.vae.decode(self._as_film(z.to(self._dtype)), return_dict=False)[0]
-        return (images[:, :, 0] if self.films else images)[:, :3].to(latents.dtype) / 2 + 0.5
+        return self._as_came(images, latents)[:, :3].to(latents.dtype) / 2 + 0.5
 
     def stages(self) -> Sequence[Stage]:
         if self._moves or self._staged is False or not (stages := stages_of(self.vae)):
@@ -119,6 +121,8 @@ class VAECodec(Codec):
         if key not in self._affine:
             self._affine[key] = self.scale.to(latents), self.mean.to(latents)
         scale, mean = self._affine[key]
+        if latents.ndim == 5:
+            return scale[:, None], mean[:, None]
         side = self.mean.shape[-1]
         if side == 1:
             return scale, mean
@@ -130,7 +134,11 @@ class VAECodec(Codec):
         return next(self.vae.parameters()).dtype  # diffusers' own `dtype` goes through all modules each time
 
     def _as_film(self, x: Tensor) -> Tensor:
-        return x[:, :, None] if self.films else x
+        return x[:, :, None] if self.films and x.ndim == 4 else x
+
+    def _as_came(self, x: Tensor, came: Tensor) -> Tensor:
+        """What the autoencoder makes of a picture is a film of one frame."""
+        return x[:, :, 0] if self.films and came.ndim == 4 else x
 
 
 def mode_of(vae: Any, pixels: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ _LACKING = {
 """Names in a pipeline's call, and why such a pipeline cannot be driven."""
 _PICTURES = ("strength", "mask_image", "control_mask")
 """Arguments of pipelines that begin with a picture, or mix one in between two steps."""
+FILMS = {"WanPipeline": 16}
+"""Pipelines of films that can be driven, and how many frames a second theirs are shown at."""
 _FILMS = ("num_frames", "frames", "video_length", "num_videos_per_prompt")
 """Arguments of pipelines that make films."""
-_FRAMES = ("WanPipeline",)
-"""Pipelines that make films, and whose films of one frame are pictures here."""
 _BY_NAME = {
     "BriaFibo2Pipeline": "it draws the words of its prompts as pictures",
     "CogView3PlusPipeline": "panokit has no formula for the noise of its scheduler",
@@ -73,7 +73,7 @@ def _reason(pipeline: Any) -> str | None:
         return f"it asks for {', '.join(required)}"
     if any(name in takes for name in _PICTURES):
         return "it begins with a picture, and panokit has its own way to do so"
-    if any(name in takes for name in _FILMS) and pipeline.__name__ not in _FRAMES:
+    if any(name in takes for name in _FILMS) and pipeline.__name__ not in FILMS:
         return "it makes films"
     if any("prior" in name for name in names):
         return "a second model reads the prompt in its call"

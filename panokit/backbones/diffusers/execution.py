@@ -8,8 +8,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from panokit.errors import FallbackWarning
+from panokit.rings import kept
 from panokit.settings import Attention
 
 _PROCESSORS: dict[str, type] = {"sdpa": AttnProcessor2_0, "sliced": SlicedAttnProcessor, "xformers": XFormersAttnProcessor}
@@ -57,7 +59,7 @@ def set_checkpointing(network: Any, on: bool) -> None:
         return  # as some autoencoders: diffusers would raise
     network.disable_gradient_checkpointing()
     if on:
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(_checkpointed)
     if not isinstance(getattr(network, "up_blocks", None), nn.ModuleList):
         return
     levels = len(network.down_blocks)
@@ -82,6 +84,11 @@ def set_compiled(network: Any, on: bool) -> None:
                 block.compile()
             elif not on:
                 block._compiled_call_impl = None
+
+
+def _checkpointed(module: Any, *args: Any) -> Any:
+    """Checkpoint a module, as diffusers does by itself. Its second computation sees the ring that the first one saw."""
+    return checkpoint(kept(module.__call__), *args, use_reentrant=False)
 
 
 def _available(attention: Attention) -> Attention:

@@ -15,7 +15,7 @@ from panokit.backbones.diffusers.loading import Loading, load_pipeline
 from panokit.backbones.diffusers.model import is_stable_diffusion, load_stable_diffusion
 from panokit.backbones.diffusers.networks import dtype_of, moves_itself, shared
 from panokit.backbones.diffusers.packing import patchifies
-from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions
+from panokit.backbones.diffusers.pipeline import PipelineDenoiser, Positions, Rings
 from panokit.backbones.diffusers.sources import folder_of
 from panokit.backbones.diffusers.swaps import pipeline_class
 from panokit.denoiser import Model
@@ -64,7 +64,12 @@ class Diffusers(Loading, Family):
         loras: LoRAs, each a mapping of `path` and maybe `weight`, `name` and `weight_name`.
         embeddings: words of textual inversion, each a mapping of `path` and maybe `token` and `weight_name`.
         ip_adapter: an IP-Adapter, a mapping of `path` and maybe `subfolder`, `weight_name`, `scale` and `image_encoder`.
-        window: cells along a side of a window; None for the size that the pipeline makes by itself.
+        window: cells along a side of a window, or along its height and its width; None for the size that the pipeline makes by
+            itself.
+        ring: how a window is a ring, where the canvas is one (`wrap`) and as long as the window. `all`: the network sees a
+            ring, in one pass; all frequencies of its rotary positions are rounded to whole cycles. `high`: those of less than
+            one cycle stay, so that the model is disturbed less, and a seam may show. `windows`: it does not; windows that
+            overlap go around, as on longer rings.
         positions: what a window is told of its place. `local`: it is a whole picture. `offset`: its place on the canvas.
         call: other arguments of the pipeline's call, such as `true_cfg_scale`. They may also be given as settings themselves.
 
@@ -73,7 +78,8 @@ class Diffusers(Loading, Family):
     """
 
     others: ClassVar[str | None] = "call"
-    window: int | None = None
+    window: int | tuple[int, int] | None = None
+    ring: Rings = "all"
     positions: Positions = "local"
     call: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,8 +117,9 @@ class Diffusers(Loading, Family):
         kind = index.get("_class_name", "StableDiffusionPipeline" if stable else None)
         if isinstance(kind, str) and not self.controlnet:  # before anything large is read
             self._require_drivable(pipeline_class(kind, f"the model {name}"))
-        plain = self == Diffusers(variant=self.variant, revision=self.revision, window=self.window)
-        if stable and plain and (model := load_stable_diffusion(folder, name, self.variant, self.window)):
+        plain = self == Diffusers(variant=self.variant, revision=self.revision, window=self.window, ring=self.ring)
+        rings = self.ring != "windows"
+        if stable and plain and (model := load_stable_diffusion(folder, name, self.variant, self._window, rings)):
             return model
         return self._loaded(source, name, folder)
 
@@ -140,9 +147,15 @@ class Diffusers(Loading, Family):
                 )
             vae = vae.float()
         codec = VAECodec(vae, None if patchifies(pipe) else cells)  # some of those count the pixels of a patch
-        window = None if self.window is None else (self.window, self.window)
-        denoiser = PipelineDenoiser(pipe, codec, window=window, positions=self.positions, options=self.call)
+        denoiser = PipelineDenoiser(
+            pipe, codec, window=self._window, positions=self.positions, ring=self.ring, options=self.call
+        )
         return Model(denoiser, codec, name)
+
+    @property
+    def _window(self) -> tuple[int, int] | None:
+        """Cells of a window along each axis."""
+        return (self.window, self.window) if isinstance(self.window, int) else self.window
 
     def _require_drivable(self, pipeline: type) -> None:
         """Check that a pipeline can be driven, and that its call takes all arguments that the user chose.

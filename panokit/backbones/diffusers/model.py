@@ -28,6 +28,7 @@ from panokit.denoiser import Denoiser, Model
 from panokit.errors import ModelError, PromptWarning
 from panokit.family import read_json
 from panokit.hints import fit
+from panokit.rings import Ring, circular
 from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Prediction, Training
 from panokit.settings import Execution
@@ -72,6 +73,7 @@ class Condition:
         scale: strength of classifier-free guidance, one for all entries or `m 1 1 1`.
         mixture: which entries belong to a window, and their shares.
         end: the share of the steps after which classifier-free guidance is off.
+        ring: the ring that the windows see; None for none.
     """
 
     texts: Float[Tensor, "m2 length width"]
@@ -79,6 +81,7 @@ class Condition:
     scale: float | Float[Tensor, "m 1 1 1"]
     mixture: Mixture
     end: float
+    ring: Ring | None
 
 
 @final
@@ -100,6 +103,7 @@ class UNetDenoiser(Denoiser):
     """
 
     choices = frozenset({"attention", "checkpointing", "compile"})
+    rings = True  # its convolutions alone know places
 
     def __init__(
         self,
@@ -156,7 +160,8 @@ class UNetDenoiser(Denoiser):
             require_window(windows.window, self.unet.config)
         mixture = embeddings.mixtures.of(windows, index)
         guided, end = embeddings.negatives is not None, embeddings.mixtures.scene.guidance_end
-        return Condition(embeddings.batch(mixture), guided, self._scale(mixture), mixture, end)
+        ring = Ring.of(windows) if self.rings else None
+        return Condition(embeddings.batch(mixture), guided, self._scale(mixture), mixture, end, ring)
 
     def _scale(self, mixture: Mixture) -> float | Tensor:
         scales = [max(scale, 1.0) for scale in mixture.scales]
@@ -165,6 +170,10 @@ class UNetDenoiser(Denoiser):
         return torch.tensor(scales, device=next(self.unet.parameters()).device).view(-1, 1, 1, 1)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
+        with circular(condition.ring):
+            return self._mixed(x, level, condition)
+
+    def _mixed(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         mixture = condition.mixture
         x = x if mixture.shares is None else x[mixture.rows]
         if not condition.guided or level.progress >= condition.end:
@@ -191,14 +200,17 @@ def is_stable_diffusion(index: Mapping[str, Any]) -> bool:
     return "unet" in index and not {"transformer", "text_encoder_2", "text_encoder_3", "controlnet"} & index.keys()
 
 
-def load_stable_diffusion(folder: Path, name: str, variant: str | None, window: int | None) -> Model | None:
+def load_stable_diffusion(
+    folder: Path, name: str, variant: str | None, window: tuple[int, int] | None, rings: bool
+) -> Model | None:
     """Load Stable Diffusion 1.x or 2.x, in float32.
 
     Args:
         folder: the folder of the model.
         name: what the user calls the model.
         variant: reads weights of this variant; None for plain names, or for the only variant that there is.
-        window: cells along a side of a window; None for the size that the model was trained at.
+        window: cells of a window along each axis; None for the size that the model was trained at.
+        rings: whether it sees a window as a ring where the canvas is one and as long.
 
     Returns:
         The model; None if it is of another kind after all.
@@ -227,9 +239,10 @@ def load_stable_diffusion(folder: Path, name: str, variant: str | None, window: 
     require_variant(weights.values(), variant, what)
     unet, vae, text_encoder = (read_network(kind, weights[part], torch.float32, what) for part, kind in kinds.items())
     denoiser = UNetDenoiser(unet, text_encoder, tokenizer, training, words)
+    denoiser.rings = rings
     if window is not None:
-        require_window((window, window), unet.config)
-        denoiser.window = (window, window)
+        require_window(window, unet.config)
+        denoiser.window = window
     return Model(denoiser, VAECodec(vae), name)
 
 

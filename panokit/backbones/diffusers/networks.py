@@ -169,20 +169,37 @@ def require_window(window: tuple[int, ...], config: Any, multiple: int = 1) -> N
         SettingError: a UNet cannot halve it at each of its levels, a transformer cannot cut it into patches, or it is larger
             than the table of positions. The message names the nearest that works.
     """
-    patch = config.get("patch_size") or 1
-    patch = patch if isinstance(patch, int) else patch[-1]
-    fits = 2 ** (len(config["block_out_channels"]) - 1) if "block_out_channels" in config else max(patch, multiple)
+    patch = patch_of(config, multiple)
+    fits = 2 ** (len(config["block_out_channels"]) - 1) if "block_out_channels" in config else patch
     for cells in window:
         if cells < fits or cells % fits:
             near = max(fits, round(cells / fits) * fits)
             raise SettingError(f"window is {cells}: it must be a multiple of {fits} cells; the nearest is {near}")
     tables = [config.get("pos_embed_max_size"), config.get("rope_max_seq_len"), *(config.get("axes_lens") or ())[-2:]]
     most = min((table for table in tables if table), default=None)
-    if most and max(window) > most * max(patch, multiple):
+    if most and max(window) > most * patch:
         raise SettingError(
-            f"window is {max(window)}, and the model's table of positions ends at {most * max(patch, multiple)} cells: "
-            "make the window smaller"
+            f"window is {max(window)}, and the model's table of positions ends at {most * patch} cells: make the window smaller"
         )
+
+
+def patch_of(config: Any, multiple: int) -> int:
+    """Cells along a side of a token of a transformer.
+
+    Args:
+        config: the configuration of the network.
+        multiple: of how many cells the pipeline makes a token of its own accord.
+    """
+    patch = config.get("patch_size") or config.get("all_patch_size") or 1
+    return max(patch if isinstance(patch, int) else patch[-1], multiple)
+
+
+def knows_no_places(network: nn.Module) -> bool:
+    """Whether a network knows where a cell lies by its convolutions alone: a UNet, or Sana without a table of positions."""
+    kind: Any = type(network).__name__
+    if kind in ("SanaTransformer2DModel", "SanaControlNetModel"):
+        return getattr(network.config, "interpolation_scale", None) is None
+    return kind in ("ControlNetModel", "T2IAdapter", "UNet2DConditionModel")
 
 
 def _tells_places(name: str) -> bool:

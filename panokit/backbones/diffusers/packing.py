@@ -1,4 +1,4 @@
-"""How pipelines lay latents out: as a canvas, as tokens that are patches of cells, or as a film of one frame."""
+"""How pipelines lay latents out: as a canvas, as tokens that are patches of cells, or as a film."""
 
 import inspect
 import math
@@ -24,13 +24,15 @@ def patchifies(pipe: Any) -> bool:
     return hasattr(pipe, "_patchify_latents")
 
 
-def packed(pipe: Any, x: Float[Tensor, "n c h w"]) -> Tensor:
-    """Latents as the argument `latents` of a pipeline's call.
+def packed(pipe: Any, x: Float[Tensor, "n c *window"]) -> Tensor:
+    """Latents as the argument `latents` of a pipeline's call. A picture is a film of one frame for a pipeline of films.
 
     Args:
         pipe: the pipeline.
-        x: the latents, cell by cell.
+        x: the latents, cell by cell: of pictures, `n c h w`, or of films, `n c t h w`.
     """
+    if "num_frames" in _takes(type(pipe).__call__):
+        return x if x.ndim == 5 else x[:, :, None]
     if patchifies(pipe):
         return pipe._patchify_latents(x)
     if hasattr(pipe, "_pack_latents"):
@@ -38,7 +40,7 @@ def packed(pipe: Any, x: Float[Tensor, "n c h w"]) -> Tensor:
         known = {"batch_size": n, "num_channels_latents": c, "height": height, "width": width, "patch_size": SIDE}
         takes = _takes(type(pipe)._pack_latents)
         return pipe._pack_latents(x, **{name: value for name, value in known.items() if name in takes})
-    return x[:, :, None] if "num_frames" in _takes(type(pipe).__call__) else x
+    return x
 
 
 @cache
@@ -47,13 +49,15 @@ def _takes(function: Any) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def unpacked(pred: Tensor, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def unpacked(pred: Tensor, x: Float[Tensor, "n c *window"]) -> Float[Tensor, "n c *window"]:
     """A prediction, cell by cell.
 
     Args:
         pred: what arrived at the pipeline's scheduler.
         x: the latents that it is for.
     """
+    if x.ndim == 5:
+        return pred
     if pred.ndim == 3:
         side = math.isqrt(pred.shape[2] // x.shape[1])
         return rearrange(pred, "n (h w) (c p q) -> n c (h p) (w q)", h=x.shape[2] // side, p=side, q=side)

@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers as a denoiser."""
+"""Any text-to-image pipeline of diffusers, and some of films, as a denoiser."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from panokit.backbones.diffusers import control
 from panokit.backbones.diffusers.arguments import Arguments
 from panokit.backbones.diffusers.codec import VAECodec
-from panokit.backbones.diffusers.drivable import ALONE
+from panokit.backbones.diffusers.drivable import ALONE, FILMS
 from panokit.backbones.diffusers.driven import Driven
 from panokit.backbones.diffusers.execution import set_attention, set_checkpointing, set_compiled
 from panokit.backbones.diffusers.networks import (
@@ -23,7 +23,9 @@ from panokit.backbones.diffusers.networks import (
     cast_all,
     copied,
     dtype_of,
+    knows_no_places,
     moves_itself,
+    patch_of,
     require_stateless,
     require_window,
     shared,
@@ -31,14 +33,18 @@ from panokit.backbones.diffusers.networks import (
 from panokit.backbones.diffusers.own import own_solver, training_of
 from panokit.backbones.diffusers.packing import SIDE, packed, packs, patched_noise, patchifies, unpacked
 from panokit.backbones.diffusers.reading import Encoded, Reading
+from panokit.backbones.diffusers.rotary import Rounding, turns_around
 from panokit.denoiser import Denoiser
 from panokit.errors import ModelError, SettingError
 from panokit.grid import Grid
+from panokit.rings import Ring, circular
 from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
 from panokit.windows import Projected, Windows
 
+Rings = Literal["all", "high", "windows"]
+"""How a window is a ring: with which rotary frequencies rounded; or not, but windows that overlap go around."""
 Positions = Literal["local", "offset"]
 """Whether a window is told that it is a whole picture, or its place on the canvas."""
 
@@ -98,11 +104,13 @@ class Condition:
         mixture: which texts belong to a window, and their shares.
         calls: the calls of the pipeline that denoise the entries of the mixture, in order.
         end: the share of the steps after which classifier-free guidance is off.
+        ring: the ring that the windows see; None for none.
     """
 
     mixture: Mixture
     calls: Sequence[Call]
     end: float
+    ring: Ring | None
 
 
 @final
@@ -112,16 +120,19 @@ class PipelineDenoiser(Denoiser):
     It shares the weights of the pipeline, and leaves the pipeline as it is.
 
     Args:
-        pipe: a text-to-image pipeline. LoRAs and other adapters are loaded already.
+        pipe: a text-to-image pipeline, or one of `FILMS`. LoRAs and other adapters are loaded already.
         codec: encodes and decodes its latents.
-        window: cells of a window along each axis; None for the size that the pipeline makes by itself.
+        window: cells of a window along its height and width; None for the size that the pipeline makes by itself.
         positions: `local` tells the model that each window is a whole picture. `offset` tells it the window's place on the
             canvas; then windows are denoised one by one, for a pipeline takes one place a call.
-        options: other arguments of the pipeline's call, the same at each step.
+        ring: how a window is a ring where the canvas is one and as long. See `Diffusers`.
+        options: other arguments of the pipeline's call, the same at each step. `num_frames` is that of a window of a film; 1
+            makes a model of pictures.
 
     Raises:
         ModelError: a network caches steps, or there are several ControlNets.
-        SettingError: the pipeline tells its model no positions, or the window does not fit its patches.
+        SettingError: the pipeline tells its model no positions, the window does not fit its patches, or its frames do not fit
+            those of the autoencoder.
     """
 
     choices = frozenset({"attention", "checkpointing", "compile"})
@@ -134,6 +145,7 @@ class PipelineDenoiser(Denoiser):
         *,
         window: tuple[int, int] | None = None,
         positions: Positions = "local",
+        ring: Rings = "all",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         options = options or {}
@@ -154,16 +166,22 @@ class PipelineDenoiser(Denoiser):
                 raise ModelError(f"{self._name} has several ControlNets, and panokit shows windows one picture: use one")
             if self._control in options:
                 raise SettingError(f"{self._control} of {self._name} is a setting of the sampler's call, control_image")
-        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in options))
         network = _network(pipe)
+        self.multiple = SIDE if packs(pipe) else 1
+        if ring != "windows":
+            self.rings = self._turns_around(patch_of(network.config, self.multiple), ring)
+            self.ringless = "" if self.rings else f"the positions of {type(network).__name__} have ends"
+        self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in options))
         self._arguments = Arguments(pipe, network.config, options)
         if not self._driven.skips:
             self._arguments.require_no_steps()
         self.steps, self.guidance_scale = self._arguments.steps, self._arguments.guidance_scale
         self.has_ip_adapter = _has_ip_adapter(network) and "ip_adapter_image_embeds" not in self._arguments.options
-        self.multiple = SIDE if packs(pipe) else 1
         self.window = window or self._arguments.window(self.factor)
         require_window(self.window, network.config, self.multiple)
+        self.fps, self._time = FILMS.get(self._name, self.fps), codec.time
+        if (frames := self._arguments.frames) != 1:
+            self.window = _latent_frames(frames, codec.time), *self.window
         if positions == "offset" and not (self._driven.tells_places or self._arguments.takes_crops):
             raise SettingError(f"{self._name} cannot be told where a window lies: set positions to local")
         training = training_of(pipe.scheduler)
@@ -212,7 +230,7 @@ class PipelineDenoiser(Denoiser):
 
     def condition(self, embeddings: Embeddings, windows: Windows, index: Sequence[int]) -> Condition:
         if windows.window != self.window:  # those of a denoiser around this one
-            require_window(windows.window, _network(self._driven.pipe).config, self.multiple)
+            require_window(windows.window[-2:], _network(self._driven.pipe).config, self.multiple)
         mixture = embeddings.mixtures.of(windows, index)
         entries = list(zip([index[row] for row in mixture.rows], mixture.texts, strict=True))
         alone = self.positions != "local" or self._name in ALONE
@@ -222,9 +240,14 @@ class PipelineDenoiser(Denoiser):
             step = 1 if alone else end - start
             calls += [self._call(embeddings, windows, entries, slice(k, k + step), scale) for k in range(start, end, step)]
             start = end
-        return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end)
+        ring = Ring.of(windows) if self.rings else None
+        return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end, ring)
 
-    def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
+    def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Condition) -> Float[Tensor, "n *c_window"]:
+        with circular(condition.ring):
+            return self._mixed(x, level, condition)
+
+    def _mixed(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         mixture = condition.mixture
         entries = x if mixture.shares is None else x[mixture.rows]
         preds = []
@@ -237,6 +260,11 @@ class PipelineDenoiser(Denoiser):
             pred = self._driven.predict(level, call.encoded, call.kept[guided], call.origin, guided, **options)
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
+
+    def _turns_around(self, patch: int, rounding: Rounding) -> bool:
+        """Whether all networks that predict see a window as a ring. Their rotary positions then go around it."""
+        networks = [network for name, network in self._networks.items() if not name.startswith(OTHERS)]
+        return all(turns_around(network, patch, rounding) or knows_no_places(network) for network in networks)
 
     def _call(
         self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice, scale: float
@@ -256,7 +284,7 @@ class PipelineDenoiser(Denoiser):
             origin = top, left
             options |= self._arguments.place(origin, windows.window, windows.size, self.factor)
         encoded = embeddings.encoded.picked(len(embeddings.mixtures.scene.texts), texts)
-        options |= self._arguments.size(windows.window, self.factor)
+        options |= self._arguments.size(windows.window, self.factor, self._time)
         kept = self._kept(embeddings, windows, numbers, False), self._kept(embeddings, windows, numbers, True)
         return Call(rows, encoded, options, kept, len(embeddings.scales) == 1 or scale > self._driven.unguided, origin)
 
@@ -277,7 +305,7 @@ class PipelineDenoiser(Denoiser):
     def _latents(self, n: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for `n` empty windows."""
         empty = torch.zeros(n, self.channels, *self.window, device=self._driven.device)
-        return {"latents": packed(self._driven.pipe, empty), **self._arguments.size(self.window, self.factor)}
+        return {"latents": packed(self._driven.pipe, empty), **self._arguments.size(self.window, self.factor, self._time)}
 
     def _one_window(self) -> Grid:
         """The layout of a canvas that is one window."""
@@ -302,11 +330,23 @@ class PipelineDenoiser(Denoiser):
     def _scheduled(self, steps: int) -> Any:
         """A copy of the pipeline's scheduler, set by the pipeline for a picture of one window. Texts do not matter."""
         if self._sample is None:
-            black = torch.zeros(3, *(cells * self.factor for cells in self.window))
+            black = torch.zeros(3, *(cells * self.factor for cells in self.window[-2:]))
             image = black if self.has_ip_adapter else None
             self.encode(Scene("", "", self.guidance_scale, dict.fromkeys(self.fields, black), image))
         encoded, options = self._sample or (Encoded([], []), {})
         return self._driven.scheduled(steps, encoded, **{**options, **self._latents(1)})
+
+
+def _latent_frames(frames: Any, time: int) -> int:
+    """Latent frames of a film.
+
+    Raises:
+        SettingError: there is no such film.
+    """
+    if not isinstance(frames, int) or frames < 1 or (frames - 1) % time:
+        near = max(0, round((frames - 1) / time)) * time + 1 if isinstance(frames, int) else 4 * time + 1
+        raise SettingError(f"num_frames of the model came as {frames!r}: it must be 1 and a multiple of {time}, such as {near}")
+    return (frames - 1) // time + 1
 
 
 def _network(pipe: Any) -> Any:
