@@ -93,5 +93,5 @@ def _hole(views: Views) -> int | None:
         missing &= ~views.inside(i, probes)[0]
     if not missing.any():
         return None
-    latitudes = torch.rad2deg(probes[missing, 2].asin())
+    latitudes = torch.rad2deg(-probes[missing, 1].asin())
     return round(float(latitudes[latitudes.abs().argmin()]))

@@ -43,7 +43,7 @@ def _assigned(points: Tensor, tree: KDTree, rays: Tensor, frame: Tensor) -> Tens
     while True:
         choices = min(choices, len(points))
         near = torch.from_numpy(tree.query((rays / rays.norm(dim=1, keepdim=True)).numpy(), choices)[1]).long()
-        ahead = points[near] @ frame[0]
+        ahead = points[near] @ frame[2]
         apart = (points[near] / ahead[..., None].clamp(min=0.05) - rays[:, None]).square().sum(-1)
         numbers, columns = near.unique(return_inverse=True)
         rows = torch.arange(cells)[:, None].expand_as(near)
@@ -71,7 +71,7 @@ def _spread(points: Tensor, views: Views, rays: Tensor, chosen: Tensor) -> None:
             shows, _, _ = views.inside(i, points[point])
             if shows:
                 local = frame @ points[point]
-                apart = (rays - local / local[0]).square().sum(1)
+                apart = (rays - local / local[2]).square().sum(1)
                 apart[count[chosen[i]] < 2] = torch.inf
                 cell = int(apart.argmin())
                 if best is None or float(apart[cell]) < best[0]:

@@ -19,7 +19,8 @@ from panokit_demofusion import DemoFusion
 from panokit_hiflow import HiFlow
 from panokit_msd import HeadStart, MSDGuidance, MSDPaper
 from panokit_sphere import Sphere, SphereFuser, SphereLayout
-from panokit_sphere.lattice import directions, lattice, places
+from panokit_sphere.lattice import lattice
+from panokit_sphere.projections import at, pixel_directions
 from panokit_syncdiffusion import SyncDiffusion
 
 FLAT = (False, False)
@@ -56,16 +57,7 @@ def test_points_are_spread_evenly() -> None:
     apart = torch.cdist(points, points).fill_diagonal_(9).amin(1) / math.sqrt(4 * math.pi / 1000)
     assert 0.7 < float(apart.min()) <= float(apart.max()) < 1.05  # a square lattice has 1
     for up in (-1.0, -0.5, 0.0, 0.5):  # slices of equal height have equal areas
-        assert ((points[:, 2] >= up) & (points[:, 2] < up + 0.5)).sum() == 250
-
-
-def test_places_are_the_inverse_of_directions() -> None:
-    torch.testing.assert_close(directions(torch.tensor(0.5), torch.tensor(0.5)), torch.tensor([1.0, 0, 0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(directions(torch.tensor(0.5), torch.tensor(0.75)), torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(directions(torch.tensor(0.0), torch.tensor(0.1)), torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
-    row, column = torch.rand(2, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    back = places(3 * directions(row, column))
-    torch.testing.assert_close(torch.stack(back), torch.stack([row, column]))
+        assert ((points[:, 1] >= up) & (points[:, 1] < up + 0.5)).sum() == 250
 
 
 # --- views --------------------------------------------------------------------------------------------------
@@ -79,20 +71,20 @@ def test_views_look_along_the_equator_and_at_the_poles() -> None:
     assert (columns[rows == 0.5][0], (rows == 0).sum(), (rows == 1).sum()) == (0.5, 1, 1)
     torch.testing.assert_close(views.frames @ views.frames.mT, torch.eye(3, dtype=torch.float64).expand(len(views), 3, 3))
     upright = (rows > 0) & (rows < 1)
-    assert (views.frames[upright, 2, 2] < 0).all()  # down is down
-    assert (views.frames[upright, 1, 2].abs() < 1e-12).all()  # the horizon is level
+    assert (views.frames[upright, 1, 1] > 0).all()  # down is down
+    assert (views.frames[upright, 0, 1].abs() < 1e-12).all()  # the horizon is level
 
 
 def test_a_view_shows_its_centre_in_its_middle() -> None:
     for i, (row, column) in enumerate(SPHERE.shown.centres):
-        inside, x, y = SPHERE.shown.inside(i, directions(row, column))
+        inside, x, y = SPHERE.shown.inside(i, at(row, column, (1, 1)))
         assert inside
         assert abs(float(x)) + abs(float(y)) < 1e-9
     ahead = SPHERE.nearest(0.5, 0.5)
-    inside, x, y = SPHERE.shown.inside(ahead, directions(torch.tensor(0.4), torch.tensor(0.55)))  # above, and to the right
+    inside, x, y = SPHERE.shown.inside(ahead, at(torch.tensor(0.4), torch.tensor(0.55), (1, 1)))  # above, and to the right
     assert inside
     assert x > 0 > y
-    assert not SPHERE.shown.inside(ahead, directions(torch.tensor(0.5), torch.tensor(0.0)))[0]
+    assert not SPHERE.shown.inside(ahead, at(torch.tensor(0.5), torch.tensor(0.0), (1, 1)))[0]
 
 
 @pytest.mark.parametrize(("size", "window"), [((32, 64), (16, 16)), ((16, 32), (8, 8)), ((16, 32), (8, 12))])
@@ -109,8 +101,8 @@ def test_noise_stays_noise_and_neighbours_share_it(size: tuple[int, int], window
         assert abs(float(correlation.mean())) < 0.01
     shares = []
     for i, row in enumerate(numbers):
-        centre = views.shown.frames[i, 0]
-        j = max((j for j in range(len(views)) if j != i), key=lambda j: float(views.shown.frames[j, 0] @ centre))
+        centre = views.shown.frames[i, 2]
+        j = max((j for j in range(len(views)) if j != i), key=lambda j: float(views.shown.frames[j, 2] @ centre))
         shown = views.shown.inside(j, lattice(views.points)[row])[0]
         shares.append(float(torch.isin(row[shown], numbers[j]).double().mean()))
     assert min(shares) > 0.4
@@ -123,7 +115,7 @@ def test_a_cell_has_a_point_that_is_near() -> None:
     local = torch.stack(
         [lattice(SPHERE.points)[n] @ f.T for n, f in zip(SPHERE.cells()[:, 0], SPHERE.shown.frames, strict=True)]
     )
-    apart = (local / local[..., :1] - rays).norm(dim=-1) / cell
+    apart = (local / local[..., 2:] - rays).norm(dim=-1) / cell
     assert float(apart.mean()) < 0.45
     assert float(apart.max()) < 1.5
 
@@ -262,8 +254,7 @@ def test_the_power_of_the_fuser_is_0_or_more(power: float) -> None:
 
 def painted(high: int) -> Tensor:
     """A picture that is smooth on the sphere: its colours are the direction."""
-    row, column = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (high, 2 * high))
-    return directions(row[:, None], column).movedim(2, 0).float()
+    return pixel_directions((high, 2 * high)).movedim(2, 0).float()
 
 
 @pytest.mark.parametrize("high", [64, 128, 200])
@@ -290,10 +281,11 @@ def test_a_box_is_longitude_and_latitude() -> None:
     maps = top.maps(SPHERE)
     assert maps is not None
     points = lattice(SPHERE.points)
-    assert torch.equal(maps[1].bool(), points[:, 2] > math.sin(math.radians(54)))
-    assert torch.equal(maps[2].bool(), (points[:, 2] <= math.sin(math.radians(54))) & (points[:, 1] >= 0))
-    up, down = (top.mixture(maps, SPHERE, [i]).texts for i in (0, len(SPHERE) - 1))
-    assert (up, down) == ([0, 1, 2], [0, 2])
+    up = -points[:, 1] > math.sin(math.radians(54))
+    assert torch.equal(maps[1].bool(), up)
+    assert torch.equal(maps[2].bool(), ~up & (points[:, 0] >= 0))
+    zenith, nadir = (top.mixture(maps, SPHERE, [i]).texts for i in (0, len(SPHERE) - 1))
+    assert (zenith, nadir) == ([0, 1, 2], [0, 2])
 
 
 # --- methods ------------------------------------------------------------------------------------------------
