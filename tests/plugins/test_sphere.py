@@ -4,15 +4,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from panokit import Fuser, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError
+from panokit import Fuser, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError, load_model
+from panokit.backbones.diffusers.control import FIELD, ControlImage
 from panokit.composition import build
 from panokit.scene import Scene
 from panokit.scheduler import CLEAN
+from panokit.study.measures import seam
 from panokit.testing import Check, conforms
+from panokit.testing.families import tiny_pipeline
 from panokit.testing.toys import ToyCodec, ToyDenoiser, toy_run
 from panokit.windows import require_cover
 from panokit_demofusion import DemoFusion
@@ -288,6 +292,14 @@ def test_a_box_is_longitude_and_latitude() -> None:
     assert (zenith, nadir) == ([0, 1, 2], [0, 2])
 
 
+def test_a_field_is_shown_to_each_view_as_it_is_from_there() -> None:
+    picture = painted(64)
+    crops = Scene("a lake", fields={"control": picture}).crop("control", SPHERE, [3, 0], factor=4)
+    assert torch.equal(crops, SPHERE.views(picture, 4)[[3, 0]])
+    control = ControlImage(Scene("a lake", fields={FIELD: picture}), torch.device("cpu"))
+    assert torch.equal(control.crops(SPHERE.refined(4), [3, 0]), crops)
+
+
 # --- methods ------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +356,29 @@ def test_it_paints_a_picture_and_says_what_it_shows(tiny: Model, cpu: Runtime) -
     assert panorama.recipe["layout"] == {"plugin": "sphere", "fov": None, "spacing": None, "density": 2.0}
     again = sampler(prompt, height=high, width=2 * high, steps=2, progress=False)
     assert torch.equal(again.latents, panorama.latents)
+
+
+def test_it_starts_from_a_picture_and_keeps_what_the_mask_says(tiny: Model, cpu: Runtime) -> None:
+    sampler = Sampler(tiny, layout="sphere", runtime=cpu)
+    high = 16 * sampler.model.factor
+    picture, mask = painted(high) / 2 + 0.5, torch.zeros(high, 2 * high)
+    mask[:, : high // 2] = 1
+    made = sampler("a lake", image=picture, mask=mask, height=high, width=2 * high, steps=2, progress=False)
+    kept = torch.from_numpy(np.asarray(made.image).copy()).movedim(2, 0)[:, :, high:-8] / 255
+    torch.testing.assert_close(kept, picture[:, :, high:-8], atol=0.01, rtol=0)
+    assert float((torch.from_numpy(np.asarray(made.image).copy()).movedim(2, 0) / 255 - picture).abs().max()) > 0.1
+
+
+def test_a_pipeline_is_not_told_a_place_on_a_plane() -> None:
+    denoiser = load_model(tiny_pipeline("sdxl"), window=8, positions="offset").denoiser
+    embeddings = denoiser.encode(Scene("a lake"))
+    with pytest.raises(SettingError, match="told the places of windows on a plane, and this canvas is none: set its positions"):
+        denoiser.condition(embeddings, SPHERE, [0])
+
+
+def test_a_study_measures_no_straight_seams_on_it() -> None:
+    with pytest.raises(SettingError, match="seams are measured along straight borders of windows, and those here are bent"):
+        seam(np.zeros((16, 32, 3), np.uint8), SPHERE, 1)
 
 
 def test_it_is_built_by_name() -> None:
