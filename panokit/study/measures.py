@@ -94,9 +94,7 @@ def seam(picture: Pixels, windows: Windows, factor: int) -> float:
         SettingError: the canvas is no plane, so the borders of its windows are not straight.
     """
     if isinstance(windows, Projected):
-        raise SettingError(
-            "seams are measured along straight borders of windows, and those here are bent: leave it out"
-        )
+        raise SettingError("seams are measured along straight borders of windows, and those here are bent: leave it out")
     ratios, places = [], windows.cells().flatten(2)
     for axis in range(2):
         steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))

@@ -59,7 +59,7 @@ class Sphere(Projected):
         object.__setattr__(self, "wrap", (False,))
         if _stretch(self.shown.high, self.wide) > self.density:
             raise SettingError(
-                f"views of {degrees(self.wide):.0f} degrees are too wide for a density of {self.density:.2g}, as their corners "
+                f"views of {degrees(self.wide):.0f} degrees are too wide for a density of {self.density:.3g}, as their corners "
                 f"show little of the sphere: the widest that work are {self._widest():.0f} degrees"
             )
 
