@@ -7,6 +7,7 @@ neighbouring pixels across a line, to that of all neighbours in the same rows. I
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,20 @@ import torch
 from torch import Tensor
 
 from panokit import Region, Regions, Sampler
+from panokit.panorama import Panorama, to_image
 from panokit.projecting import picture_of
 from panokit_sphere import Sphere, SphereLayout
 from panokit_sphere.lattice import lattice
-from panokit_sphere.projections import pixel_directions
+from panokit_sphere.projections import pixel_directions, view
 
-NIGHT = Regions(
-    (Region((0, 0, 1, 0.42), "starry sky at night"), Region((0, 0.58, 1, 1), "sand dunes at night")),
-    elsewhere="desert dunes at night, starry sky",
+DUNES = Regions(
+    (
+        Region((0, 0, 1, 0.42), "clear sky at noon", guidance_scale=1.5),
+        Region((0, 0.58, 1, 1), "sand dunes at noon"),
+    ),
+    elsewhere="desert dunes at noon, clear sky",
 )
-"""What is above, on and below the horizon."""
+"""What is above, on and below the horizon. With more guidance the model would paint things into the sky."""
 
 
 def seams(picture: Tensor, sphere: Sphere) -> tuple[str, float]:
@@ -39,6 +44,18 @@ def seams(picture: Tensor, sphere: Sphere) -> tuple[str, float]:
     columns = apart.sum(0) / usual.sum(0)
     low, up = columns[:-1].quantile(torch.tensor([0.05, 0.95])).tolist()
     return f"{columns[-1]:.2f} ({low:.2f} to {up:.2f})", float(apart[border].sum() / usual[border].sum())
+
+
+def poles(picture: Tensor) -> tuple[float, float]:
+    """At the zenith and at the nadir: differences of neighbouring pixels within 10 degrees of it, to those from 10 to 40."""
+    ratios = []
+    for pitch in (90.0, -90.0):
+        seen = view(picture.double(), 0.0, pitch, 80.0, (256, 256))
+        apart = (seen.diff(dim=1)[:, :, 1:].abs() + seen.diff(dim=2)[:, 1:].abs()).mean(0)
+        side = torch.arange(255) - 127.0
+        angle = torch.rad2deg((side.square()[:, None] + side.square()).sqrt().div(128 / math.tan(math.radians(40))).atan())
+        ratios.append(float(apart[angle < 10].mean() / apart[(angle >= 10) & (angle < 40)].mean()))
+    return ratios[0], ratios[1]
 
 
 def shared(sphere: Sphere) -> float:
@@ -68,7 +85,7 @@ def measure(name: str, high: int, steps: int, layout: SphereLayout, out: Path, *
     """Paint one picture, and print its row."""
     sampler = Sampler("landscapes", layout=layout, **parts)
     begun = time.perf_counter()
-    run = sampler.begin(NIGHT, height=high, width=2 * high, steps=steps, seed=1)
+    run = sampler.begin(DUNES, height=high, width=2 * high, steps=steps, seed=4)
     while not run.done:
         run.step()
     picture = sampler.decode(run)
@@ -77,11 +94,9 @@ def measure(name: str, high: int, steps: int, layout: SphereLayout, out: Path, *
     join, borders = seams(picture, run.windows)
     print(
         f"| {name} | {len(run.windows)} | {run.windows.points} | {shared(run.windows):.2f} | {agreement(sampler, run):.2f} | "
-        f"{join} | {borders:.2f} | {took:.0f} s |",
+        f"{join} | {borders:.2f} | {' and '.join(f'{pole:.2f}' for pole in poles(picture))} | {took:.0f} s |",
         flush=True,
     )
-    from panokit.panorama import Panorama, to_image
-
     Panorama(run.canvas, to_image(picture), run.recipe).save(out / f"{name.replace(' ', '-').replace(',', '')}.png")
 
 
@@ -92,17 +107,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names of the rows to make")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    print("| | views | points | shared | views differ | seam at the join (other columns) | at borders of views | time |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ("", "views", "points", "shared", "views differ", "seam at the join (other columns)", "at borders of views")
+    print("| " + " | ".join((*heads, "zenith and nadir", "time")) + " |")
+    print("|---" * 9 + "|")
     rows: dict[str, tuple[int, SphereLayout, dict[str, Any]]] = {
+        "msd, large": (512, SphereLayout(), {"guidances": ["msd"]}),
         "multidiffusion": (256, SphereLayout(), {}),
         "the fuser sphere": (256, SphereLayout(), {"fuser": "sphere"}),
-        "multidiffusion, density 1.6": (256, SphereLayout(density=1.6), {}),
-        "multidiffusion, density 3": (256, SphereLayout(density=3.0), {}),
-        "multidiffusion, spacing 25": (256, SphereLayout(spacing=25.0), {}),
-        "multidiffusion, fov 60": (256, SphereLayout(fov=60.0), {}),
+        "density 3": (256, SphereLayout(density=3.0), {}),
         "multidiffusion, large": (512, SphereLayout(), {}),
-        "msd, large": (512, SphereLayout(), {"guidances": ["msd"]}),
     }
     for name, (high, layout, parts) in rows.items():
         if options.only in name:

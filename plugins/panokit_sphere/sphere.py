@@ -119,6 +119,8 @@ class Sphere(Projected):
         return max(range(len(self)), key=lambda i: (along[i], i))
 
     def on(self, size: tuple[int, ...]) -> "Sphere":
+        if len(size) != 1 or size[0] < 1:
+            raise SettingError(f"a sphere has one number of points, and {size} came: give (points,)")
         (points,) = size
         by = math.sqrt(self.points / points)
         high = round(self.picture[0] / by)

@@ -162,6 +162,7 @@ def test_shrunk_means_points_that_are_near() -> None:
         ),
         (lambda: SPHERE.coarsened(5), "a sphere of 648 points cannot be made 5 times smaller|the picture has 16 cells"),
         (lambda: SPHERE.coarsened((1, 2)), r"a factor of \(1, 2\) cannot scale a sphere: give one whole number from 1 up"),
+        (lambda: SPHERE.on((8, 16)), r"a sphere has one number of points, and \(8, 16\) came: give \(points,\)"),
         (lambda: SPHERE.crop(torch.zeros(1, 5)), "does not fit a sphere of .* points: its last axis must have as many"),
     ],
 )
