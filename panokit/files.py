@@ -134,7 +134,9 @@ def check_format(path: Path, size: tuple[int, int] = (1, 1)) -> str:
     if path.suffix.lower() in (".mp4", ".webm"):
         raise OutputError(f"cannot write {path}: its ending {path.suffix!r} is of films, and this is a picture: use {ENDINGS}")
     if kind is None or kind not in _FORMATS:
-        raise OutputError(f"cannot write {path}: its ending {path.suffix!r} names no picture format: use {ENDINGS}")
+        raise OutputError(
+            f"cannot write {path}: its ending {path.suffix!r} names no picture format: use {ENDINGS}; films are {FILMS}"
+        )
     largest = _FORMATS[kind]
     if max(size) > largest:
         raise OutputError(

@@ -4,16 +4,19 @@ A WebP keeps every bit of the frames. MP4 and WebM keep colours in a quarter of 
 as large. The same frames and recipe make the same bytes, on any number of cores.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from importlib import import_module
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from panokit import boxes
+from panokit import recipe as recipes
 from panokit.errors import OutputError, SettingError, reason_of
 from panokit.files import FILMS, check_format, try_files, write_picture, written_aside
 from panokit.recipe import KEY, embedded, texts, unbounded
@@ -30,6 +33,12 @@ ENDINGS = (".mp4", ".webm", ".webp")
 """The endings of films' files."""
 LARGEST = 1 << 30
 """The most pixels of all frames of a film that is read."""
+MOST = 1 << 16
+"""The most frames of such a film."""
+_FPS = 16
+"""Frames a second of a film whose recipe does not say it."""
+_SLOWEST, _FASTEST = 0.01, 1000
+"""The fewest and the most frames a second. A WebP counts milliseconds."""
 _AV = 18
 """The least version of av. Earlier ones convert colours in swscale's quick ways alone."""
 _THREADS = 4
@@ -86,6 +95,12 @@ def frames_of(recipe: Mapping[str, Any]) -> int:
     """How many frames the film of a recipe has; 1 for a picture. Anybody may have written the recipe."""
     frames = recipe.get("frames")
     return max(1, frames) if isinstance(frames, int) else 1
+
+
+def fps_of(recipe: Mapping[str, Any]) -> int | float:
+    """How many frames a second the film of a recipe has. Anybody may have written the recipe."""
+    fps = recipe.get("fps")
+    return fps if isinstance(fps, int | float) and _SLOWEST <= fps <= _FASTEST else _FPS
 
 
 def loops(recipe: Mapping[str, Any]) -> bool:
@@ -156,24 +171,24 @@ def write(path: Path, frames: "Frames", fps: int | float, recipe: Mapping[str, A
     Args:
         path: the file, whose ending names the format.
         frames: the frames, `T H W 3`, with 8 bits a channel.
-        fps: frames a second.
+        fps: frames a second, from 0.01 to 1000.
         recipe: what the file carries; nothing if it is empty.
 
     Raises:
         OutputError: the film cannot be written.
-        SettingError: a package is missing that writes such a film, the frames are no frames, or `fps` is not above 0.
+        SettingError: a package is missing that writes such a film, the frames are no frames, or `fps` is out of its range.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.name != "uint8" or 0 in frames.shape:
         raise SettingError(
             f"frames came as {frames.dtype} of shape {frames.shape}: a film is uint8, frames x height x width x 3"
         )
-    if not (math.isfinite(fps) and fps > 0):
-        raise SettingError(f"fps is {fps}: it must be a number of frames a second, above 0")
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise SettingError(f"fps is {fps}: it must be from {_SLOWEST} to {_FASTEST} frames a second")
     check_film(path, (frames.shape[2], frames.shape[1]), len(frames))
     form = _FORMATS.get(path.suffix.lower())
     with written_aside(path) as aside:
         if form is None:
-            _write_webp(aside, frames, fps, embedded(recipe, "WEBP") if recipe else {})
+            _write_webp(aside, frames, fps, _WEBP | (embedded(recipe, "WEBP") if recipe else {}))
         else:
             _encode(aside, form, frames, fps, texts(recipe) if recipe else {})
 
@@ -195,13 +210,25 @@ def write_preview(path: Path, frames: "Frames", fps: int | float) -> None:
         write_picture(path, film_sheet(frames, fps=fps))
 
 
-def _write_webp(aside: Path, frames: "Frames", fps: int | float, metadata: Mapping[str, Any]) -> None:
+def as_webp(frames: "Frames", fps: int | float) -> bytes:
+    """A film as the bytes of a small WebP, for a page. It loses a little.
+
+    Args:
+        frames: the frames, `T H W 3`, with 8 bits a channel.
+        fps: frames a second.
+    """
+    file = io.BytesIO()
+    _write_webp(file, frames, fps, {"quality": 85})
+    return file.getvalue()
+
+
+def _write_webp(file: Path | io.BytesIO, frames: "Frames", fps: int | float, options: Mapping[str, Any]) -> None:
     from PIL import Image
 
     first, *others = map(Image.fromarray, frames)
     ends = [round(1000 * (k + 1) / fps) for k in range(len(frames))]  # in whole milliseconds, without drift
     durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    first.save(aside, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, **_WEBP, **metadata)
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, **options)
 
 
 def _encode(aside: Path, form: _Format, frames: "Frames", fps: int | float, kept: Mapping[str, str]) -> None:
@@ -210,7 +237,7 @@ def _encode(aside: Path, form: _Format, frames: "Frames", fps: int | float, kept
 
     rate = Fraction(fps).limit_denominator(1001)
     try:
-        with av.open(str(aside), "w", format=form.name, options=dict(form.of_format)) as file:
+        with av.open(f"file:{aside}", "w", format=form.name, options=dict(form.of_format)) as file:
             for name, keyword in {"comment": KEY, "description": "parameters"}.items():
                 if keyword in kept:
                     file.metadata[name] = kept[keyword]
@@ -250,7 +277,10 @@ def _interpolation() -> int:
 
 
 def read_frames(path: Path) -> "Frames":
-    """Read the frames of a film, `T H W 3`, with 8 bits a channel.
+    """Read the frames of a film, `T H W 3`, with 8 bits a channel. FFmpeg decodes MP4 and WebM, and Pillow WebP.
+
+    A WebP holds a frame once that is the same as the ones after it. How many they are is known from its recipe, or from the
+    other frames.
 
     Args:
         path: the file, whose ending names the format.
@@ -270,6 +300,8 @@ def read_frames(path: Path) -> "Frames":
             made.append(frame)
             pixels += frame.shape[0] * frame.shape[1]
             _require_fit(path, pixels)
+            if len(made) > MOST:
+                raise SettingError(f"{path} has more than {MOST} frames: give a shorter film")
         return np.stack(made)
     except SettingError:
         raise
@@ -283,16 +315,31 @@ def _require_fit(path: Path, pixels: int) -> None:
 
 
 def _of_webp(path: Path) -> Iterator["Frames"]:
+    """The frames. One that is the same as the one before is none of its own in the file: that one lasts longer."""
     import numpy as np
     from PIL import Image
 
     with unbounded():
         image = Image.open(path, formats=("WEBP",))
+    kept, ends = list["Frames"](), [0]
     with image:
-        _require_fit(path, image.width * image.height)
         for k in range(getattr(image, "n_frames", 1)):
+            _require_fit(path, image.width * image.height * (k + 1))
             image.seek(k)
-            yield np.asarray(image.convert("RGB"))
+            kept.append(np.asarray(image.convert("RGB")))
+            ends.append(ends[-1] + max(1, image.info.get("duration", 1)))
+    shortest = min(end - start for start, end in pairwise(ends))
+    count = max(len(kept), _frames_noted(path) or round(ends[-1] / shortest))
+    places = [round(end * count / ends[-1]) for end in ends]
+    for frame, (start, end) in zip(kept, pairwise(places), strict=True):
+        yield from repeat(frame, max(1, end - start))
+
+
+def _frames_noted(path: Path) -> int:
+    """How many frames the recipe in a film says that it has; 0 if it says nothing."""
+    with suppress(SettingError):
+        return frames_of(kept) if "frames" in (kept := recipes.read(path)) else 0
+    return 0
 
 
 def _decoded(path: Path) -> Iterator["Frames"]:

@@ -17,6 +17,7 @@ from panokit.denoiser import Codec
 from panokit.errors import OutOfMemoryError, ShardingWarning, reason_of
 from panokit.grid import Grid
 from panokit.memory import memory_explained
+from panokit.rings import Ring, circular
 from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN
 
@@ -59,9 +60,10 @@ def encode(codec: Codec, picture: Float[Tensor, "3 *pixels"], wrap: tuple[bool, 
     loop, *rings = wrap
     high, wide = size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
     if high * wide <= WHOLE // coarser(codec) ** 2:
-        pads = [min(PAD, cells) if ring else 0 for cells, ring in zip(size, rings, strict=True)]
+        pads = _pads(codec, size, rings)
         padded = _repeated(picture[None], [pad * codec.factor for pad in pads])
-        return _without(encoded(codec, padded, loop)[0], pads)
+        with circular(Ring.along(size, rings) if codec.rings else None):
+            return _without(encoded(codec, padded, loop)[0], pads)
     grid, fade = _tiles(codec, size, tuple(rings), APART, OVERLAP)
     pixels = grid.refined(codec.factor)
     rows = torch.cat([encoded(codec, pixels.crop(picture, [i]), loop) for i in range(len(grid))])
@@ -108,10 +110,10 @@ def _decoded(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...], runtime: Runt
     frames, size = frames_of(canvas.shape[1], codec.time, loop), (canvas.shape[-2], canvas.shape[-1])
     most, overlap = (pixels and max(1, pixels // codec.factor) for pixels in (runtime.tile, runtime.tile_overlap))
     if size[0] * size[1] <= WHOLE // coarser(codec) ** 2 and (most is None or max(size) <= most):
-        pads = [min(PAD, cells) if ring else 0 for cells, ring in zip(size, rings, strict=True)]
+        pads = _pads(codec, size, rings)
 
         def whole(index: Sequence[int]) -> tuple[Tensor, ...]:
-            with memory_explained("the film"):
+            with memory_explained("the film"), circular(Ring.along(size, rings) if codec.rings else None):
                 film = decoded(codec, _repeated(canvas[None], pads), loop)
                 return (_without(film, [pad * codec.factor for pad in pads]),)
 
@@ -148,6 +150,11 @@ def _with_past(films: Tensor, past: int) -> Tensor:
     """Films, `n c t h w`, with their last frames before the first. A short loop goes round more than once."""
     frames = films.shape[2]
     return films[:, :, torch.arange(-past, frames, device=films.device) % frames]
+
+
+def _pads(codec: Codec, size: Sequence[int], rings: Sequence[bool]) -> list[int]:
+    """Cells to repeat at both ends of height and width; none where the codec's convolutions go around."""
+    return [min(PAD, cells) if ring and not codec.rings else 0 for cells, ring in zip(size, rings, strict=True)]
 
 
 def _repeated(films: Tensor, pads: Sequence[int]) -> Tensor:

@@ -35,7 +35,8 @@ class Lattice(Placed):
         shift: cells by which all windows are moved back, one number for each axis; None for 0.
         dilation: cells from one cell of a window to the next, one number for each axis; None for 1. A dilated window has gaps,
             which other windows must fill: give it a stride below the dilation, or unite it with another grid.
-        once: whether a ring that is as long as a window has one window, whatever the stride.
+        once: whether a ring along the height or the width (the last two axes) that is as long as a window has one window,
+            whatever the stride.
 
     Raises:
         SettingError: the axes do not match, or $0 < s \le v \le L$ does not hold.
@@ -85,8 +86,8 @@ class Lattice(Placed):
         """The first cell of each window, in row-major order. A window's number is its position here."""
         shift = self.shift or (0,) * len(self.size)
         strides = (
-            size if self.once and size == window else stride
-            for size, window, stride in zip(self.size, self.window, self.stride, strict=True)
+            size if self.once and size == window and axis >= len(self.size) - 2 else stride
+            for axis, (size, window, stride) in enumerate(zip(self.size, self.window, self.stride, strict=True))
         )
         return tuple(product(*(_starts(*axis) for axis in zip(self.size, self._spans, strides, self.wrap, shift, strict=True))))
 

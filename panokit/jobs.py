@@ -26,7 +26,7 @@ from panokit.moved import no_attribute
 from panokit.output import Output, checkpoint_of
 from panokit.panorama import Panorama, is_whole
 from panokit.plain import check_depth
-from panokit.recipe import MODEL_FILES, VERSIONS, check_files, check_names, check_plain, embedded
+from panokit.recipe import FACTS, MODEL_FILES, VERSIONS, check_files, check_names, check_plain, embedded
 from panokit.runtime import Runtime
 from panokit.sampler import Plan, Sampler
 from panokit.scene import Prompt
@@ -331,7 +331,7 @@ def require_installed(model: object) -> None:
 
 
 def options_in(recipe: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The options in a recipe, whose form is checked, without versions of libraries and hashes. `recipe.check` checks values.
+    """The options in a recipe, whose form is checked, without versions of libraries and facts. `recipe.check` checks values.
 
     Args:
         recipe: the recipe, as `recipe.read` returned it.
@@ -341,7 +341,7 @@ def options_in(recipe: Mapping[str, Any], source: str) -> dict[str, Any]:
         SettingError: the recipe is damaged, or from another version of panokit.
     """
     check_depth(recipe, source)
-    if unknown := recipe.keys() - {*RECIPE, *VERSIONS, "hashes"}:
+    if unknown := recipe.keys() - {*RECIPE, *VERSIONS, *FACTS}:
         problem = unknown_option(min(unknown)[:80], RECIPE)
         raise SettingError(f"{source} is damaged, or from another version of panokit: {problem}")
     missing = [key for key in ("prompt", "height", "width", "seed", "model") if recipe.get(key) is None]

@@ -27,6 +27,8 @@ from panokit.plain import walk
 KEY, _PARAMETERS = "panokit", "parameters"
 VERSIONS = ("panokit", "torch", "diffusers")
 """Entries of a recipe that do not count as part of the picture."""
+FACTS = ("hashes", "projection")
+"""Entries of a recipe that follow from its options: of the pictures that they name, and how the picture shows its canvas."""
 _DESCRIPTION, _XMP, _EXIF, _COMMENT = 0x010E, 0x02BC, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"
 _EXIF_HOLDS = 65_000

@@ -162,7 +162,7 @@ class Windows(ABC):
     def once_around(self) -> "Windows":
         """The same layout with one window around a ring that is as long as a window, for models that see it as a ring.
 
-        The default returns the same windows.
+        That is so for height and width, and not for the time of a film. The default returns the same windows.
         """
         return self
 

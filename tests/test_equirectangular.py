@@ -1,5 +1,6 @@
 """Equirectangular pictures say what they are, in every format that has a place for it; flat pictures say nothing."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 
 from panokit import Panorama, SettingError, equirectangular, files, recipe
 from panokit.errors import FallbackWarning
+from panokit.jobs import options_in
+from panokit.recipe_text import as_command
 from panokit.view.picture import sphere_of
 from panokit.view.show import write
 from panokit.writing import writing
@@ -53,6 +56,13 @@ def test_a_sphere_says_so_beside_its_recipe_and_a_flat_picture_does_not(ending: 
         assert (b"GPano" in path.read_bytes()) == (angles is not None)
 
 
+def test_the_projection_is_a_fact_and_no_option_of_a_picture_that_is_made_again(tmp_path: Path) -> None:
+    kept = recipe.read(saved(tmp_path / "a.png", {**SPHERE, "model": "landscapes"}))
+    options = options_in(kept, "the recipe")
+    assert options == {**FLAT, "model": "landscapes"}
+    assert "projection" not in as_command(kept)
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_a_large_sphere_that_is_written_while_it_is_decoded_says_so_too(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,9 +94,11 @@ def test_a_flat_strip_is_no_sphere(size: tuple[int, int], tmp_path: Path) -> Non
     assert equirectangular.packet_of({**SPHERE, "width": width, "height": height}) is None
 
 
-def test_a_page_of_it_shows_it_from_inside(tmp_path: Path) -> None:
+def test_a_page_and_a_notebook_show_it_from_inside(tmp_path: Path) -> None:
     for data, angles in ((SPHERE, {"haov": 360, "vaov": 180, "vOffset": 0}), (FLAT, None)):
         page = write([str(saved(tmp_path / "a.png", data))], str(tmp_path / "a.html")).read_text()
-        held = re.search(r'type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
-        assert held
-        assert json.loads(held[1])["pictures"][0].get("sphere") == angles
+        cell = html.unescape(Panorama(torch.zeros(4, 4, 8), Image.new("RGB", (64, 32)), data)._repr_html_())
+        for text in (page, cell):
+            held = re.search(r'type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+            assert held
+            assert json.loads(held[1])["pictures"][0].get("sphere") == angles

@@ -89,6 +89,8 @@ def test_a_ring_is_an_axis_as_long_as_a_window() -> None:
     assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (False, False))) is None
     assert Ring.of(Grid((8, 32), (8, 16), (4, 4), (False, True))) is None
     assert Ring.of(Grid((16, 8), (8, 8), (4, 4), (False, True))) == Ring((8, 8), (False, True))
+    assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, True))) == Ring((8, 16), (False, True))
+    assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, False))) is None
 
 
 def test_one_window_suffices_around_a_ring_of_its_length() -> None:
@@ -101,6 +103,8 @@ def test_one_window_suffices_around_a_ring_of_its_length() -> None:
     assert once.scaled(2).coarsened(2).refined(2) == once.scaled(2)
     assert len(once.scaled(2)) == 1
     assert len(Grid((8, 16), (8, 16), (4, 8), (False, False)).once_around()) == 1
+    film = Grid((3, 8, 16), (3, 8, 16), (1, 4, 8), (True, True, True)).once_around()
+    assert film.origins == ((0, 0, 0), (1, 0, 0), (2, 0, 0))  # a loop of frames is no ring of cells
     assert len(Union((once, windows)).once_around().scaled(2)) == 2
 
 

@@ -26,7 +26,7 @@ _CLIP = 4000
 """The most letters of a recipe's value on a page."""
 _NAMES = {"seed": "Seed", "steps": "Steps", "guidance_scale": "Guidance scale", "negative_prompt": "Avoid"}
 _PARTS = ("model", "scheduler", "layout", "fuser")
-_LAST = (*recipes.VERSIONS, "hashes")
+_LAST = (*recipes.VERSIONS, *recipes.FACTS)
 
 
 def page(pictures: Sequence[Picture], form: Form = "pictures", problems: Sequence[str] = ()) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SPHERE = 8192
 """The most pixels of a side that graphics processors take as one texture."""
+WHOLE: Mapping[str, float] = {"haov": 360.0, "vaov": 180.0, "vOffset": 0.0}
+"""The angles of a whole sphere, for pannellum: those of its width and height, and that of its centre above the horizon."""
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "MPO": "image/jpeg"}
 """The formats that browsers show, in Pillow's names, and what browsers call them."""
 VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
@@ -186,7 +188,7 @@ def sphere_of(image: "Image") -> dict[str, float] | None:
         )
     )
     if not (0 < wide <= whole_wide and high > 0 and left_out_above + high <= whole_high):
-        return {"haov": 360.0, "vaov": 180.0, "vOffset": 0.0}
+        return {**WHOLE}
     offset = 90 - 180 * (left_out_above + high / 2) / whole_high
     return {"haov": 360 * wide / whole_wide, "vaov": 180 * high / whole_high, "vOffset": offset}
 

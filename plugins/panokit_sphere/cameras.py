@@ -7,7 +7,7 @@ Blender and nerfstudio. Ahead is the centre of the equirectangular picture.
 
 from bisect import bisect
 from collections.abc import Sequence
-from math import asin, degrees, radians, sqrt, tan
+from math import asin, degrees, radians, tan
 from typing import Any, NamedTuple, final
 
 import torch
@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from panokit import SettingError
+from panokit_sphere.lattice import lattice
 from panokit_sphere.projections import focal, rotation
 
-_TURN = 180 * (3 - sqrt(5))
-"""The golden angle, in degrees."""
 _MOST = 500
 """The most cameras."""
 _TRIED = 4096
@@ -55,15 +54,12 @@ class Camera(NamedTuple):
 
 
 def evenly(count: int) -> Float[Tensor, "count 3"]:
-    """Directions that are spread evenly over the sphere, from the zenith to the nadir (Fibonacci lattice).
+    """Directions that are spread evenly over the sphere, from the zenith to the nadir.
 
     Args:
         count: how many.
     """
-    number = torch.arange(count, dtype=torch.float64)
-    y = (2 * number + 1) / count - 1
-    turn, across = number * radians(_TURN), (1 - y * y).sqrt()
-    return torch.stack([across * turn.sin(), y, across * turn.cos()], dim=-1)
+    return lattice(count)
 
 
 def cameras(count: int, fov: float) -> list[Camera]:

@@ -123,10 +123,12 @@ def mesh(
             folder or a name on the hub, for transformers' pipeline for depth-estimation.
         depth_is: What its numbers are. The default is distance for a file, and what a model says itself, otherwise inverse.
         rows: Rows of the grid of triangles, from the zenith to the nadir.
-        jump: A triangle is left out if its farthest corner is more than so many times as far as its nearest.
+        jump: Something near ends where what is behind it is more than so many times as far. There the mesh is cut.
         far: The largest distance, as a multiple of the median one.
         device: Where the model runs, as torch names it. The default is transformers' choice.
     """
+    from panokit.files import AREA
+    from panokit.view.picture import SPHERE, within
     from panokit_sphere.mesh import check_installed, write
     from panokit_sphere.mesh import mesh as mesh_of
 
@@ -135,8 +137,12 @@ def mesh(
     image = _picture(picture)
     distances = _distances(image, depth, depth_is, far, device)
     made = mesh_of(distances, rows, jump)
-    write(place, made, image)
-    print(f"{place}: {counted(len(made.triangles), 'triangle')}, and {made.left_out} left out where the depth jumps")
+    shown = within(image, SPHERE, AREA)
+    write(place, made, shown)
+    print(f"{place}: {counted(len(made.triangles), 'triangle')}, cut at {made.cut} of them where the depth jumps")
+    if shown.size != image.size:
+        wide, high = shown.size
+        print(f"its picture has {wide} x {high} pixels, the most that graphics processors take")
 
 
 def _picture(path: str) -> "Image":

@@ -173,7 +173,7 @@ def _depth_of(shown: Float[Tensor, "3 h w"], model: "DepthEstimationPipeline", i
     from panokit.panorama import to_image
 
     with np.errstate(all="ignore"):  # transformers also makes a picture of them, which divides by 0 where all are alike
-        depth = model(to_image(shown))["predicted_depth"].squeeze().double()
+        depth = model(to_image(shown))["predicted_depth"].squeeze().cpu().double()
     if depth.ndim != 2 or not depth.isfinite().all():
         raise SettingError(f"the depth model gave numbers in the shape {tuple(depth.shape)} that are no depths of a view")
     return depth if inverse else 1 / depth.clamp(min=1e-6)

@@ -31,29 +31,32 @@ class Mesh(NamedTuple):
         vertices: in glTF's axes: to the right, up, and back.
         places: where each vertex lies on the picture: column and row, from 0 to 1, from its left and top.
         triangles: the vertices of each.
-        left_out: how many more there would be, were there no jumps.
+        cut: how many of them belong to what is behind something near, and not to both.
     """
 
     vertices: Float[Tensor, "n 3"]
     places: Float[Tensor, "n 2"]
     triangles: Int[Tensor, "m 3"]
-    left_out: int
+    cut: int
 
 
 def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) -> Mesh:
     """Make a mesh of distances.
 
+    Where a near thing ends, no triangle joins it with what is behind it. The triangle goes on with what is behind, to the
+    edge of the near thing as it is seen from the middle. So there is no gap for a viewer in the middle. What lies farther
+    behind the near thing is not known, and is a hole for a viewer elsewhere.
+
     Args:
         distances: on an equirectangular picture.
         rows: of the grid, from the zenith to the nadir; around the viewer it has twice as many columns.
-        jump: a triangle is left out if its farthest corner is more than so many times as far as its nearest one. There a near
-            thing ends, and what is behind it is not known.
+        jump: a near thing ends in a triangle whose farthest corner is more than so many times as far as another one.
 
     Raises:
-        SettingError: there are too few rows or too many, the jump is not above 1, or no triangle is left.
+        SettingError: there are too few rows or too many, or the jump is not above 1.
     """
-    if not 2 <= rows <= 4096:
-        raise SettingError(f"rows is {rows}: it must be a number of rows of triangles, from 2 to 4096")
+    if not 2 <= rows <= 2048:
+        raise SettingError(f"rows is {rows}: it must be a number of rows of triangles, from 2 to 2048")
     if not jump > 1:
         raise SettingError(f"jump is {jump}: it must be how many times as far, above 1")
     columns = 2 * rows
@@ -61,19 +64,37 @@ def mesh(distances: Float[Tensor, "H W"], rows: int = 256, jump: float = 1.5) ->
     directions = at(row, column, (rows, columns))
     directions[:, -1] = directions[:, 0]  # the same place, though it lies on both borders of the picture
     directions[0], directions[-1] = torch.tensor([0.0, -1, 0]), torch.tensor([0.0, 1, 0])
-    away = sample(distances[None], directions)[0]
-    number = torch.arange((rows + 1) * (columns + 1)).reshape(rows + 1, columns + 1)
-    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
-    # At a pole a whole row is one place, so a cell is one triangle. Seen from the middle, corners go against the clock.
-    triangles = torch.cat([torch.stack([a, c, d], -1)[:-1].flatten(0, 1), torch.stack([a, d, b], -1)[1:].flatten(0, 1)])
-    corners = away.flatten()[triangles]
-    kept = triangles[corners.amax(1) <= jump * corners.amin(1)]
-    if not len(kept):
-        raise SettingError(f"no triangle is left: all have a jump above {jump:g}; take a larger one, or more rows")
+    away, directions = _away(distances, directions, jump).flatten(), directions.flatten(0, 1)
     column = column.clone()
     column[[0, -1]] += 0.5  # the corner at a pole belongs to the middle of its triangle
-    places = torch.stack([column / columns, row / rows], dim=-1)
-    return Mesh((directions * away[..., None]).flatten(0, 1) * _GLTF, places.flatten(0, 1), kept, len(triangles) - len(kept))
+    places = torch.stack([column / columns, row / rows], dim=-1).flatten(0, 1)
+    triangles = _triangles(rows, columns)
+    corners = away[triangles]
+    farthest = corners.amax(1, keepdim=True)
+    near = corners * jump < farthest
+    # Behind near corners there are vertices of their own, in the same directions.
+    behind = triangles[near]
+    triangles[near] = len(away) + torch.arange(len(behind))
+    away = torch.cat([away, farthest.expand_as(corners)[near]])
+    vertices = torch.cat([directions, directions[behind]]) * away[:, None] * _GLTF
+    return Mesh(vertices, torch.cat([places, places[behind]]), triangles, int(near.any(1).sum()))
+
+
+def _away(distances: Float[Tensor, "H W"], directions: Float[Tensor, "h w 3"], jump: float) -> Float[Tensor, "h w"]:
+    """How far it is in some directions. The distances on both sides of a jump are not mixed: nothing is between them."""
+    mixed, nearest = sample(distances[None], directions)[0], sample(distances[None], directions, "nearest")[0]
+    far_apart = torch.maximum(mixed / nearest, nearest / mixed) > 1 + (jump - 1) / 4
+    return torch.where(far_apart, nearest, mixed)
+
+
+def _triangles(rows: int, columns: int) -> Int[Tensor, "m 3"]:
+    """The triangles of a grid. Seen from the middle, their corners go against the clock.
+
+    At a pole a whole row of vertices is one place, so a cell is one triangle there, and two elsewhere.
+    """
+    number = torch.arange((rows + 1) * (columns + 1)).reshape(rows + 1, columns + 1)
+    a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
+    return torch.cat([torch.stack([a, c, d], -1)[:-1].flatten(0, 1), torch.stack([a, d, b], -1)[1:].flatten(0, 1)])
 
 
 def check_installed(what: str) -> None:

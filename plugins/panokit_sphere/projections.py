@@ -6,6 +6,7 @@ columns are longitudes, which grow to the right, and its first row is the zenith
 """
 
 from math import ceil, cos, pi, radians, sin, tan
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -68,9 +69,9 @@ def pixels(
         directions: of any length but 0.
         size: height and width of the picture.
     """
-    x, y, z = F.normalize(directions, dim=-1).unbind(-1)
-    height, width = size
-    return (0.5 + y.clamp(-1, 1).asin() / pi) * height, (0.5 + torch.atan2(x, z) / (2 * pi)) * width
+    right, down, ahead = directions.unbind(-1)
+    latitude, longitude = torch.atan2(-down, torch.hypot(right, ahead)), torch.atan2(right, ahead)
+    return (0.5 - latitude / pi) * size[0], (0.5 + longitude / (2 * pi)) * size[1]
 
 
 def pixel_directions(size: tuple[int, int]) -> Float[Tensor, "H W 3"]:
@@ -97,14 +98,17 @@ def at(rows: Float[Tensor, "*places"], columns: Float[Tensor, "*places"], size: 
     return torch.stack([across * longitude.sin(), -latitude.sin(), across * longitude.cos()], dim=-1)
 
 
-def sample(picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"]) -> Float[Tensor, "c h w"]:
-    """What an equirectangular picture shows in some directions, between its pixels by their distance (bilinear).
+def sample(
+    picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"], mode: Literal["bilinear", "nearest"] = "bilinear"
+) -> Float[Tensor, "c h w"]:
+    """What an equirectangular picture shows in some directions.
 
     The picture has no border: its left joins its right, and beyond a pole it goes on at the opposite longitude.
 
     Args:
         picture: of an even width.
         directions: of any length but 0.
+        mode: between pixels, mix them by their distance, or take the nearest.
     """
     height, width = picture.shape[1:]
     over = picture.roll(width // 2, dims=-1)
@@ -112,7 +116,7 @@ def sample(picture: Float[Tensor, "c H W"], directions: Float[Tensor, "h w 3"]) 
     whole = torch.cat([whole[..., -1:], whole, whole[..., :1]], dim=2)
     row, column = pixels(directions.to(picture), (height, width))
     grid = torch.stack([2 * (column + 1) / (width + 2) - 1, 2 * (row + 1) / (height + 2) - 1], dim=-1)
-    return F.grid_sample(whole[None], grid[None], align_corners=False)[0]
+    return F.grid_sample(whole[None], grid[None], mode=mode, align_corners=False)[0]
 
 
 def view(

@@ -38,7 +38,7 @@ def predict(model: Model, x: Tensor, wrap: tuple[bool, bool] = (False, True)) ->
     """The prediction for a canvas of one window."""
     denoiser: Any = model.denoiser
     size = denoiser.window
-    windows = Grid(size, size, size, wrap)
+    windows = Grid(size, size, size, (False,) * (len(size) - 2) + wrap)
     with torch.no_grad():
         embeddings = denoiser.encode(Scene("a lake", "", denoiser.guidance_scale))
         level = denoiser.training.own(4, torch.device("cpu")).levels[1]
@@ -54,14 +54,16 @@ def noise(model: Model, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", BY_CONVOLUTIONS)
-def test_rolled_noise_makes_the_rolled_prediction(name: str, pipeline: Made) -> None:
-    model = load_model(pipeline(name), window=window(name))
+def test_rolled_noise_makes_the_rolled_prediction(name: str, pipeline: Made, leave_to_sweeps: Leave) -> None:
+    leave_to_sweeps(name in ("sd2", "sana"))
+    settings: dict[str, Any] = {"window": window(name), **({"num_frames": 5} if name == "wan" else {})}
+    model = load_model(pipeline(name), **settings)
     x = noise(model)
     for wrap, by in (((False, True), (0, 4)), ((True, True), (8, 12))):
         assert error(predict(model, x.roll(by, (-2, -1)), wrap), predict(model, x, wrap).roll(by, (-2, -1))) < 1e-5
     plane = predict(model, x, (False, False))
     assert error(predict(model, x.roll(4, -1), (False, False)), plane.roll(4, -1)) > 1e-2
-    fresh = load_model(pipeline(name), window=window(name), ring="windows")
+    fresh = load_model(pipeline(name), ring="windows", **settings)
     assert torch.equal(predict(fresh, x, (False, True)), plane)
 
 
@@ -80,8 +82,11 @@ def test_a_controlnet_goes_around_too() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TEXTS)
-def test_attention_depends_on_the_distance_around_the_ring(name: str, pipeline: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_depends_on_the_distance_around_the_ring(
+    name: str, pipeline: Made, monkeypatch: pytest.MonkeyPatch, leave_to_sweeps: Leave
+) -> None:
     """Texts have places in the same table of positions as cells. Noise and texts, rolled together, roll the prediction."""
+    leave_to_sweeps(name in ("chroma", "klein", "krea2"))
     shift = [0]  # tokens by which texts are rolled
     by_ids, qwen = rotary._Turn.by_ids, rotary._BY_CLASS["QwenEmbedRope"]
 
@@ -227,12 +232,14 @@ def test_slow_frequencies_stay_with_high() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd", "sana", "wan"])
-def test_rolled_noise_makes_the_rolled_picture(name: str, pipeline: Made, cpu: Runtime) -> None:
+def test_rolled_noise_makes_the_rolled_picture(name: str, pipeline: Made, cpu: Runtime, leave_to_sweeps: Leave) -> None:
+    leave_to_sweeps(name == "wan")
     sampler = Sampler(load_model(pipeline(name), window=window(name)), runtime=cpu)
     factor, (height, width) = sampler.model.factor, window(name)
     pictures = []
     for by in (0, 4):
-        run = sampler.begin("a lake", height=height * factor, width=width * factor, steps=2, seed=3, wrap=True)
+        frames = {"frames": 5} if name == "wan" else {}
+        run = sampler.begin("a lake", height=height * factor, width=width * factor, steps=2, seed=3, wrap=True, **frames)
         assert len(run.windows) == 1
         run.canvas.copy_(run.canvas.roll(by, -1))
         while not run.done:
@@ -315,6 +322,14 @@ def test_places_with_ends_are_no_ring(name: str, pipeline: Made, cpu: Runtime) -
     assert len(sampler.plan("a lake", height=side, width=2 * side, wrap=True).windows) == 4
     quiet = Sampler(load_model(pipeline(name), window=8, ring="windows"), runtime=cpu)
     assert len(quiet.plan("a lake", height=side, width=side, wrap=True).windows) == 2
+
+
+def test_a_network_whose_weights_are_moved_is_no_ring() -> None:
+    """A hook that moves them has set a `forward` that calls the user's own network, whose positions stay."""
+    network = Holding(_cases()["bria"][0]())
+    vars(network)["forward"] = lambda *args: None
+    assert not turns_around(network, 2, "all")
+    assert type(network.rope_embedder).__name__ == "BriaEmbedND"
 
 
 def test_the_pipeline_stays_what_it_is(pipeline: Made) -> None:

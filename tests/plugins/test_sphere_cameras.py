@@ -58,7 +58,7 @@ def test_a_camera_says_where_directions_lie_on_its_picture() -> None:
     assert on[[0, 2, 4, 5]].tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("fov", [60.0, 75.0, 90.0, 110.0])
+@pytest.mark.parametrize("fov", [60.0, 100.0])
 def test_the_count_that_a_message_advises_is_enough_and_one_fewer_is_not(fov: float) -> None:
     with pytest.raises(
         SettingError, match=r"5 views of \d+ degrees leave holes, the first at a latitude of -?\d+: take \d+ "

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from panokit import Panorama
+from panokit.cli import main as panokit
+from panokit.view.picture import sphere_of
 from panokit_sphere.__main__ import main
 from panokit_sphere.projections import pixel_directions
 
@@ -53,7 +56,7 @@ def middle(path: Path) -> list[float]:
 def test_faces(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faces", "a.png", "cube", "--cross"]) == 0
     assert capsys.readouterr().out == "cube: 6 faces of 32 x 32 pixels\n"
-    looks = {
+    expected = {
         "front": (0, 0, 1),
         "right": (1, 0, 0),
         "back": (0, 0, -1),
@@ -61,14 +64,26 @@ def test_faces(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "up": (0, -1, 0),
         "down": (0, 1, 0),
     }
-    for name, direction in looks.items():
+    for name, direction in expected.items():
         assert middle(place / "cube" / f"{name}.png") == pytest.approx(direction, abs=0.02)
     with Image.open(place / "cube" / "cross.png") as image:
         assert image.size == (128, 96)
-    assert sorted(path.name for path in (place / "cube").iterdir()) == sorted(f"{name}.png" for name in [*looks, "cross"])
+    assert sorted(path.name for path in (place / "cube").iterdir()) == sorted(f"{name}.png" for name in [*expected, "cross"])
     assert main(["faces", "a.png", "cube", "--size=8"]) == 0  # again, into the same folder
     with Image.open(place / "cube" / "up.png") as image:
         assert image.size == (8, 8)
+
+
+@pytest.mark.sweep
+def test_what_panokit_paints_on_a_sphere_is_known_as_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["a lake", "--layout=sphere", "--height=128", "--width=256", "--steps=1", "--out=lake.png", "--quiet"]
+    assert panokit(["generate", *words]) == 0
+    assert main(["faces", "lake.png", "cube"]) == 0
+    assert panokit(["rerun", "lake.png", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    with Image.open("lake.png") as first, Image.open("lake-rerun.png") as again:
+        assert sphere_of(first) == sphere_of(again) == {"haov": 360, "vaov": 180, "vOffset": 0}
+        assert np.array_equal(np.asarray(first), np.asarray(again))
 
 
 def test_views(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,10 +129,36 @@ def test_a_mesh_from_a_file_of_distances(place: Path, capsys: pytest.CaptureFixt
     trimesh = pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
     np.save("far.npy", np.full((8, 16), 3.0))
     assert main(["mesh", "a.png", "a.glb", "--depth", "far.npy", "--rows=8"]) == 0
-    assert capsys.readouterr().out == "a.glb: 224 triangles, and 0 left out where the depth jumps\n"
+    assert capsys.readouterr().out == "a.glb: 224 triangles, cut at 0 of them where the depth jumps\n"
     (read,) = trimesh.load(place / "a.glb").geometry.values()
     assert np.linalg.norm(read.vertices, axis=1) == pytest.approx(3)
     assert np.array_equal(np.asarray(read.visual.material.baseColorTexture), np.asarray(colours()))
+
+
+def test_a_picture_too_large_for_graphics_processors_is_smaller_on_the_mesh(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
+    monkeypatch.setattr("panokit.view.picture.SPHERE", 64)
+    np.save("far.npy", np.full((8, 16), 3.0))
+    assert main(["mesh", "a.png", "a.glb", "--depth", "far.npy", "--rows=8"]) == 0
+    assert "its picture has 64 x 32 pixels, the most that graphics processors take" in capsys.readouterr().out
+    (read,) = trimesh.load(place / "a.glb").geometry.values()
+    assert read.visual.material.baseColorTexture.size == (64, 32)
+
+
+def test_the_commands_in_the_docs_run(place: Path) -> None:
+    pytest.importorskip("trimesh", reason="meshes are written by trimesh, which is not installed")
+    text = (Path(__file__).parents[2] / "docs" / "sphere-files.md").read_text()
+    commands = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m panokit_sphere ")]
+    assert {words[0] for words in commands} == {"faces", "views", "mesh"}
+    (place / "a.png").rename("room.png")
+    np.save("depth.npy", np.full((8, 16), 3.0))
+    Image.fromarray(np.full((8, 16), 3000, np.uint16)).save("depth.png")
+    for words in commands:
+        smaller = [{"1024": "16", "512": "16"}.get(word, word) for word in words]
+        added = {"views": ["--size=16"], "mesh": ["--rows=8"]}.get(words[0], [])
+        assert main([*smaller, *([] if "--size" in words or "--rows" in words else added)]) == 0
 
 
 def test_the_help_names_all_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,13 +212,10 @@ def test_python_runs_the_package_as_a_module(capsys: pytest.CaptureFixture[str],
         (["mesh", "a.png", "a.glb", "--depth=a.npy"], "there is no file a.npy"),
         (["mesh", "a.png", "a.glb", "--depth=a.npy", "--far=1"], "far is 1: it must be a multiple of the median distance"),
         (["mesh", "a.png", "a.glb", "--depth=a.npy", "--depth_is=near"], "depth_is came as 'near': it must be"),
-        (["mesh", "a.png", "a.glb", "--depth=nowhere/none"], "the depth model nowhere/none cannot be loaded"),
+        (["mesh", "a.png", "a.glb", "--depth=no/such/folder"], "the depth model no/such/folder cannot be loaded"),
     ],
 )
-def test_what_is_wrong_is_one_line(
-    words: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_is_wrong_is_one_line(words: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (512, 128)).save("wide.png")
     Panorama(torch.zeros(4, 8, 16), colours(), RECIPE).save("flat.png")
     colours().save("part.jpg", xmp=GPANO.format(PART).encode())

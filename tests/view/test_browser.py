@@ -214,8 +214,10 @@ def test_a_deep_zoom_picture_is_drawn(show: Open, tmp_path: Path) -> None:
     wait_until_drawn(show(picture(tmp_path / "elsewhere" / "a.dzi")))
 
 
-def test_a_notebook_draws_it(browser: "Browser", tmp_path: Path) -> None:
-    panorama = Panorama(torch.zeros(4, 2, 3), striped((512, 128), "red"), RECIPE)
+@pytest.mark.parametrize("projection", [None, "equirectangular"])
+def test_a_notebook_draws_it(projection: str | None, browser: "Browser", tmp_path: Path) -> None:
+    recipe = {**RECIPE, "projection": projection} if projection else RECIPE
+    panorama = Panorama(torch.zeros(4, 2, 3), striped((512, 256 if projection else 128), "red"), recipe)
     (tmp_path / "notebook.html").write_text(f"<meta charset=utf-8><body>{panorama._repr_html_()}", encoding="utf-8")
     page = browser.new_page()
     page.goto((tmp_path / "notebook.html").as_uri())
@@ -254,6 +256,13 @@ def test_a_film_plays_and_loops_if_its_ends_join(show: Open, tmp_path: Path) -> 
     page = show(film(tmp_path / "a.webm", wrap="x"))
     wait_until(page, "document.querySelector('video').ended")
     assert page.locator(".fault").count() == 0
+
+
+def test_a_film_that_the_browser_cannot_play_is_named(show: Open, tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"none"))
+    page = show(path)
+    page.locator(".fault", has_text="This browser cannot show a.mp4.").wait_for()
 
 
 def test_a_film_as_webp_moves(show: Open, tmp_path: Path) -> None:

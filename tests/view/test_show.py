@@ -23,6 +23,7 @@ from panokit.cli import main
 from panokit.errors import FallbackWarning, OutputError
 from panokit.recipe_text import as_command
 from panokit.view import show, tiles
+from panokit.view.cell import cell
 from panokit.view.picture import sphere_of
 from panokit.view.show import write
 
@@ -531,3 +532,17 @@ def test_a_gallery_names_films_and_decodes_none(tmp_path: Path, out: Path, monke
         ("video", "b.webm", False),
         ("image", "c.webp", True),
     ]
+
+
+def test_a_notebook_shows_a_film_that_moves() -> None:
+    frames = np.stack([np.full((20, 80, 3), shade, np.uint8) for shade in (0, 120, 240)])
+    element = cell(Image.fromarray(frames[1]), {**RECIPE, "frames": 3, "fps": 10}, (80, 20), frames)
+    page = html.unescape(element)
+    assert shown(page)["pictures"][0]["film"] == "image"
+    ((kind, text),) = re.findall(r'<script type="(\w+/\w+);base64" id="picture-0">(.*?)</script>', page)
+    assert kind == "image/webp"
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        assert (image.n_frames, image.size) == (3, (80, 20))  # type: ignore[attr-defined] # Pillow's classes of formats have it
+        image.seek(1)
+        image.load()
+        assert image.info["duration"] == 100

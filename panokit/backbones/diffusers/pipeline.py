@@ -169,8 +169,8 @@ class PipelineDenoiser(Denoiser):
         network = _network(pipe)
         self.multiple = SIDE if packs(pipe) else 1
         if ring != "windows":
-            self.rings = self._turns_around(patch_of(network.config, self.multiple), ring)
-            self.ringless = "" if self.rings else f"the positions of {type(network).__name__} have ends"
+            self.ringless = self._turn_around(patch_of(network.config, self.multiple), ring)
+            self.rings = not self.ringless
         self._driven = Driven(pipe, {**self._networks, "vae": codec.vae}, steady=bool(self._control or "image" in options))
         self._arguments = Arguments(pipe, network.config, options)
         if not self._driven.skips:
@@ -261,10 +261,15 @@ class PipelineDenoiser(Denoiser):
             preds.append(unpacked(pred, some).to(x.dtype))
         return mixture.mix(preds[0] if len(preds) == 1 else torch.cat(preds))
 
-    def _turns_around(self, patch: int, rounding: Rounding) -> bool:
-        """Whether all networks that predict see a window as a ring. Their rotary positions then go around it."""
-        networks = [network for name, network in self._networks.items() if not name.startswith(OTHERS)]
-        return all(turns_around(network, patch, rounding) or knows_no_places(network) for network in networks)
+    def _turn_around(self, patch: int, rounding: Rounding) -> str:
+        """Have all networks that predict see a window as a ring. Returns why they cannot; an empty text if they can."""
+        for name, network in self._networks.items():
+            if name.startswith(OTHERS) or knows_no_places(network) or turns_around(network, patch, rounding):
+                continue
+            if name in self._movers:
+                return f"hooks of the {name} move its weights"
+            return f"the positions of {type(network).__name__} have ends"
+        return ""
 
     def _call(
         self, embeddings: Embeddings, windows: Windows, entries: Sequence[tuple[int, int]], rows: slice, scale: float
