@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panokit import Fuser, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError, load_model
+from panokit import Estimate, Fuser, Guidance, Layout, Model, Region, Regions, Run, Runtime, Sampler, SettingError, load_model
 from panokit.backbones.diffusers.control import FIELD, ControlImage
 from panokit.composition import build
 from panokit.scene import Scene
@@ -343,14 +343,16 @@ def test_a_coarser_sphere_guides_a_finer_one_and_a_run_resumes(make: Callable[[]
 
 
 def test_full_weight_makes_windows_equal_to_the_coarse_sphere() -> None:
-    """Where a window of constant colour meets a coarse canvas of another one, it takes that one on."""
-    fine = sphere((32, 64))
-    coarse = fine.coarsened(2)
-    canvas = noise(2, coarse.points)
-    blocks = coarse.crop(canvas)
-    windows = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(torch.nn.functional.avg_pool2d(windows, 2), blocks)
-    assert windows.shape[2:] == fine.window
+    guidance = MSDGuidance(math.inf, decay=0.0, head_start=0.0)
+    run = toy_run((16, 32), layout=SphereLayout(40.0), stride=None, guidances=[guidance], steps=2)
+    ((_, memory),) = run.guided
+    target = guidance.prepare(run.view(0, "prepare"), memory)
+    assert target.canvas.shape == (2, run.windows.size[0] // 4)
+    x0 = noise(2, 2, 4, 4).double().requires_grad_()
+    energy = guidance.energy(Estimate(x0, x0, run.level, run.level), [5, 0], target)
+    (gradient,) = torch.autograd.grad(energy.sum(), x0)
+    moved = torch.nn.functional.avg_pool2d(x0 - guidance.strength(run.level) * gradient, 2)
+    torch.testing.assert_close(moved, target.windows.crop(target.canvas, [5, 0]))
 
 
 def test_it_paints_a_picture_and_says_what_it_shows(tiny: Model, cpu: Runtime) -> None:
