@@ -364,6 +364,8 @@ class Scene:
         Returns:
             The crops, `n c *window`, with `factor` times the cells of a window along each axis.
         """
+        if isinstance(windows, Projected):
+            return windows.views(self.fields[name], factor)[list(index)]
         fine = windows.refined(factor) if factor > 1 else windows
         return fine.crop(self.stretched(name, fine), index)
 

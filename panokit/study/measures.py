@@ -21,7 +21,7 @@ from panokit.errors import OutputError, PanokitError, SettingError
 from panokit.files import written_aside
 from panokit.opening import decoded, opened
 from panokit.study.plan import Network
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows
 
 FEWEST = 2
 """KID needs at least this many panoramas and references for each prompt. Its deviation needs twice as many panoramas."""
@@ -89,7 +89,12 @@ def seam(picture: Pixels, windows: Windows, factor: int) -> float:
 
     Returns:
         The mean of the ratios along both axes. It is 1 if borders do not show, or if there is nothing to compare.
+
+    Raises:
+        SettingError: the canvas is no plane, so the borders of its windows are not straight.
     """
+    if isinstance(windows, Projected):
+        raise SettingError("seams are measured along straight borders of windows, and those here are bent: leave it out")
     ratios, places = [], windows.cells().flatten(2)
     for axis in range(2):
         steps = np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean(axis=(1 - axis, 2))

@@ -155,18 +155,14 @@ def on_keeps_the_window(make: Make) -> None:
     """`on` lays the same layout on another canvas, with the same window and rings, and `at` goes on working there."""
     for (picture, wrap), level in product(_canvases(make), LEVELS):
         laid = make().begin(picture, WINDOW, None, wrap, 0)
-        windows, size = laid.at(level), laid.size
-        if isinstance(windows, Projected):
-            larger = tuple(cells * 2 ** len(WINDOW) for cells in size) if len(size) == 1 else tuple(2 * cells for cells in size)
-            asked = (larger, WINDOW, laid.wrap, tuple(2 * cells for cells in picture))
-            there = windows.on(larger)
-            came = (there.size, there.window, there.wrap, there.picture)
-            demand(came == asked, f"windows on a larger canvas have (size, window, wrap, picture) {came}; it must be {asked}")
-        else:
-            larger = tuple(2 * cells for cells in size)
-            there = windows.on(larger)
-            came, asked = (there.size, there.window, there.wrap), (larger, WINDOW, wrap)
-            demand(came == asked, f"windows on another canvas have (size, window, wrap) {came}; it must be {asked}")
+        windows, size, twice = laid.at(level), laid.size, tuple(2 * cells for cells in picture)
+        # A canvas of one axis may have the cells of a plane in it.
+        larger = tuple(cells * (4 if len(size) == 1 else 2) for cells in size)
+        there = windows.on(larger)
+        came, asked = (there.size, there.window, there.wrap), (larger, WINDOW, laid.wrap)
+        demand(came == asked, f"windows on another canvas have (size, window, wrap) {came}; it must be {asked}")
+        if isinstance(there, Projected):
+            demand(there.picture == twice, f"windows on a larger canvas have a picture of {there.picture}; it must be {twice}")
         demand(
             there == laid.on(larger).at(level) == laid.at(level).on(larger).at(level) and windows.on(size) == windows,
             f"{windows} lie elsewhere if they are put on another canvas before `at`, or on their own: `on` changes nothing but "
@@ -181,7 +177,7 @@ def refined_is_in_step(make: Make) -> None:
             fine = windows.refined(2)
         except SettingError:
             continue
-        if isinstance(windows, Projected):
+        if isinstance(windows, Projected) and isinstance(fine, Projected):
             picture = _smooth(*windows.picture)
             shown = fine.views(picture, 1), windows.views(picture, 2)
             demand(
@@ -218,7 +214,7 @@ def shrunk_is_the_mean(make: Make) -> None:
         spread = float((small * torch.as_tensor(count) ** 0.5).square().mean())
         demand(
             distance(even, torch.ones_like(even)) < 1e-9 and abs(spread - 1) < 0.1,
-            f"{name}.shrunk({2}) is no mean of as many cells as it says: of noise, {spread:.2f} of the variance is left where it "
+            f"{name}.shrunk is no mean of as many cells as it says: {spread:.2f} of the variance of noise is left, where it "
             "should be 1",
         )
 

@@ -1,5 +1,6 @@
 """How local and dilated windows become one canvas."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, final
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Level, SettingError, WeightedFuser, Windows
+from panokit import Level, Projected, SettingError, WeightedFuser, Windows
 from panokit_demofusion.phases import dilated, fading, require_at_least_0
 
 FLOOR = 1e-12
@@ -46,6 +47,18 @@ class DemoFusionFuser(WeightedFuser):
         require_at_least_0(alpha3=self.alpha3)
         if self.weights not in ("gaussian", "uniform"):
             raise SettingError(f'weights is {self.weights!r}: it must be "gaussian" or "uniform"')
+
+    def begin(self, windows: Windows, levels: Sequence[Level]) -> None:
+        """Check that the canvas is a plane.
+
+        Raises:
+            SettingError: it is none.
+        """
+        if isinstance(windows, Projected):
+            raise SettingError(
+                "demofusion fuses dilated and local windows of a plane, and this canvas is none: choose another fuser, such as "
+                "multidiffusion"
+            )
 
     def weight(self, windows: Windows, level: Level) -> Float[Tensor, "#n *window"]:
         """The weight of each cell of a window; see `WeightedFuser.weight`."""

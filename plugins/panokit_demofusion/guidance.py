@@ -7,7 +7,7 @@ from typing import NamedTuple, final
 from jaxtyping import Bool, Float
 from torch import Tensor, where
 
-from panokit import Estimate, Guidance, Level, SettingError, Step, Windows, enlarged
+from panokit import Estimate, Guidance, Level, Projected, SettingError, Step, Windows, enlarged
 from panokit_demofusion.canvas import filtered
 from panokit_demofusion.layout import Phased
 from panokit_demofusion.phases import base_of, dilated, fading, most, require_at_least_0, require_phases
@@ -78,6 +78,10 @@ class DemoFusion(Guidance):
         require_at_least_0(alpha1=self.alpha1, alpha2=self.alpha2, sigma1=self.sigma1, sigma2=self.sigma2)
 
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
+        if isinstance(windows, Projected):
+            raise SettingError(
+                "demofusion enlarges planes in phases, and this canvas is none: leave it out, or choose the guidance msd"
+            )
         base_of(windows.size, windows.window, self._phases(windows))
         return {}
 

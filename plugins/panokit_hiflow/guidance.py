@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Estimate, Guidance, Known, Level, SettingError, Step, Windows
+from panokit import Estimate, Guidance, Known, Level, Projected, SettingError, Step, Windows
 from panokit.scheduler import CLEAN
 from panokit_hiflow.bands import enlarged, low_pass
 
@@ -85,6 +85,8 @@ class HiFlow(Guidance):
         return self.start > 0
 
     def begin(self, windows: Windows, levels: Sequence[Level]) -> Memory:
+        if isinstance(windows, Projected):
+            raise SettingError("hiflow enlarges planes, and this canvas is none: leave it out, or choose the guidance msd")
         try:
             windows.scaled(self.factor)
         except SettingError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from panokit import SettingError
 from panokit_sphere.lattice import lattice
-from panokit_sphere.projections import focal, from_lattice, rotation
+from panokit_sphere.projections import focal, rotation
 
 _MOST = 500
 """The most cameras."""
@@ -59,7 +59,7 @@ def evenly(count: int) -> Float[Tensor, "count 3"]:
     Args:
         count: how many.
     """
-    return from_lattice(lattice(count))
+    return lattice(count)
 
 
 def cameras(count: int, fov: float) -> list[Camera]:

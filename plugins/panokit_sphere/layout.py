@@ -14,7 +14,7 @@ from panokit_sphere.views import Views
 
 WIDEST = 80.0
 """The field of view in degrees above which views are only made if they are asked for."""
-UNITS = (2304, 576, 144, 36)
+UNITS = (2304, 576, 144, 36, 4)
 """The number of points is a multiple of one of these, so that smaller spheres have a whole number of them."""
 PROBES = 20_000
 """Directions in which it is tested whether views cover the sphere."""
@@ -40,7 +40,7 @@ class SphereLayout(Layout):
 
     fov: float | None = None
     spacing: float | None = None
-    density: float = 2.0
+    density: float = 1.75
 
     def __post_init__(self) -> None:
         if self.fov is not None and not 1 <= self.fov <= 150:
@@ -48,7 +48,7 @@ class SphereLayout(Layout):
         if self.spacing is not None and not 1 <= self.spacing <= 180:
             raise SettingError(f"spacing is {self.spacing}: it must be 1 to 180 degrees, from one view to the next")
         if not 1 <= self.density <= 100:
-            raise SettingError(f"density is {self.density}: it must be 1 to 100 points for each cell; 2 is usual")
+            raise SettingError(f"density is {self.density}: it must be 1 to 100 points for each cell; 1.75 is usual")
 
     def begin(
         self, size: tuple[int, ...], window: tuple[int, ...], stride: tuple[int, ...] | None, wrap: tuple[bool, ...], seed: int
@@ -72,26 +72,26 @@ class SphereLayout(Layout):
             half = min(half, math.tan(math.radians(WIDEST / 2)))
         cell, fov = 2 * half / wide, degrees(half)
         points = self.density * 4 * math.pi / cell**2
-        unit = next((unit for unit in UNITS if points >= 16 * unit), 1)
+        unit = next((unit for unit in UNITS if points >= 8 * unit), 1)
         spacing = 0.5 if self.spacing is None else self.spacing / fov
-        sphere = Sphere(round(points / unit) * unit, picture, (high, wide), half, spacing)
+        sphere = Sphere(math.ceil(points / unit) * unit, picture, (high, wide), half, spacing)
         if (latitude := _hole(sphere.shown)) is not None:
             apart = spacing * fov
             raise SettingError(
                 f"views of {fov:.0f} degrees that are {apart:.0f} degrees apart leave holes, the first at latitude "
-                f"{latitude:.0f}: make spacing smaller, such as {fov / 2:.0f}"
+                f"{latitude}: make spacing smaller, such as {fov / 2:.0f}"
             )
         return sphere
 
 
 @lru_cache(maxsize=32)
-def _hole(views: Views) -> float | None:
-    """The latitude of a direction that lies in no view, as near to the equator as there is, in degrees; None if there is none."""
+def _hole(views: Views) -> int | None:
+    """The latitude in degrees of a direction that no view shows, as near to the equator as there is; None if there is none."""
     probes = lattice(PROBES)
     missing = torch.ones(PROBES, dtype=torch.bool)
     for i in range(len(views)):
         missing &= ~views.inside(i, probes)[0]
     if not missing.any():
         return None
-    latitudes = torch.rad2deg(probes[missing, 2].asin())
-    return float(latitudes[latitudes.abs().argmin()])
+    latitudes = torch.rad2deg(-probes[missing, 1].asin())
+    return round(float(latitudes[latitudes.abs().argmin()]))

@@ -29,11 +29,17 @@ def picked(points: Float[Tensor, "points 3"], views: Views, window: tuple[int, i
         The number of a point for each cell. All points occur.
 
     Raises:
-        SettingError: there are too few points for a view, or too many for all views.
+        SettingError: there are too few points for a view, or too many for all views together.
     """
+    unreached = SettingError(
+        f"{len(views)} views do not reach all {len(points)} points of the sphere: make spacing or density smaller"
+    )
+    if len(views) * window[0] * window[1] < len(points):
+        raise unreached
     tree, rays = KDTree(points.numpy()), views.rays(*window).flatten(0, 1)
     chosen = torch.stack([_assigned(points, tree, rays @ frame, frame) for frame in views.frames])
-    _spread(points, views, rays, chosen)
+    if not _spread(points, views, rays, chosen):
+        raise unreached
     return chosen.unflatten(1, window)
 
 
@@ -43,7 +49,7 @@ def _assigned(points: Tensor, tree: KDTree, rays: Tensor, frame: Tensor) -> Tens
     while True:
         choices = min(choices, len(points))
         near = torch.from_numpy(tree.query((rays / rays.norm(dim=1, keepdim=True)).numpy(), choices)[1]).long()
-        ahead = points[near] @ frame[0]
+        ahead = points[near] @ frame[2]
         apart = (points[near] / ahead[..., None].clamp(min=0.05) - rays[:, None]).square().sum(-1)
         numbers, columns = near.unique(return_inverse=True)
         rows = torch.arange(cells)[:, None].expand_as(near)
@@ -62,8 +68,12 @@ def _assigned(points: Tensor, tree: KDTree, rays: Tensor, frame: Tensor) -> Tens
         choices *= 2
 
 
-def _spread(points: Tensor, views: Views, rays: Tensor, chosen: Tensor) -> None:
-    """Put each point that no view chose in the place of a near one that several views did. `chosen` is changed."""
+def _spread(points: Tensor, views: Views, rays: Tensor, chosen: Tensor) -> bool:
+    """Put each point that no view chose in the place of a near one that several views did. `chosen` is changed.
+
+    Returns:
+        Whether there is such a place for all of them.
+    """
     count = torch.bincount(chosen.flatten(), minlength=len(points))
     for point in (count == 0).nonzero().flatten().tolist():
         best: tuple[float, int, int] | None = None
@@ -71,14 +81,15 @@ def _spread(points: Tensor, views: Views, rays: Tensor, chosen: Tensor) -> None:
             shows, _, _ = views.inside(i, points[point])
             if shows:
                 local = frame @ points[point]
-                apart = (rays - local / local[0]).square().sum(1)
+                apart = (rays - local / local[2]).square().sum(1)
                 apart[count[chosen[i]] < 2] = torch.inf
                 cell = int(apart.argmin())
                 if best is None or float(apart[cell]) < best[0]:
                     best = float(apart[cell]), i, cell
         if best is None or best[0] == float("inf"):
-            raise SettingError(f"{len(points)} points are too many for {len(views)} views: make the sphere less dense")
+            return False
         _, i, cell = best
         count[chosen[i, cell]] -= 1
         count[point] += 1
         chosen[i, cell] = point
+    return True

@@ -13,8 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from panokit_sphere import lattice
-
 
 def rotation(yaw: float, pitch: float) -> Float[Tensor, "3 3"]:
     """The directions to the right of a view, down in it, and ahead, as columns.
@@ -62,16 +60,6 @@ def directions(yaw: float, pitch: float, fov: float, size: tuple[int, int]) -> F
     return F.normalize(rays(fov, size) @ rotation(yaw, pitch).T, dim=-1)
 
 
-def from_lattice(directions: Float[Tensor, "*places 3"]) -> Float[Tensor, "*places 3"]:
-    """Directions as the points of the canvas have them, ahead, right and up, in the axes of this module.
-
-    Args:
-        directions: of any length.
-    """
-    ahead, right, up = directions.unbind(-1)
-    return torch.stack([right, -up, ahead], dim=-1)
-
-
 def pixels(
     directions: Float[Tensor, "*places 3"], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "*places"], Float[Tensor, "*places"]]:
@@ -82,8 +70,8 @@ def pixels(
         size: height and width of the picture.
     """
     right, down, ahead = directions.unbind(-1)
-    row, column = lattice.places(torch.stack([ahead, right, -down], dim=-1))
-    return row * size[0], column * size[1]
+    latitude, longitude = torch.atan2(-down, torch.hypot(right, ahead)), torch.atan2(right, ahead)
+    return (0.5 - latitude / pi) * size[0], (0.5 + longitude / (2 * pi)) * size[1]
 
 
 def pixel_directions(size: tuple[int, int]) -> Float[Tensor, "H W 3"]:
@@ -105,7 +93,9 @@ def at(rows: Float[Tensor, "*places"], columns: Float[Tensor, "*places"], size: 
         columns: from 0 to the width.
         size: height and width of the picture.
     """
-    return from_lattice(lattice.directions(rows / size[0], columns / size[1]))
+    latitude, longitude = (0.5 - rows / size[0]) * pi, (columns / size[1] - 0.5) * 2 * pi
+    across = latitude.cos()
+    return torch.stack([across * longitude.sin(), -latitude.sin(), across * longitude.cos()], dim=-1)
 
 
 def sample(

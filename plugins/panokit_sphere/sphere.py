@@ -12,10 +12,14 @@ from scipy.spatial import KDTree
 from torch import Tensor, nn
 
 from panokit import Projected, SettingError
-from panokit.windows import Factor, divided, sampled
-from panokit_sphere.lattice import directions, lattice, places
+from panokit.windows import Factor, divided
+from panokit_sphere.lattice import lattice
 from panokit_sphere.picking import picked
+from panokit_sphere.projections import at, pixels, sample
 from panokit_sphere.views import Views
+
+STRIP = 1 << 20
+"""The most pixels of a picture that are laid at once."""
 
 
 @final
@@ -55,7 +59,7 @@ class Sphere(Projected):
         object.__setattr__(self, "wrap", (False,))
         if _stretch(self.shown.high, self.wide) > self.density:
             raise SettingError(
-                f"views of {degrees(self.wide):.0f} degrees are too wide for {self.density:.2g} points a cell, as their corners "
+                f"views of {degrees(self.wide):.0f} degrees are too wide for a density of {self.density:.3g}, as their corners "
                 f"show little of the sphere: the widest that work are {self._widest():.0f} degrees"
             )
 
@@ -70,7 +74,7 @@ class Sphere(Projected):
         for _ in range(60):
             middle = (low + up) / 2
             low, up = (middle, up) if _stretch(middle * ratio, middle) <= density else (low, middle)
-        return math.floor(degrees(low))
+        return float(math.floor(degrees(low)))
 
     @cached_property
     def shown(self) -> Views:
@@ -110,11 +114,13 @@ class Sphere(Projected):
             raise SettingError(
                 f"the place {where} has {len(where)} numbers: on a sphere give two, the row and the column of the picture"
             )
-        ahead = directions(*torch.tensor(where, dtype=torch.float64))
-        along = (self.shown.frames[:, 0] @ ahead).mul(1e6).round().tolist()
+        row, column = torch.tensor(where, dtype=torch.float64)
+        along = (self.shown.frames[:, 2] @ at(row, column, (1, 1))).mul(1e6).round().tolist()
         return max(range(len(self)), key=lambda i: (along[i], i))
 
     def on(self, size: tuple[int, ...]) -> "Sphere":
+        if len(size) != 1 or size[0] < 1:
+            raise SettingError(f"a sphere has one number of points, and {size} came: give (points,)")
         (points,) = size
         by = math.sqrt(self.points / points)
         high = round(self.picture[0] / by)
@@ -125,8 +131,8 @@ class Sphere(Projected):
         points, picture, wide = self._divided(by), _by(self.picture, by, "the picture"), self.wide * by
         if _stretch(self.shown.high * by, wide) > self.density:
             raise SettingError(
-                f"views of {degrees(self.wide):.0f} degrees cannot be {by} times as wide on a smaller sphere: they must be "
-                f"{degrees(math.tan(math.radians(self._widest() / 2)) / by):.0f} degrees or less, as on a larger picture"
+                f"views of {degrees(self.wide):.0f} degrees cannot be {by} times as wide on a smaller sphere: make fov "
+                f"{degrees(math.tan(math.radians(self._widest() / 2)) / by):.0f} degrees or less, or the picture larger"
             )
         return replace(self, points=points, picture=picture, wide=wide)
 
@@ -169,44 +175,49 @@ class Sphere(Projected):
 
     def places(self) -> Float[Tensor, "2 *size"]:
         """Where each point lies on the picture: row and column, relative, from 0 to 1."""
-        return torch.stack(places(lattice(self.points))).float()
+        return torch.stack(pixels(lattice(self.points), (1, 1)))
 
     def project(self, views: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "c H W"]:
-        """Lay views onto the picture. Where they overlap, they fade into each other, and the nearer axis counts more.
+        """Lay views onto the picture. Where they overlap, they fade into each other, from their middles to their borders.
 
         Args:
             views: the views, in pixels.
             size: height and width of the picture, in pixels.
         """
-        rows, columns = ((torch.arange(n, device=views.device) + 0.5) / n for n in size)
-        seen = directions(rows[:, None], columns).flatten(0, 1)
-        picture, total = views.new_zeros(views.shape[1], len(seen)), views.new_zeros(len(seen))
+        rows, columns = (torch.arange(n, dtype=torch.float64) + 0.5 for n in size)
+        strips = []
+        for strip in rows.split(max(1, STRIP // size[1])):
+            row, column = torch.meshgrid(strip, columns, indexing="ij")
+            strips.append(self._strip(views, at(row, column, size)))
+        return torch.cat(strips, dim=1)
+
+    def _strip(self, views: Tensor, directions: Tensor) -> Tensor:
+        """What the views show in some directions, `c h w`."""
+        seen = directions.flatten(0, 1).to(views)
+        colours, total = views.new_zeros(views.shape[1], len(seen)), views.new_zeros(len(seen))
         for i, view in enumerate(views):
             shows, x, y = self.shown.inside(i, seen)
-            pixels = shows.nonzero().squeeze(1)
-            grid = torch.stack([x[pixels], y[pixels]], dim=-1).to(view)
-            weight = (1 - grid.abs()).prod(-1).square().clamp(min=1e-6)
-            colours = nn.functional.grid_sample(
-                view[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=False
-            )[0, :, 0]
-            picture.index_add_(1, pixels, colours * weight)
-            total.index_add_(0, pixels, weight)
-        return (picture / total).unflatten(1, size)
+            here = shows.nonzero().squeeze(1)
+            if len(here):
+                grid = torch.stack([x[here], y[here]], dim=-1)
+                weight = (1 - grid.abs()).prod(-1).square().clamp(min=1e-6)
+                shown = nn.functional.grid_sample(view[None], grid[None, None], padding_mode="border", align_corners=False)
+                colours.index_add_(1, here, shown[0, :, 0] * weight)
+                total.index_add_(0, here, weight)
+        return (colours / total).unflatten(1, directions.shape[:2])
 
     def views(self, picture: Float[Tensor, "c H W"], factor: int) -> Float[Tensor, "n c h w"]:
-        """The picture as each view shows it.
+        """The picture as each view shows it. Where it has more pixels than the view, a pixel is the mean of several.
 
         Args:
             picture: equirectangular, in any size.
             factor: pixels of a view for each of its cells, along each axis.
         """
         high, wide = (cells * factor for cells in self.window)
-        finest = round(math.pi * wide / self.wide)  # width of the picture whose pixels are as large as those of a view
-        if picture.shape[-1] > finest:
-            small = (max(1, round(picture.shape[-2] * finest / picture.shape[-1])), finest)
-            picture = nn.functional.interpolate(picture[None], size=small, mode="bilinear", antialias=True)[0]
-        rays = self.shown.rays(high, wide)
-        return torch.stack([sampled(picture, torch.stack(places(rays @ frame))) for frame in self.shown.frames])
+        finer = max(1, round(picture.shape[-1] * self.wide / (math.pi * wide)))
+        rays = self.shown.rays(high * finer, wide * finer)
+        fine = (sample(picture, rays @ frame) for frame in self.shown.frames)
+        return torch.cat([nn.functional.avg_pool2d(view[None], finer) for view in fine])
 
 
 def _stretch(high: float, wide: float) -> float:

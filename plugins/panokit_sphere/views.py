@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit_sphere.lattice import directions
+from panokit_sphere.projections import rotation
 
 
 @final
@@ -47,16 +47,14 @@ class Views:
 
     @cached_property
     def frames(self) -> Float[Tensor, "n 3 3"]:
-        """For each view, three directions: its axis, its right, and down."""
-        row, column = self.centres.unbind(1)
-        ahead, up = directions(row, column), directions(row - 0.5, column)
-        right = directions(torch.full_like(row, 0.5), column + 0.25)
-        return torch.stack([ahead, right, -up], dim=1)
+        """For each view, the directions to its right, down in it, and ahead."""
+        angles = [((column - 0.5) * 360, (0.5 - row) * 180) for row, column in self.centres.tolist()]
+        return torch.stack([rotation(yaw, pitch).T for yaw, pitch in angles])
 
     def rays(self, high: int, wide: int) -> Float[Tensor, "high wide 3"]:
-        """The direction of each cell's centre in a view, along its axis, its right and down. The first number is 1."""
+        """Where the cells of a view lie in it: to the right, down, and ahead, which is 1."""
         down, right = ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1 for cells in (high, wide))
-        return torch.stack(torch.broadcast_tensors(torch.ones(()), self.wide * right, self.high * down[:, None]), dim=-1)
+        return torch.stack(torch.broadcast_tensors(self.wide * right, self.high * down[:, None], torch.ones(())), dim=-1)
 
     def inside(self, i: int, directions: Float[Tensor, "*shape 3"]) -> tuple[Tensor, Tensor, Tensor]:
         """Where directions lie in a view.
@@ -66,8 +64,8 @@ class Views:
             directions: of any shape, on any device.
 
         Returns:
-            Whether the view shows them; and, right only for those, how far right and how far down, from -1 to 1.
+            Whether the view shows them; and, right for those alone, how far right and how far down they lie, from -1 to 1.
         """
-        ahead, right, down = (directions @ self.frames[i].to(directions).T).unbind(-1)
+        right, down, ahead = (directions @ self.frames[i].to(directions).T).unbind(-1)
         x, y = right / (self.wide * ahead), down / (self.high * ahead)
         return (ahead > 0) & (x.abs() < 1) & (y.abs() < 1), x, y

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from panokit import Lattice, Layout, Level, SettingError, WeightedFuser, Windows
+from panokit import Lattice, Layout, Level, Projected, SettingError, WeightedFuser, Windows
 from panokit.windows import Factor, divided, multiplied
 
 
@@ -63,8 +63,13 @@ class CropFusion(WeightedFuser):
         """Check that windows overlap at some level.
 
         Raises:
-            SettingError: there is a single window, or all lie side by side.
+            SettingError: there is a single window, or all lie side by side, or not on a plane.
         """
+        if isinstance(windows, Projected):
+            raise SettingError(
+                "twindiffusion fuses windows that follow each other in rows and columns, and those of this layout do not: "
+                "choose another fuser, such as multidiffusion"
+            )
         if len(windows) == 1:
             raise SettingError(
                 f"twindiffusion fuses neighbours, and {_lonely(windows)}: make it larger, or take the fuser multidiffusion"

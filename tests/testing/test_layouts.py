@@ -176,7 +176,7 @@ class HoldsAFunction(Broken):
         (
             lambda: Broken(Overcounted),
             layouts.shrunk_is_the_mean,
-            "of noise, 2.0. of the variance is left where it should be 1",
+            "2.0. of the variance of noise is left, where it should be 1",
         ),
         (Mirror, layouts.shows_the_picture, "does not give back the picture that views shows"),
         (lambda: Broken(AtRandom), layouts.at_is_pure, "key what it draws with the seed and level.index alone"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panokit.scene import Scene
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows
 
 FIELD = "control_image"
 """The name of the picture among the fields of a scene."""
@@ -23,7 +23,8 @@ class ControlImage:
     Attributes:
         scene: the scene that holds the picture.
         device: the device of the crops.
-        pictures: the picture in the size of each canvas, from when it is first asked for.
+        pictures: the picture in the size of each canvas, from when it is first asked for; of a canvas that is no plane, what
+            all windows show of it.
         encoded: for each size of a canvas and of its windows, these windows, and what the pipeline encoded for some of them.
     """
 
@@ -39,6 +40,10 @@ class ControlImage:
             windows: where the windows lie, in pixels.
             numbers: their numbers.
         """
+        if isinstance(windows, Projected):
+            if windows.size not in self.pictures:
+                self.pictures[windows.size] = windows.views(self.scene.fields[FIELD], 1).to(self.device)
+            return self.pictures[windows.size][list(numbers)]
         if windows.size not in self.pictures:
             self.pictures[windows.size] = self.scene.stretched(FIELD, windows).to(self.device)
         return windows.crop(self.pictures[windows.size], numbers)

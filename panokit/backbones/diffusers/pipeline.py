@@ -41,7 +41,7 @@ from panokit.rings import Ring, circular
 from panokit.scene import Mixture, Mixtures, Scene
 from panokit.scheduler import Level, Solver
 from panokit.settings import Execution
-from panokit.windows import Windows
+from panokit.windows import Projected, Windows
 
 Rings = Literal["all", "high", "windows"]
 """How a window is a ring: with which rotary frequencies rounded; or not, but windows that overlap go around."""
@@ -281,6 +281,10 @@ class PipelineDenoiser(Denoiser):
         if len(embeddings.scales) > 1:
             options |= self._arguments.guiding(scale)
         if self.positions == "offset":
+            if isinstance(windows, Projected):
+                raise SettingError(
+                    "the model is told the places of windows on a plane, and this canvas is none: set its positions to local"
+                )
             top, left = windows.cells(numbers)[0, :, 0, 0].tolist()
             origin = top, left
             options |= self._arguments.place(origin, windows.window, windows.size, self.factor)
