@@ -22,7 +22,7 @@ from panokit import films
 from panokit.extra import Extra
 from panokit.files import write_picture
 from panokit.output import check_preview
-from panokit.panorama import FPS, to_image, to_rows
+from panokit.panorama import to_image, to_rows
 from panokit.png import Rows
 from panokit.preview import preview
 from panokit.run import Run
@@ -65,7 +65,7 @@ def film(run: Run) -> tuple[Rows, float] | None:
     small = preview(run.codec, run.seen.x0.float(), run.windows)
     factor, time = (run.codec.factor, run.codec.time) if run.codec else (1, 1)
     frames = nn.functional.interpolate(small.movedim(1, 0), scale_factor=factor, mode="bilinear")
-    return np.stack([to_rows(frame) for frame in frames]), (run.recipe.get("fps") or FPS) / time
+    return np.stack([to_rows(frame) for frame in frames]), films.fps_of(run.recipe) / time
 
 
 @final

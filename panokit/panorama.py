@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 SMALL = 2048
 """The most pixels along a side of a smaller copy."""
-FPS = 16
-"""Frames a second of a film whose recipe does not say it."""
 _SHEET, _CAPTION = 2048, 20
 """Pixels of a contact sheet's width, and of the height of a line on it."""
 
@@ -100,7 +98,7 @@ class Panorama:
         path = Path(path)
         check_file(path, self.size, 1 if self.frames is None else len(self.frames))
         if self.frames is not None:
-            films.write(path, self.frames, self.recipe.get("fps") or FPS, self.recipe)
+            films.write(path, self.frames, films.fps_of(self.recipe), self.recipe)
         elif is_streamed(path, self.size):
             with writing(path, self.size, self.recipe) as write:
                 write(np.asarray(self.image.convert("RGB")))
@@ -124,7 +122,7 @@ class Panorama:
     def _repr_html_(self) -> str:
         from panokit.view.cell import cell  # a notebook alone needs it
 
-        return cell(self.image, self.recipe, self.size)
+        return cell(self.image, self.recipe, self.size, self.frames)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
