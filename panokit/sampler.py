@@ -1,26 +1,25 @@
 """Sampler: a model, a scheduler, a fuser and guidances, composed to make panoramas from prompts."""
 
 import os
-import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import torch
 from jaxtyping import Float
 
 from panokit import models
 from panokit.callbacks import Hook, Log, call
+from panokit.canvas import filled, pictured, pixels_explained, windows_of
 from panokit.composition import build, describe
 from panokit.decoding import require_tiles, strips
 from panokit.denoiser import Model
-from panokit.errors import ContractError, FallbackWarning, NotFiniteError, SettingError
+from panokit.errors import NotFiniteError, SettingError
 from panokit.footage import frames_of
 from panokit.fuser import Fuser
 from panokit.guidance import Guidance, require_one_start
@@ -30,12 +29,11 @@ from panokit.moved import no_attribute
 from panokit.output import check_file
 from panokit.panorama import SMALL, Panorama, SmallCopy, to_rows
 from panokit.passes import Parts
-from panokit.picture import Start, own_size, painted_steps, require_shape, start
+from panokit.picture import Start, painted_steps, require_shape, start
 from panokit.pixels import label, read
 from panokit.progress import steps_bar
 from panokit.projecting import picture_of
 from panokit.recipe import PICTURES
-from panokit.rings import Ring
 from panokit.run import Run
 from panokit.runtime import Runtime
 from panokit.runtime.placement import sharing
@@ -45,8 +43,6 @@ from panokit.settings import NUMERICS, Settings, steadier, takes_settings
 from panokit.windows import Projected, Windows, require_cover
 from panokit.writing import is_streamed, writing
 
-LARGEST = 1 << 30
-"""The most pixels of a canvas, in all of its frames: neither memory nor picture formats hold more."""
 _ROWS = 64
 """The most rows of a picture that are rounded and written at once."""
 
@@ -84,7 +80,7 @@ class Plan:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        high, wide = _pictured(self.windows)
+        high, wide = pictured(self.windows)
         factor = self.sampler.model.factor
         return wide * factor, high * factor
 
@@ -382,14 +378,14 @@ class Sampler:
         with torch.no_grad(), self.runtime.autocast():
             embeddings = denoiser.encode(plan.scene)
         parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings, start=plan.start)
-        with torch.no_grad(), self._pixels_explained():
+        with torch.no_grad(), pixels_explained(self.model.factor):
             run = Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
             self.fuser.begin(plan.windows, run.solver.levels)
             return run
 
     def _check(self, plan: Plan) -> None:
         levels = self._solver(plan)().levels
-        with self._pixels_explained():
+        with pixels_explained(self.model.factor):
             for windows in {plan.windows.at(level) for level in levels}:
                 require_cover(windows)
             self.fuser.begin(plan.windows, levels)
@@ -409,10 +405,10 @@ class Sampler:
         pictures = {name: pixels for name, (pixels, _) in sources.items()}
         hashes = {name: digest for name, (_, digest) in sources.items()}
         labels = {name: label(source, hashes.get(name, "")) for name, source in given.items()}
-        chosen = self._filled(Settings.of({**settings, **labels}), pictures.get("image", pictures.get("control_image")))
-        windows, read_prompt = self._windows(chosen), prompt
+        chosen = filled(Settings.of({**settings, **labels}), self.model, pictures.get("image", pictures.get("control_image")))
+        windows, read_prompt = windows_of(chosen, self.model, self.layout), prompt
         if self.model.codec:
-            require_tiles(self.model.codec, self.runtime, _pictured(windows))
+            require_tiles(self.model.codec, self.runtime, pictured(windows))
         if len(windows.window) == 3:
             _require_no_pictures(given)
         if isinstance(prompt, Regions):
@@ -471,140 +467,10 @@ class Sampler:
             require_shape((pixels.shape[1], pixels.shape[2]), canvas, self.model.unit, f"the {field}")
         return given
 
-    def _filled(self, settings: Settings, image: Float[torch.Tensor, "3 H W"] | None) -> Settings:
-        """The settings with the model's defaults.
-
-        A picture that is not placed on a larger canvas gives the default of height and width.
-        """
-        denoiser, factor = self.model.denoiser, self.model.factor
-        high, wide = (cells * factor for cells in denoiser.window[-2:])
-        films = len(denoiser.window) == 3
-        default = (high, wide if films and settings.frames != 1 else 4 * wide)
-        if image is not None and settings.place is None and settings.height is None and settings.width is None:
-            default = own_size(image, (high, wide), self.model.unit)
-        defaults: dict[str, Any] = {
-            "height": default[0],
-            "width": default[1],
-            "steps": denoiser.steps,
-            "guidance_scale": denoiser.guidance_scale,
-        }
-        if films:
-            frames = settings.frames or frames_of(denoiser.window[0], self.model.time, settings.loops)
-            defaults |= {"frames": frames, **({"fps": denoiser.fps} if frames > 1 else {})}
-        elif settings.frames == 1:  # which all pictures have
-            settings = replace(settings, frames=None)
-        return replace(settings, **{name: value for name, value in defaults.items() if getattr(settings, name) is None})
-
-    def _windows(self, settings: Settings) -> Windows:
-        """Where the windows lie, after the layout.
-
-        Raises:
-            SettingError: a size is below one window, no multiple of the codec's factor, or above `LARGEST`; or the stride is
-                not from one cell to one window. The message offers the nearest that works.
-        """
-        multiple, window, stride = self.model.denoiser.multiple, self.model.denoiser.window[-2:], settings.stride
-        factor = self.model.unit
-        window = tuple(cells // multiple for cells in window)
-        pixels = {"height": settings.height or 0, "width": settings.width or 0}
-        size = tuple(_cells(n, w, factor, name) for (name, n), w in zip(pixels.items(), window, strict=True))
-        if stride is not None and (stride < factor or stride % factor or stride // factor > min(window)):
-            largest = min(window) * factor
-            near = min(max(round(stride / factor), 1) * factor, largest)
-            raise SettingError(
-                f"a stride of {stride} pixels does not work with {self.model.name}: it must be a multiple of {factor} from "
-                f"{factor} to {largest}, the window; the nearest is {near}"
-            )
-        time = self._time(settings)
-        if pixels["height"] * pixels["width"] * (settings.frames or 1) > LARGEST:
-            canvas = f"{pixels['width']} x {pixels['height']} pixels" + (f" in {settings.frames} frames" if time else "")
-            raise SettingError(f"{canvas} are more than a canvas may have, {LARGEST}: make it smaller")
-        strides: tuple[int, ...] | None = None
-        if stride is not None or settings.frame_stride is not None:
-            strides = tuple(max(1, cells // 2) if stride is None else stride // factor for cells in window)
-        wraps: tuple[bool, ...] = settings.wraps
-        if time:
-            size, window, wraps = (time.size, *size), (time.window, *window), (settings.loops, *wraps)
-            strides = strides and (time.stride, *strides)
-        with self._pixels_explained(factor):
-            windows: Any = self.layout.begin(size, window, strides, wraps, settings.seed)  # in multiples of cells
-        name = f"{type(self.layout).__name__}.begin"
-        if not isinstance(windows, Windows):
-            raise ContractError(f"{name} returned a {type(windows).__name__}; it must return Windows")
-        wrap = wraps if isinstance(windows, Projected) else windows.wrap  # a sphere has no borders to join
-        came, asked = ((*windows.size[:-2], *_pictured(windows)), windows.window, wrap), (size, window, wraps)
-        if came != asked:
-            raise ContractError(f"{name} returned windows with (size, window, wrap) {came}; it must be {asked}")
-        if stride is None and any(wraps):
-            windows = self._once_around(windows)
-        return windows.refined((*(1,) * len(size[:-2]), multiple, multiple)) if multiple > 1 else windows
-
-    def _time(self, settings: Settings) -> "Time | None":
-        """The axis of time; None for a picture.
-
-        Raises:
-            SettingError: the model makes pictures, frames do not fit its autoencoder, or frame_stride does not fit a window.
-        """
-        name, by, frames = self.model.name, self.model.time, settings.frames or 1
-        if len(self.model.denoiser.window) == 2:
-            if frames != 1:
-                raise SettingError(f"frames is {frames}, and {name} makes pictures: it has no time; leave frames out")
-            given = {
-                "frame_stride": settings.frame_stride,
-                "fps": settings.fps,
-                "wrap": settings.wrap if settings.loops else None,
-            }
-            for setting, value in given.items():
-                if value:
-                    raise SettingError(
-                        f"{setting} {value} is for films, and {name} makes pictures: it has no time; leave it out"
-                    )
-            return None
-        if frames == 1 and not (settings.loops or settings.frame_stride):
-            return None
-        rest = 0 if settings.loops else 1
-        if frames < max(2, by + rest) or (frames - rest) % by:
-            low = max(2, by + rest, (frames - rest) // by * by + rest)
-            why = f"a loop needs a multiple of {by}" if settings.loops else f"it needs 1 and a multiple of {by}"
-            why = "a loop needs 2 or more" if by == 1 else why
-            nearest = f"the nearest are {low} and {low + by}" if frames > low else f"the nearest is {low}"
-            raise SettingError(f"frames is {frames}, which {name} cannot make: {why}; {nearest}")
-        cells = (frames - rest) // by + rest
-        window = min(self.model.denoiser.window[0], cells)
-        stride = settings.frame_stride
-        if stride is not None and (stride % by or stride // by > window):
-            near = min(max(round(stride / by), 1), window) * by
-            raise SettingError(
-                f"a frame_stride of {stride} does not work with {name}: it must be a multiple of {by} from {by} to "
-                f"{window * by}, the window; the nearest is {near}"
-            )
-        return Time(cells, window, max(1, window // 2) if stride is None else stride // by)
-
-    def _once_around(self, windows: Windows) -> Windows:
-        """Windows of which one suffices around a ring of its length, here or on smaller canvases, if the model sees rings."""
-        denoiser = self.model.denoiser
-        if denoiser.ringless and Ring.of(windows):
-            message = (
-                f"the model {self.model.name} does not see a window as a ring ({denoiser.ringless}): windows that overlap go "
-                "around it"
-            )
-            warnings.warn(message, FallbackWarning, stacklevel=6)
-        return windows.once_around() if denoiser.rings else windows
-
     if not TYPE_CHECKING:  # type checkers know the attributes
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name)
-
-    @contextmanager
-    def _pixels_explained(self, factor: int | None = None) -> Iterator[None]:
-        """Add the size of a cell to errors about cells: layouts and guidances give sizes in cells, users in pixels."""
-        side = factor or self.model.factor
-        try:
-            yield
-        except SettingError as error:
-            if not re.search(r"\bcells?\b", str(error)):
-                raise
-            raise SettingError(f"{error} (a cell is {side} x {side} pixels)") from error
 
     @memory_explained("the picture")
     @torch.no_grad()
@@ -663,29 +529,9 @@ def _plugin(part: str | Mapping[str, Any] | Part, base: type[Part]) -> Part:
     return part
 
 
-def _pictured(windows: Windows) -> tuple[int, ...]:
-    """Height and width of the picture, in cells."""
-    return windows.picture if isinstance(windows, Projected) else windows.size[-2:]
-
-
 def _model(model: Any) -> Model:
     """The model itself, one in hand, or the one that a name, or a mapping of a name and settings, describes."""
     return model if isinstance(model, Model) else models.load_model(model)
-
-
-@final
-class Time(NamedTuple):
-    """The axis of time of a film, in latent frames.
-
-    Attributes:
-        size: of the film.
-        window: of a window.
-        stride: from one window to the next.
-    """
-
-    size: int
-    window: int
-    stride: int
 
 
 def _require_no_pictures(given: Mapping[str, Any]) -> None:
@@ -696,16 +542,3 @@ def _require_no_pictures(given: Mapping[str, Any]) -> None:
     """
     for name in given:
         raise SettingError(f"{name} is for pictures, and this is a film: leave it out, or make a picture with frames=1")
-
-
-def _cells(pixels: int, window: int, factor: int, name: str) -> int:
-    """Convert pixels to cells of the canvas."""
-    least = window * factor
-    if pixels < least:
-        raise SettingError(
-            f"{name} {pixels} is below one window: this model needs {least} pixels or more, in steps of {factor}"
-        )
-    if pixels % factor:
-        near = f"{pixels // factor * factor} or {-(-pixels // factor) * factor}"
-        raise SettingError(f"{name} {pixels} is no multiple of {factor}, which this model needs: the nearest are {near}")
-    return pixels // factor
