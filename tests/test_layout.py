@@ -107,7 +107,7 @@ def test_a_sampler_takes_a_layout_by_name_with_settings_or_as_an_object(tiny: Mo
     for layout in ("spotdiffusion", {"plugin": "spotdiffusion", "unit": 2}, SpotDiffusion()):
         sampler = Sampler(tiny, layout=layout, runtime=cpu)
         plan = sampler.plan("a lake", **SIZE, wrap=True, seed=5)
-        assert plan.windows == Spots((16, 32), (8, 8), (8, 8), (False, True), seed=5, unit=(2, 2))
+        assert plan.windows == Spots((16, 32), (8, 8), (8, 8), (False, True), once=True, seed=5, unit=(2, 2))
         assert plan.recipe["layout"] == {"plugin": "spotdiffusion", "unit": 2}
         assert "layout=SpotDiffusion(unit=2)" in repr(sampler)
 
