@@ -81,11 +81,11 @@ def pausing(module, phase):
 
     module.written_aside = paused
 
-def decode(*args, decode=sampler.decode):
+def picture_of(*args, picture_of=sampler.picture_of):
     reached("decode")
-    return decode(*args)
+    return picture_of(*args)
 
-sampler.decode = decode
+sampler.picture_of = picture_of
 pausing(checkpoint, "checkpoint")
 pausing(files, "picture")
 """

@@ -524,7 +524,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["ddim", "--kind", "schedulers"], 10),
         (["panokit.testing.toys:Pull"], 14),
         (["head_start"], 9),
-        (["spotdiffusion"], 11),
+        (["spotdiffusion"], 13),
         (["panokit.testing.worlds:Gaussian"], 7),
     ],
 )
