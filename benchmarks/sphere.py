@@ -35,10 +35,10 @@ DUNES = Regions(
 def seams(picture: Tensor, sphere: Sphere) -> tuple[str, float]:
     """The seams at the join of the picture, with the middle nine tenths of all other columns, and at the borders of views."""
     apart = (picture - picture.roll(-1, 2)).abs().mean(0)  # from each pixel to its right neighbour
-    seen = pixel_directions((picture.shape[1], picture.shape[2]))
+    directions = pixel_directions((picture.shape[1], picture.shape[2]))
     border = torch.zeros_like(apart, dtype=torch.bool)
     for i in range(len(sphere)):
-        inside = sphere.shown.inside(i, seen)[0]
+        inside = sphere.shown.inside(i, directions)[0]
         border |= inside != inside.roll(-1, 1)
     usual = apart.mean(1, keepdim=True).expand_as(apart)
     columns = apart.sum(0) / usual.sum(0)
@@ -50,8 +50,8 @@ def poles(picture: Tensor) -> tuple[float, float]:
     """At the zenith and at the nadir: differences of neighbouring pixels within 10 degrees of it, to those from 10 to 40."""
     ratios = []
     for pitch in (90.0, -90.0):
-        seen = view(picture.double(), 0.0, pitch, 80.0, (256, 256))
-        apart = (seen.diff(dim=1)[:, :, 1:].abs() + seen.diff(dim=2)[:, 1:].abs()).mean(0)
+        pole = view(picture.double(), 0.0, pitch, 80.0, (256, 256))
+        apart = (pole.diff(dim=1)[:, :, 1:].abs() + pole.diff(dim=2)[:, 1:].abs()).mean(0)
         side = torch.arange(255) - 127.0
         angle = torch.rad2deg((side.square()[:, None] + side.square()).sqrt().div(128 / math.tan(math.radians(40))).atan())
         ratios.append(float(apart[angle < 10].mean() / apart[(angle >= 10) & (angle < 40)].mean()))

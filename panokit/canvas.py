@@ -18,6 +18,7 @@ from panokit.picture import own_size
 from panokit.rings import Ring
 from panokit.settings import Settings
 from panokit.windows import Projected, Windows
+from panokit.wording import counted
 
 LARGEST = 1 << 30
 """The most pixels of a canvas, in all of its frames: neither memory nor picture formats hold more."""
@@ -88,7 +89,7 @@ def windows_of(settings: Settings, model: Model, layout: Layout) -> Windows:
     if time:
         size, window, wraps = (time.size, *size), (time.window, *window), (settings.loops, *wraps)
         strides = strides and (time.stride, *strides)
-    with pixels_explained(factor):
+    with pixels_explained(factor, model.time if time else None):
         windows: Any = layout.begin(size, window, strides, wraps, settings.seed)  # in multiples of cells
     name = f"{type(layout).__name__}.begin"
     if not isinstance(windows, Windows):
@@ -108,18 +109,22 @@ def pictured(windows: Windows) -> tuple[int, ...]:
 
 
 @contextmanager
-def pixels_explained(side: int) -> Iterator[None]:
+def pixels_explained(side: int, time: int | None = None) -> Iterator[None]:
     """Inside, errors about cells get the size of a cell: layouts and guidances give sizes in cells, users in pixels.
 
     Args:
         side: pixels along a side of a cell.
+        time: frames of a cell of a film; None for a picture.
     """
     try:
         yield
     except SettingError as error:
         if not re.search(r"\bcells?\b", str(error)):
             raise
-        raise SettingError(f"{error} (a cell is {side} x {side} pixels)") from error
+        cell = f"{side} x {side} pixels"
+        if time is not None:
+            cell = f"{counted(time, 'frame')} of {cell}, and axis 0 is time"
+        raise SettingError(f"{error} (a cell is {cell})") from error
 
 
 @final
@@ -146,7 +151,10 @@ def _time_of(settings: Settings, model: Model) -> _Time | None:
     name, by, frames = model.name, model.time, settings.frames or 1
     if len(model.denoiser.window) == 2:
         if frames != 1:
-            raise SettingError(f"frames is {frames}, and {name} makes pictures: it has no time; leave frames out")
+            advice = "leave frames out"
+            if by > 1:
+                advice += ", or leave num_frames=1 of the model out"
+            raise SettingError(f"frames is {frames}, and {name} makes pictures: it has no time; {advice}")
         given = {
             "frame_stride": settings.frame_stride,
             "fps": settings.fps,
@@ -156,12 +164,14 @@ def _time_of(settings: Settings, model: Model) -> _Time | None:
             if value:
                 raise SettingError(f"{setting} {value} is for films, and {name} makes pictures: it has no time; leave it out")
         return None
-    if frames == 1 and not (settings.loops or settings.frame_stride):
+    if frames == 1 and settings.frame_stride:
+        raise SettingError(f"frame_stride is {settings.frame_stride}, and frames is 1, a picture: leave one of them out")
+    if frames == 1 and not settings.loops:
         return None
     rest = 0 if settings.loops else 1
     if frames < max(2, by + rest) or (frames - rest) % by:
         low = max(2, by + rest, (frames - rest) // by * by + rest)
-        why = f"a loop needs a multiple of {by}" if settings.loops else f"it needs 1 and a multiple of {by}"
+        why = f"a loop needs a multiple of {by}" if settings.loops else f"it makes 1, {by + 1}, {2 * by + 1}, ... frames"
         why = "a loop needs 2 or more" if by == 1 else why
         nearest = f"the nearest are {low} and {low + by}" if frames > low else f"the nearest is {low}"
         raise SettingError(f"frames is {frames}, which {name} cannot make: {why}; {nearest}")
@@ -180,7 +190,7 @@ def _time_of(settings: Settings, model: Model) -> _Time | None:
 def _once_around(windows: Windows, model: Model) -> Windows:
     """Windows of which one suffices around a ring of its length, here or on smaller canvases, if the model sees rings."""
     denoiser = model.denoiser
-    if denoiser.ringless and Ring.of(windows):
+    if denoiser.ringless and Ring.of(windows.once_around()):
         message = (
             f"the model {model.name} does not see a window as a ring ({denoiser.ringless}): windows that overlap go around it"
         )

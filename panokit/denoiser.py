@@ -47,7 +47,7 @@ class Denoiser(ABC):
     has_ip_adapter: bool = False
     """Whether it reads pictures for an IP-Adapter, which show how things are to look: see `Scene.ip_adapter_images`."""
     rings: bool = False
-    """Whether it sees a window as a ring where the canvas is one and as long as the window; see `panokit.rings.Ring.of`."""
+    """Whether it sees a window as a ring where one window goes around the canvas; see `panokit.rings.Ring.of`."""
     ringless: str = ""
     """Why it does not, for a warning; empty for none."""
     choices: frozenset[str] = frozenset()

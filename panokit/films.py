@@ -20,6 +20,7 @@ from panokit import recipe as recipes
 from panokit.errors import OutputError, SettingError, reason_of
 from panokit.files import FILMS, check_format, try_files, write_picture, written_aside
 from panokit.recipe import KEY, embedded, texts, unbounded
+from panokit.settings import FASTEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +38,8 @@ MOST = 1 << 16
 """The most frames of such a film."""
 _FPS = 16
 """Frames a second of a film whose recipe does not say it."""
-_SLOWEST, _FASTEST = 0.01, 1000
-"""The fewest and the most frames a second. A WebP counts milliseconds."""
+_SLOWEST = 0.01
+"""The fewest frames a second."""
 _AV = 18
 """The least version of av. Earlier ones convert colours in swscale's quick ways alone."""
 _THREADS = 4
@@ -100,7 +101,7 @@ def frames_of(recipe: Mapping[str, Any]) -> int:
 def fps_of(recipe: Mapping[str, Any]) -> int | float:
     """How many frames a second the film of a recipe has. Anybody may have written the recipe."""
     fps = recipe.get("fps")
-    return fps if isinstance(fps, int | float) and _SLOWEST <= fps <= _FASTEST else _FPS
+    return fps if isinstance(fps, int | float) and _SLOWEST <= fps <= FASTEST else _FPS
 
 
 def loops(recipe: Mapping[str, Any]) -> bool:
@@ -133,7 +134,8 @@ def check_film(path: str | os.PathLike[str], size: tuple[int, int], frames: int)
     kind = path.suffix.lower()
     if kind not in ENDINGS:
         raise OutputError(
-            f"cannot write {path}: its ending {path.suffix!r} holds no film, and this is one of {frames} frames: use {FILMS}"
+            f"cannot write {path}: its ending {path.suffix!r} holds no film, and this is one of {frames} frames: use {FILMS}, "
+            "or make a picture, with frames=1"
         )
     if kind == ".webp":
         check_format(path, size)
@@ -182,8 +184,8 @@ def write(path: Path, frames: "Frames", fps: int | float, recipe: Mapping[str, A
         raise SettingError(
             f"frames came as {frames.dtype} of shape {frames.shape}: a film is uint8, frames x height x width x 3"
         )
-    if not _SLOWEST <= fps <= _FASTEST:
-        raise SettingError(f"fps is {fps}: it must be from {_SLOWEST} to {_FASTEST} frames a second")
+    if not _SLOWEST <= fps <= FASTEST:
+        raise SettingError(f"fps is {fps}: it must be from {_SLOWEST} to {FASTEST} frames a second")
     check_film(path, (frames.shape[2], frames.shape[1]), len(frames))
     form = _FORMATS.get(path.suffix.lower())
     with written_aside(path) as aside:

@@ -85,11 +85,20 @@ class Lattice(Placed):
     def origins(self) -> tuple[tuple[int, ...], ...]:
         """The first cell of each window, in row-major order. A window's number is its position here."""
         shift = self.shift or (0,) * len(self.size)
-        strides = (
-            size if self.once and size == window and axis >= len(self.size) - 2 else stride
-            for axis, (size, window, stride) in enumerate(zip(self.size, self.window, self.stride, strict=True))
-        )
-        return tuple(product(*(_starts(*axis) for axis in zip(self.size, self._spans, strides, self.wrap, shift, strict=True))))
+        axes = zip(self.size, self._spans, self._strides, self.wrap, shift, strict=True)
+        return tuple(product(*(_starts(*axis) for axis in axes)))
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        """Cells from one window to the next. Of the height and the width, `once` makes them as long as a ring of one window."""
+        axes = [*zip(self.size, self.window, self.stride, strict=True)]
+        most = len(axes) - 2 if self.once else len(axes)
+        return tuple(size if k >= most and size == window else stride for k, (size, window, stride) in enumerate(axes))
+
+    @property
+    def rings(self) -> tuple[bool, ...]:
+        axes = zip(self.wrap, self.size, self.window, self._strides, strict=True)
+        return tuple(ring and size == window == stride for ring, size, window, stride in axes)
 
     def places(self, i: int) -> tuple[Piece, ...]:
         return self._places[i]

@@ -180,6 +180,8 @@ def _options(hint: Any) -> list[str]:
         return [str(choice) for choice in get_args(hint)]
     if origin in (list, tuple, Sequence):
         items = get_args(hint)
+        if origin is tuple and items and items[-1] is not Ellipsis:
+            return [f"a list of {len(items)}, [{', '.join(words(item) for item in items)}]"]
         return [f"a list, [...] of {words(items[0])}" if items and items[0] is not Any else "a list, [...]"]
     kinds: dict[Any, list[str]] = {int: [_WHOLE], float: ["a number"], bool: ["true", "false"], str: ["text"]}
     kinds |= {types.NoneType: [], dict: ["a mapping"], Mapping: ["a mapping"], Callable: ["a function"]}

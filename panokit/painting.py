@@ -333,7 +333,7 @@ class Painter:
         if (frames := task.plan.frames) > 1:
             event, line = {**event, "frames": frames}, f"{line}, {frames} frames"
         self._finish(task, event, line)
-        return replace(panorama, image=_thumbnail(panorama.image), frames=None) if output.sheet else None
+        return _small(panorama) if output.sheet else None
 
     def _clear(self, kept: Checkpoint) -> None:
         with self._kept:
@@ -393,6 +393,14 @@ def _write_sheet(path: Path, panoramas: Sequence[Panorama]) -> bool:
         write_picture(path, contact_sheet(panoramas))
         return True
     return False
+
+
+def _small(panorama: Panorama) -> Panorama:
+    """What a contact sheet shows of a panorama: a small copy, or frames of a film."""
+    if panorama.frames is None:
+        return replace(panorama, image=_thumbnail(panorama.image))
+    frames = films.film_sheet(panorama.frames, fps=films.fps_of(panorama.recipe))
+    return replace(panorama, image=frames, size=frames.size, frames=None)
 
 
 def _thumbnail(image: Image) -> Image:

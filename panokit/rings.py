@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from panokit.windows import Projected, Windows
+from panokit.windows import Windows
 
 _CONVOLUTIONS = {functional.conv2d: 2, functional.conv3d: 3}
 """The convolutions that are intercepted, and their numbers of axes. The last two are height and width."""
@@ -47,15 +47,12 @@ class Ring:
 
     @classmethod
     def of(cls, windows: Windows) -> "Ring | None":
-        """What windows see as a ring: the axes of a canvas that is one there, and as long as a window. None if there is none.
+        """What a window sees as a ring: the axes of a canvas around which one window goes. None if there is none.
 
         Args:
             windows: where windows lie.
         """
-        if isinstance(windows, Projected):  # it has no borders that could meet
-            return None
-        axes = zip(windows.wrap, windows.size, windows.window, strict=True)
-        return cls.along(windows.window, [ring and size == window for ring, size, window in axes])
+        return cls.along(windows.window, windows.rings) if any(windows.rings) else None
 
 
 _AROUND: ContextVar[Ring | None] = ContextVar("around", default=None)
@@ -137,7 +134,7 @@ class _Circular(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         axes = _CONVOLUTIONS[convolve]
-        pads = _pads(padding, weight.shape[-axes:], _each(dilation, axes))
+        pads = _pads(padding, weight.shape[-axes:], _per_axis(dilation, axes))
         if self._is_whole(input):
             for axis, ring in zip((-2, -1), self._ring.wrap, strict=True):
                 if ring and any(pads[axis]):
@@ -167,7 +164,7 @@ def _turned(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     return torch.cat([part for part in parts if part.shape[axis]], axis)
 
 
-def _each(value: Any, axes: int) -> tuple[int, ...]:
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
     """A number for each axis."""
     return (value,) * axes if isinstance(value, int) else (*value,) * (axes if len(value) == 1 else 1)
 
@@ -179,4 +176,4 @@ def _pads(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[
     if padding == "same":
         reaches = [by * (taps - 1) for taps, by in zip(kernel, dilation, strict=True)]
         return [(reach // 2, reach - reach // 2) for reach in reaches]
-    return [(pad, pad) for pad in _each(padding, len(kernel))]
+    return [(pad, pad) for pad in _per_axis(padding, len(kernel))]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -378,19 +378,22 @@ class Sampler:
         with torch.no_grad(), self.runtime.autocast():
             embeddings = denoiser.encode(plan.scene)
         parts = Parts(denoiser, self.model.codec, self._solver(plan), self.fuser, self.runtime, embeddings, start=plan.start)
-        with torch.no_grad(), pixels_explained(self.model.factor):
+        with torch.no_grad(), self._cells_explained(plan):
             run = Run(parts, guidances=self.guidances, windows=plan.windows, seed=settings.seed, recipe=plan.recipe)
             self.fuser.begin(plan.windows, run.solver.levels)
             return run
 
     def _check(self, plan: Plan) -> None:
         levels = self._solver(plan)().levels
-        with pixels_explained(self.model.factor):
+        with self._cells_explained(plan):
             for windows in {plan.windows.at(level) for level in levels}:
                 require_cover(windows)
             self.fuser.begin(plan.windows, levels)
             for guidance in self.guidances:
                 guidance.begin(plan.windows, levels)
+
+    def _cells_explained(self, plan: Plan) -> AbstractContextManager[None]:
+        return pixels_explained(self.model.factor, self.model.time if len(plan.windows.window) == 3 else None)
 
     def _solver(self, plan: Plan) -> Callable[[], Solver]:
         """A function that makes a new solver."""

@@ -14,7 +14,11 @@ from panokit.hints import fitted, make
 Precision = Literal["32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]
 Attention = Literal["auto", "sdpa", "xformers", "sliced"]
 Wrap = bool | Literal["x", "y", "xy", "t", "xt", "yt", "xyt"]
+LOOPS = ("t", "xt", "yt", "xyt")
+"""Values of wrap that make a film a loop."""
 
+FASTEST = 1000
+"""The most frames a second of a film. A WebP counts milliseconds."""
 NUMERICS = (
     "micro_batch",
     "guided_micro_batch",
@@ -106,6 +110,8 @@ class Settings:
         for name in ("frames", "fps", "frame_stride"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingError(f"{name} is {value}: it must be 1 or more")
+        if self.fps is not None and self.fps > FASTEST:
+            raise SettingError(f"fps is {self.fps}: it must be from 1 to {FASTEST} frames a second")
         if self.steps is not None and self.steps < 1:
             raise SettingError(f"steps is {self.steps}: at least 1 denoising step is needed")
         if not 0 <= self.seed < 1 << 64:

@@ -83,6 +83,10 @@ class Union(Windows):
     def on(self, size: tuple[int, ...]) -> "Union":
         return self._map(lambda part: part.on(size))
 
+    @property
+    def rings(self) -> tuple[bool, ...]:
+        return tuple(map(all, zip(*(part.rings for part in self.parts), strict=True)))
+
     def once_around(self) -> "Union":
         return self._map(lambda part: part.once_around())
 

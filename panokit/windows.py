@@ -159,6 +159,14 @@ class Windows(ABC):
         factors = per_axis(factor, self.size)
         return pooled(canvas, factors), prod(factors)
 
+    @property
+    def rings(self) -> tuple[bool, ...]:
+        """For each axis of the canvas, whether it is a ring around which one window goes, so that a network may see it as one.
+
+        The default is that none is.
+        """
+        return (False,) * len(self.size)
+
     def once_around(self) -> "Windows":
         """The same layout with one window around a ring that is as long as a window, for models that see it as a ring.
 

@@ -119,7 +119,7 @@ def literal_multidiffusion(
         ((9, 17), 8, False, 7.5, [0, 1], [0, 8, 9]),  # a stride of one window
         ((8, 16), 4, "x", 7.5, [0], [0, 4, 8, 12]),  # a ring
         ((8, 13), 5, "x", 7.5, [0], [0, 5, 10]),  # a ring that the stride does not divide
-        ((8, 8), 4, "x", 7.5, [0], [0, 4]),  # a ring of one window
+        ((8, 8), 4, "x", 7.5, [0], [0, 4]),  # a ring as long as a window
         ((11, 13), 5, "xy", 7.5, [0, 5, 10], [0, 5, 10]),  # both ways round
     ],
 )

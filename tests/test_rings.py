@@ -84,12 +84,13 @@ def test_padding_of_other_things_stays() -> None:
 
 
 def test_a_ring_is_an_axis_as_long_as_a_window() -> None:
-    assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (False, True))) == Ring((8, 16), (False, True))
-    assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (True, True))) == Ring((8, 16), (True, True))
+    assert Ring.of(Grid((8, 16), (8, 16), (4, 16), (False, True))) == Ring((8, 16), (False, True))
+    assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (True, True), once=True)) == Ring((8, 16), (True, True))
     assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (False, False))) is None
-    assert Ring.of(Grid((8, 32), (8, 16), (4, 4), (False, True))) is None
-    assert Ring.of(Grid((16, 8), (8, 8), (4, 4), (False, True))) == Ring((8, 8), (False, True))
-    assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, True))) == Ring((8, 16), (False, True))
+    assert Ring.of(Grid((8, 32), (8, 16), (4, 4), (False, True), once=True)) is None
+    assert Ring.of(Grid((8, 16), (8, 16), (4, 4), (False, True))) is None  # two windows go around it
+    assert Ring.of(Grid((16, 8), (8, 8), (4, 4), (False, True), once=True)) == Ring((8, 8), (False, True))
+    assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, True), once=True)) == Ring((8, 16), (False, True))
     assert Ring.of(Grid((3, 8, 16), (3, 8, 16), (3, 4, 4), (True, False, False))) is None
 
 

@@ -11,7 +11,7 @@ from typing import Any, final
 from panokit.errors import SettingError
 from panokit.hints import fitted
 from panokit.options import assign, plain
-from panokit.settings import unknown_option
+from panokit.settings import LOOPS, unknown_option
 
 Job = dict[str, Any]
 """The options of one panorama, by name; `panokit.jobs.JOB` lists them."""
@@ -86,6 +86,11 @@ class Study:
             if shared := sorted(parts.keys() & {"model", "prompt", "seed", "height", "width"}):
                 raise SettingError(
                     f"the method {method} sets {shared[0]}, which is the same for all methods: set it for the whole study"
+                )
+            loops = {"wrap"} if parts.get("wrap") in LOOPS else set()
+            if of_films := sorted(parts.keys() & {"frames", "fps", "frame_stride"} | loops):
+                raise SettingError(
+                    f"the method {method} sets {of_films[0]}, for films, and a study compares pictures: leave it out"
                 )
         if unknown := [name for name in self.baselines if name not in self.methods]:
             raise SettingError(f"the baseline {unknown[0]} is not a method: choose from {', '.join(names)}")

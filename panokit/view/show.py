@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from panokit import boxes, deepzoom, recipe
+from panokit.equirectangular import PROJECTION
 from panokit.errors import FallbackWarning, SettingError
 from panokit.files import AREA, SIDE, try_files, written_aside
 from panokit.opening import decoded, opened
@@ -171,8 +172,13 @@ def _whole(path: Path, name: str, place: Path, number: int, aside: Callable[[], 
     """
     if deepzoom.is_deep_zoom(path):
         made = deepzoom.read(path)
-        source = tiles.source(made, f"{_address(made.folder, place)}/")
-        return Picture(name=name, size=made.size, recipe=_recipe(path), tiles=source)
+        source, kept = tiles.source(made, f"{_address(made.folder, place)}/"), _recipe(path)
+        note = (
+            "tiles are shown flat: of a .png of this sphere you see the inside"
+            if kept and kept.get("projection") == PROJECTION
+            else ""
+        )
+        return Picture(name=name, size=made.size, recipe=kept, tiles=source, note=note)
     if boxes.is_boxed(path):
         return _film(path, name, place, inside=path.exists() and path.stat().st_size <= _FILM)
     with opened(path) as image:

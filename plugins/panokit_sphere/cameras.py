@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from panokit import SettingError
+from panokit_sphere.coverage import hole
 from panokit_sphere.lattice import lattice
 from panokit_sphere.projections import focal, rotation
 
@@ -52,14 +53,9 @@ class Camera(NamedTuple):
         where = torch.stack([x, y], dim=-1) / (z * tan(radians(self.fov / 2)))[:, None]
         return where, (z > 0) & (where.abs().amax(-1) <= 1)
 
-
-def evenly(count: int) -> Float[Tensor, "count 3"]:
-    """Directions that are spread evenly over the sphere, from the zenith to the nadir.
-
-    Args:
-        count: how many.
-    """
-    return lattice(count)
+    def shows(self, directions: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
+        """Whether directions lie on its picture."""
+        return self.places(directions)[1]
 
 
 def cameras(count: int, fov: float) -> list[Camera]:
@@ -77,25 +73,21 @@ def cameras(count: int, fov: float) -> list[Camera]:
     if not 1 <= count <= _MOST:
         raise SettingError(f"count is {count}: it must be a number of views, from 1 to {_MOST}")
     spread = _spread(count, fov)
-    if (hole := _hole(spread)) is not None:
+    if (latitude := _hole(spread)) is not None:
         advice = "take a larger fov"
         if _hole(_spread(_MOST, fov)) is None:
             enough = bisect(range(_MOST), False, lo=count, key=lambda more: _hole(_spread(more, fov)) is None)
             advice = f"take {enough} views, or a larger fov"
-        raise SettingError(f"{count} views of {fov:g} degrees leave holes, the first at a latitude of {hole:.0f}: {advice}")
+        raise SettingError(f"{count} views of {fov:g} degrees leave holes, the first at latitude {latitude}: {advice}")
     return spread
 
 
 def _spread(count: int, fov: float) -> list[Camera]:
-    return [Camera(degrees(torch.atan2(x, z)), degrees(asin(-y)), fov) for x, y, z in evenly(count)]
+    return [Camera(degrees(torch.atan2(x, z)), degrees(asin(-y)), fov) for x, y, z in lattice(count)]
 
 
-def _hole(spread: Sequence[Camera]) -> float | None:
-    """The highest latitude in degrees at which no camera sees anything; None if there is none."""
-    unseen = evenly(_TRIED)
-    for camera in spread:
-        unseen = unseen[~camera.places(unseen)[1]]
-    return degrees(asin(-unseen[0, 1])) if len(unseen) else None
+def _hole(spread: Sequence[Camera]) -> int | None:
+    return hole((camera.shows for camera in spread), _TRIED)
 
 
 def transforms(

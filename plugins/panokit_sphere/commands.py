@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+FAR = 10.0
+"""The largest distance, as a multiple of the median one, if nobody says it."""
+ENDINGS = (".jpg", ".jpeg", ".webp", ".bmp", ".exr", ".npz")
+"""The endings of files that are no depths here, and no names of models either."""
+
+
 def faces(picture: str, folder: str, *, size: int | None = None, cross: bool = False) -> None:
     """Write the six faces of a cube: front.png, right.png, back.png, left.png, up.png and down.png.
 
@@ -28,8 +34,8 @@ def faces(picture: str, folder: str, *, size: int | None = None, cross: bool = F
     from panokit_sphere.faces import faces as faces_of
 
     image = _picture(picture)
-    if size is not None and size < 1:
-        raise SettingError(f"size is {size}: it must be a number of pixels along a side of a face, 1 or more")
+    if size is not None:
+        _check_side(size)
     place = _folder(folder)
     sides = faces_of(_pixels(image), size)
     whole = {"cross": crossed(sides)} if cross else {}
@@ -47,7 +53,7 @@ def views(
     size: int = 512,
     depth: str | None = None,
     depth_is: Literal["inverse", "distance"] | None = None,
-    far: float = 10.0,
+    far: float = FAR,
     device: str | None = None,
 ) -> None:
     """Write perspective views in all directions, and transforms.json with their cameras, as NeRF tools read it.
@@ -71,10 +77,12 @@ def views(
     from panokit_sphere.mesh import check_installed
     from panokit_sphere.projections import view
 
-    if size < 1:
-        raise SettingError(f"size is {size}: it must be a number of pixels along a side of a view, 1 or more")
+    _check_side(size)
     if depth is not None:
         check_installed("the points of a picture need")
+    elif depth_is is not None or device is not None or far != FAR:
+        given = "depth_is" if depth_is is not None else "device" if device is not None else "far"
+        raise SettingError(f"{given} is about depth, and there is none: give --depth, or leave it out")
     spread = cameras(count, fov)
     image = _picture(picture)
     pixels = _pixels(image)
@@ -111,7 +119,7 @@ def mesh(
     depth_is: Literal["inverse", "distance"] | None = None,
     rows: int = 256,
     jump: float = 1.5,
-    far: float = 10.0,
+    far: float = FAR,
     device: str | None = None,
 ) -> None:
     """Write a mesh of the scene with the picture on it, as binary glTF.
@@ -143,6 +151,13 @@ def mesh(
     if shown.size != image.size:
         wide, high = shown.size
         print(f"its picture has {wide} x {high} pixels, the most that graphics processors take")
+
+
+def _check_side(size: int) -> None:
+    from panokit.view.picture import SPHERE
+
+    if not 1 <= size <= SPHERE:
+        raise SettingError(f"size is {size}: it must be a number of pixels along a side, from 1 to {SPHERE}")
 
 
 def _picture(path: str) -> "Image":
@@ -182,7 +197,11 @@ def _distances(image: "Image", depth: str, kind: str | None, far: float, device:
         raise SettingError(f"far is {far:g}: it must be a multiple of the median distance, above 1")
     path = Path(os.path.expanduser(depth))
     if path.suffix.lower() in depths.ENDINGS:
+        if device is not None:
+            raise SettingError(f"device is for a model of depth, and {depth} is a file: leave device out")
         return depths.read(path, kind == "inverse", far)
+    if path.is_file() or path.suffix.lower() in ENDINGS:
+        raise SettingError(f"depth {depth} is no file of depths: give .npy, or a grey .png or .tif; or a model")
     model = depths.load(depth, device)
     inverse = None if kind is None else kind == "inverse"
     return depths.estimate(_pixels(image), model, cameras(depths.VIEWS, depths.FOV), inverse=inverse, far=far)

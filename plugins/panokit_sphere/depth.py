@@ -21,7 +21,8 @@ from panokit import SettingError
 from panokit.equirectangular import check_size
 from panokit.errors import reason_of
 from panokit.opening import decoded, opened
-from panokit_sphere.cameras import Camera, evenly
+from panokit_sphere.cameras import Camera
+from panokit_sphere.lattice import lattice
 from panokit_sphere.projections import directions, pixel_directions, rotation, sample, view
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def align(maps: Sequence[Float[Tensor, "h w"]], cameras: Sequence[Camera]) -> li
         maps: the inverse depths of each view.
         cameras: the views.
     """
-    where, count = evenly(_COMPARED), len(maps)
+    where, count = lattice(_COMPARED), len(maps)
     size = torch.cat([inverse.flatten() for inverse in maps]).abs().mean().clamp(min=1e-12)
     rows = torch.zeros(_COMPARED, count, 2 * count, dtype=torch.float64)  # what each view says, by all scales and shifts
     on = torch.zeros(_COMPARED, count, dtype=torch.bool)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from panokit import SettingError, recipe
+from panokit.deepzoom import is_deep_zoom
 from panokit.equirectangular import PROJECTION, check_size
 from panokit.opening import decoded, opened
 from panokit.view.picture import size_of, sphere_of, upright
@@ -24,6 +25,8 @@ def read(path: Path) -> "Image":
     Raises:
         SettingError: there is no such file, it is no picture, or it does not show all directions.
     """
+    if is_deep_zoom(path):
+        raise SettingError(f"{path} is a picture in tiles: write the panorama as .png or .tif, and give that file")
     with opened(path) as image:
         check_size(size_of(image), str(path))
         angles = sphere_of(image)

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit.files import written_aside
-from panokit_sphere.cameras import WORLD, evenly
+from panokit_sphere.cameras import WORLD
+from panokit_sphere.lattice import lattice
 from panokit_sphere.projections import sample
 
 COUNT = 100_000
@@ -35,7 +36,7 @@ def points(picture: Float[Tensor, "3 H W"], distances: Float[Tensor, "h w"], cou
         distances: how far everything on it is.
         count: how many points.
     """
-    where = evenly(count)
+    where = lattice(count)
     away = sample(distances[None], where[None])[0, 0]
     return Points(away[:, None] * where @ WORLD.T, sample(picture, where[None])[:, 0].T)
 

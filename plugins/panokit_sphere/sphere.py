@@ -193,10 +193,10 @@ class Sphere(Projected):
 
     def _strip(self, views: Tensor, directions: Tensor) -> Tensor:
         """What the views show in some directions, `c h w`."""
-        seen = directions.flatten(0, 1).to(views)
-        colours, total = views.new_zeros(views.shape[1], len(seen)), views.new_zeros(len(seen))
+        rays = directions.flatten(0, 1).to(views)
+        colours, total = views.new_zeros(views.shape[1], len(rays)), views.new_zeros(len(rays))
         for i, view in enumerate(views):
-            shows, x, y = self.shown.inside(i, seen)
+            shows, x, y = self.shown.inside(i, rays)
             here = shows.nonzero().squeeze(1)
             if len(here):
                 grid = torch.stack([x[here], y[here]], dim=-1)

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from panokit_sphere.projections import rotation
@@ -69,3 +69,7 @@ class Views:
         right, down, ahead = (directions @ self.frames[i].to(directions).T).unbind(-1)
         x, y = right / (self.wide * ahead), down / (self.high * ahead)
         return (ahead > 0) & (x.abs() < 1) & (y.abs() < 1), x, y
+
+    def shows(self, i: int, directions: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
+        """Whether a view shows directions."""
+        return self.inside(i, directions)[0]

@@ -72,7 +72,8 @@ class CropFusion(WeightedFuser):
             )
         if len(windows) == 1:
             raise SettingError(
-                f"twindiffusion fuses neighbours, and {_lonely(windows)}: make it larger, or take the fuser multidiffusion"
+                f"twindiffusion fuses neighbours, and {_lonely(windows)}: make it larger, choose a stride of half a window on "
+                "a ring, or take the fuser multidiffusion"
             )
         cells = math.prod(windows.size)
         if all(len(moved) * math.prod(windows.window) == cells for moved in {windows.at(level) for level in levels}):
@@ -164,6 +165,9 @@ class Crossing(Lattice):
 
     def at(self, level: Level) -> "Crossing":
         return replace(self, shift=tuple(level.step % self.every * unit for unit in self.unit))
+
+    def once_around(self) -> "Crossing":
+        return self  # a ring of one window needs two of them, so that they overlap
 
     def coarsened(self, factor: Factor) -> "Crossing":
         unit = divided(self.unit, factor, f"the shift between steps (the stride divided by every, {self.every})")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel
+from PIL import Image
 from torch import Tensor
 
 from panokit import Checkpoint, Model, Regions, Runtime, Sampler, SettingError, films, footage, forecast, load_model
@@ -313,8 +314,6 @@ def test_a_resumed_film_has_the_same_bits(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_film_is_written_and_its_recipe_makes_it_again(sampler: Sampler, tmp_path: Path) -> None:
-    from PIL import Image
-
     from panokit.recipe import read
 
     made = sampler("a lake", out=tmp_path / "a.webp", frames=5, fps=8, steps=2, progress=False)
@@ -343,7 +342,9 @@ def test_a_task_makes_a_film_of_a_films_ending(sampler: Sampler, tmp_path: Path,
     assert task.done
     assert len(films.read_frames(task.path)) == 5
     assert "32 x 32 pixels, 5 frames" in capsys.readouterr().out
-    assert (tmp_path / "sheet.png").exists()
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 2048
+        assert sheet.height > 3000  # frames in three rows, not the one in the middle
 
 
 def test_a_preview_of_a_film_has_a_frame_for_each_latent_frame(sampler: Sampler, tmp_path: Path) -> None:
@@ -361,11 +362,13 @@ def test_a_preview_of_a_film_has_a_frame_for_each_latent_frame(sampler: Sampler,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frames": 12}, "frames is 12, which .* cannot make: it needs 1 and a multiple of 4; the nearest are 9 and 13"),
+        ({"frames": 12}, "frames is 12, which .* cannot make: it makes 1, 5, 9, ... frames; the nearest are 9 and 13"),
         ({"frames": 3}, "frames is 3, .* the nearest is 5"),
         ({"frames": 0}, "frames is 0: it must be 1 or more"),
         ({"frames": 9, "wrap": "t"}, "frames is 9, .* a loop needs a multiple of 4; the nearest are 8 and 12"),
         ({"frames": 1, "wrap": "xt"}, "frames is 1, .* a loop needs a multiple of 4; the nearest is 4"),
+        ({"frames": 1, "frame_stride": 4}, "frame_stride is 4, and frames is 1, a picture: leave one of them out"),
+        ({"fps": 5000}, "fps is 5000: it must be from 1 to 1000 frames a second"),
         ({"frame_stride": 6}, "a frame_stride of 6 .* a multiple of 4 from 4 to 12, the window; the nearest is 8"),
         ({"frame_stride": 16, "frames": 21}, "a frame_stride of 16 .* the nearest is 12"),
         ({"frames": 4_000_001}, "32 x 32 pixels in 4000001 frames are more than a canvas may have"),

@@ -192,6 +192,8 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: st
     ("layout", "size", "stride", "wrap", "message"),
     [
         ({}, (16, 48), None, FLAT, "twice as wide as high, and this one is 16 x 48 cells: make its width 32 or height 24"),
+        ({}, (3, 16, 32), None, FLAT, "a sphere is a picture, and this is a film: make a picture, with frames=1"),
+        ({"fov": 1.0}, (16, 32), None, FLAT, "are [0-9]+, and a sphere takes 4096: make fov or spacing larger"),
         ({}, (16, 32), (4, 4), FLAT, "views on a sphere lie so many degrees apart, and have no stride: leave it out"),
         ({}, (16, 32), None, (False, True), "a sphere has no border in any direction: leave wrap out"),
         (
@@ -230,6 +232,8 @@ def test_the_field_of_view_follows_the_picture() -> None:
     assert sphere((32, 64)).wide == pytest.approx(math.pi * 8 / 64)
     assert sphere((8, 16)).wide == pytest.approx(math.tan(math.radians(40)))
     assert sphere(layout=SphereLayout(60.0)).wide == pytest.approx(math.tan(math.radians(30)))
+    tall = SphereLayout().begin((32, 64), (32, 8), None, FLAT, 0)
+    assert tall.shown.high == pytest.approx(math.tan(math.radians(40)))
     assert len(sphere(layout=SphereLayout(60.0, 20.0))) > len(sphere(layout=SphereLayout(60.0, 30.0)))
 
 
@@ -283,8 +287,8 @@ def test_the_join_has_no_seam() -> None:
     views = torch.nn.functional.interpolate(noise(len(SPHERE), 1, 4, 4), size=(64, 64), mode="bicubic")
     picture = SPHERE.project(views, (64, 128))[0]
     across = (picture[:, 0] - picture[:, -1])[16:48].abs().mean()
-    elsewhere = picture.diff(dim=1)[16:48].abs().mean()
-    assert float(across / elsewhere) < 2
+    columns = picture.diff(dim=1)[16:48].abs().mean(0)
+    assert columns.min() < across < columns.max()  # the join is a column like any other
 
 
 def test_a_box_is_longitude_and_latitude() -> None:

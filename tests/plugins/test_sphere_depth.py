@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from panokit import SettingError
 from panokit_sphere import depth
-from panokit_sphere.cameras import Camera, cameras, evenly
+from panokit_sphere.cameras import Camera, cameras
+from panokit_sphere.lattice import lattice
 from panokit_sphere.projections import directions, pixel_directions
 
 SIZE = 64
@@ -44,7 +45,7 @@ def off(made: Tensor, expected: Tensor) -> Tensor:
 
 
 def test_each_direction_is_in_two_of_the_views_that_a_model_gets() -> None:
-    where = evenly(20_000)
+    where = lattice(20_000)
     count = torch.stack([camera.places(where)[1] for camera in cameras(depth.VIEWS, depth.FOV)]).sum(0)
     assert count.min() == 2
 

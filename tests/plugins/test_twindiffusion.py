@@ -190,8 +190,8 @@ WIDE = {"height": 32, "width": 64}
         (
             {"fuser": "twindiffusion"},
             {"height": 16, "width": 16},
-            "twindiffusion fuses neighbours, and a canvas of 8 x 8 cells has a single window of 8 x 8: make it larger, or "
-            "take the fuser multidiffusion",
+            "twindiffusion fuses neighbours, and a canvas of 8 x 8 cells has a single window of 8 x 8: make it larger, "
+            "choose a stride of half a window on a ring, or take the fuser multidiffusion",
         ),
         (
             {"layout": "twindiffusion"},

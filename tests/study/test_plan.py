@@ -93,6 +93,10 @@ def test_a_study_compares_pictures_also_those_of_a_model_of_films() -> None:
     study = Study.of(DATA)
     jobs = [*study.jobs(next(iter(study.methods))), *study.reference_jobs((8, 8))]
     assert {job["frames"] for job in jobs} == {1}
+    for settings in ({"frames": 5}, {"fps": 8}, {"frame_stride": 4}, {"wrap": "xt"}):
+        with pytest.raises(SettingError, match=f"sets {next(iter(settings))}, for films, and a study compares pictures"):
+            Study.of({**DATA, "methods": {"film": settings}})
+    assert Study.of({**DATA, "methods": {"ring": {"wrap": True}, "torus": {"wrap": "xy"}}})
 
 
 def test_another_model_may_have_settings_of_its_own() -> None:
