@@ -95,7 +95,7 @@ class Lattice(Placed):
         most = len(axes) - 2 if self.once else len(axes)
         return tuple(size if k >= most and size == window else stride for k, (size, window, stride) in enumerate(axes))
 
-    @property
+    @cached_property
     def rings(self) -> tuple[bool, ...]:
         axes = zip(self.wrap, self.size, self.window, self._strides, strict=True)
         return tuple(ring and size == window == stride for ring, size, window, stride in axes)

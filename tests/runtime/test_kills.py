@@ -39,6 +39,7 @@ def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any) 
     assert outcome.seconds < 20
 
 
+@pytest.mark.sweep  # tests of checkpoints do this in one process; here a process is killed
 def test_a_checkpoint_of_a_killed_process_makes_the_same_picture(kills: Any) -> None:
     with kills.folder_of_marks() as folder:
         picture = kills.undisturbed(folder)

@@ -150,7 +150,10 @@ def test_a_panorama_whose_recipe_says_that_it_is_a_sphere_is_drawn_as_one(show: 
     recipe = {**RECIPE, "width": 512, "height": 256, "wrap": False, "projection": "equirectangular"}
     Panorama(torch.zeros(4, 2, 3), image, recipe).save(tmp_path / "a.png")
     page = show(tmp_path / "a.png")
-    page.wait_for_function("shown.viewers[0].viewer.isLoaded()")
+    for _ in range(100):
+        if page.evaluate("shown.viewers[0].viewer.isLoaded()"):
+            break
+        page.wait_for_timeout(100)
     for yaw, colour in ((0, (255, 0, 0)), (180, (0, 0, 255))):
         page.evaluate(f"(shown.viewers[0].viewer.setYaw({yaw}, false), 0)")
         for _ in range(100):

@@ -244,6 +244,8 @@ class PipelineDenoiser(Denoiser):
         return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end, ring)
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Condition) -> Float[Tensor, "n *c_window"]:
+        if condition.ring is None:
+            return self._mixed(x, level, condition)
         with circular(condition.ring):
             return self._mixed(x, level, condition)
 
