@@ -25,6 +25,7 @@ def kills() -> ModuleType:
     return module
 
 
+@pytest.mark.sweep
 def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any) -> None:
     cell = kills.Cell("panokit", "start", "SIGKILL", "rank 0")
     with kills.folder_of_marks() as folder:
@@ -39,7 +40,7 @@ def test_a_first_rank_that_is_killed_at_the_start_leaves_no_process(kills: Any) 
     assert outcome.seconds < 20
 
 
-@pytest.mark.sweep  # tests of checkpoints do this in one process; here a process is killed
+@pytest.mark.sweep
 def test_a_checkpoint_of_a_killed_process_makes_the_same_picture(kills: Any) -> None:
     with kills.folder_of_marks() as folder:
         picture = kills.undisturbed(folder)
