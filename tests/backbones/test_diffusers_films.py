@@ -253,19 +253,19 @@ def test_a_film_in_tiles_is_nearly_that_in_one_piece(model: Model, monkeypatch: 
     "guidance", [MSDGuidance(head_start=0.4), MSDGuidance(head_start=0.0, factor=(1, 2, 2)), HeadStart(until=0.5), MSDPaper()]
 )
 def test_msd_keeps_the_time_of_a_film(guidance: Any, model: Model) -> None:
-    seen: list[tuple[int, ...]] = []
+    sizes: list[tuple[int, ...]] = []
 
     class Watch:
         def on_inner_step_end(self, run: Run) -> None:
             assert run.inner
-            seen.append(run.inner.windows.size)
+            sizes.append(run.inner.windows.size)
 
     sampler = Sampler(model, guidances=[guidance], runtime=Runtime(accelerator="cpu"), callbacks=[Watch()])
     run = finished(sampler, frames=13, height=64, width=64)
     assert run.canvas.isfinite().all()
     assert run.canvas.shape == (4, 4, 16, 16)
-    assert set(seen) <= {(4, SIDE, SIDE)}
-    assert bool(seen) == guidance.starts
+    assert set(sizes) <= {(4, SIDE, SIDE)}
+    assert bool(sizes) == guidance.starts
     assert error(run.canvas, finished(Sampler(model, runtime=sampler.runtime), frames=13, height=64, width=64).canvas) > 1e-4
 
 

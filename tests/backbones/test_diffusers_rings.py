@@ -286,8 +286,8 @@ def test_guidances_and_other_models_go_around(pipeline: Made, cpu: Runtime) -> N
     collage = Sampler(DiffCollage().load("diffcollage", "diffcollage"), runtime=cpu)
     plain = Sampler(runtime=cpu)
     canvases = []
-    for each in (collage, plain):
-        run = each.begin("a lake", height=128, width=128, steps=2, wrap=True)
+    for sampler in (collage, plain):
+        run = sampler.begin("a lake", height=128, width=128, steps=2, wrap=True)
         run.step()
         canvases.append(run.canvas)
     torch.testing.assert_close(*canvases, rtol=0, atol=1e-5)

@@ -286,8 +286,8 @@ def test_renoised_has_the_noise_of_its_level(axes: int, factor: int) -> None:
     fine = level.sigma * torch.randn((64, *(factor * 6,) * axes), generator=generator)
     size, window = (factor * 6,) * axes, (factor,) * axes
     windows = Grid(size, window, window, (False,) * axes)
-    found = renoised(windows, fine, factor, level, lambda shape: torch.randn(shape, generator=generator))
-    assert float(found.std()) == pytest.approx(level.sigma, rel=0.1)
+    noisy = renoised(windows, fine, factor, level, lambda shape: torch.randn(shape, generator=generator))
+    assert float(noisy.std()) == pytest.approx(level.sigma, rel=0.1)
     assert float(mean(fine, factor, axes).std()) == pytest.approx(level.sigma * factor ** (-axes / 2), rel=0.1)
 
 
