@@ -24,14 +24,10 @@ def gpu() -> Iterator[Any]:
     logging.set_verbosity(verbosity)
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("unannotated")
-def test_all_of_it_runs_in_miniature(gpu: Any, tmp_path: Path, sweeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    sections = ["correctness", "speed", "families"]
-    if sweeps:
-        sections.append("processes")  # which starts some
-    else:
-        some = {name: way for name, way in gpu.SECTIONS["speed"].checks.items() if name[-2:] not in ("16", " 4", " 2", " 1")}
-        monkeypatch.setitem(gpu.SECTIONS, "speed", gpu.SECTIONS["speed"]._replace(checks=some))
+def test_all_of_it_runs_in_miniature(gpu: Any, tmp_path: Path) -> None:
+    sections = ["correctness", "speed", "families", "processes"]
     assert gpu.main([*MINIATURE, "--sections", *sections, "--out", str(tmp_path / "made" / "tiny")]) == 0
     made = json.loads((tmp_path / "made" / "tiny.json").read_text())
     assert made["card"] == "CPU"
@@ -41,7 +37,7 @@ def test_all_of_it_runs_in_miniature(gpu: Any, tmp_path: Path, sweeps: bool, mon
     assert not [entry for entry in made["entries"] if entry["status"] == "failed"]
     skipped = [entry["note"] for entry in made["entries"] if entry["status"] == "skipped" and entry["section"] in sections]
     assert all("CUDA" in note or "xformers" in note for note in skipped)
-    assert len(skipped) == 4 + sweeps
+    assert len(skipped) == 5
     halved = entries["correctness", "memory that ends halves the micro batch"]
     assert halved["numbers"]["halved, times"] == 1
     assert halved["note"].startswith("simulated")

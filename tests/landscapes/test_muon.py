@@ -53,6 +53,7 @@ def stepped() -> list[Tensor]:
     return weights
 
 
+@pytest.mark.sweep
 @pytest.mark.xdist_group("ranks")
 def test_two_processes_that_share_the_work_step_as_one(tmp_path: Path) -> None:
     started = Processes(2, Path(__file__), "step_together", [str(tmp_path)], tmp_path)

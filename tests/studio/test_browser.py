@@ -154,6 +154,7 @@ def test_a_run_is_stopped_and_the_next_one_is_whole(page: Page, tmp_path: Path) 
     assert is_whole(download(page, tmp_path))
 
 
+@pytest.mark.sweep
 def test_two_tabs_do_not_mix_and_one_stops_its_own_picture_alone(opened: Callable[[], Page], tmp_path: Path) -> None:
     first, second = opened(), opened()
     ask(first, "hills by the sea", steps=900)
@@ -248,6 +249,7 @@ def test_a_picture_is_varied_where_it_is_painted_over(page: Page, tmp_path: Path
     page.locator("#editor").wait_for()
 
 
+@pytest.mark.sweep
 def test_a_closed_tab_leaves_neither_a_run_nor_pictures(opened: Callable[[], Page], temporary: Path) -> None:
     page, other = opened(), opened()
     before = {*temporary.rglob("*.png")}
