@@ -95,6 +95,7 @@ for what, mebibytes in ((run.step, 4), (run.step, 40), (lambda: sampler.decode(r
 
 # Other systems have no /proc/self/statm, or do not obey RLIMIT_AS: there nothing would run out of memory.
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
+@pytest.mark.sweep
 def test_a_process_with_little_memory_makes_its_windows_in_halves_or_says_so() -> None:
     """Real allocators and kernels fail here, with whatever they raise."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240)
