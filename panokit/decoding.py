@@ -6,7 +6,7 @@ canvas, which are estimated on a sample of small tiles.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -128,12 +128,7 @@ def encode(codec: Codec, picture: Float[Tensor, "3 H W"], wrap: tuple[bool, ...]
     """
     size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
     if size[0] * size[1] <= WHOLE // coarser(codec) ** 2:
-        if codec.rings:
-            with circular(Ring.along(size, wrap)):
-                return codec.encode(picture[None])[0]
-        pads = _pads(size, wrap)
-        latents = codec.encode(_repeated(picture, [pad * codec.factor for pad in pads]))[0]
-        return _without(latents, pads)
+        return joined(codec, picture[None], wrap, codec.encode, codec.factor, 1)[0]
     fade = 2 * (OVERLAP // coarser(codec))
     tiles = even_grid(size, (APART // coarser(codec),) * 2, fade, wrap, codec.multiple)
     pixels = tiles.refined(codec.factor)
@@ -414,7 +409,7 @@ def _in_one_piece(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...], runtime:
 
     def rows(index: Sequence[int]) -> tuple[Tensor, ...]:
         try:
-            return (_whole(codec, canvas, wrap)[None],)
+            return (joined(codec, canvas[None], wrap, codec.decode, 1, codec.factor),)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -424,34 +419,49 @@ def _in_one_piece(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...], runtime:
     return pictures[0]
 
 
-def _whole(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...]) -> Tensor:
-    """The picture in one piece."""
-    if codec.rings:
-        with circular(Ring.along(canvas.shape[-2:], wrap)):
-            return codec.decode(canvas[None])[0]
-    pads = _pads(canvas.shape[-2:], wrap)
-    return _without(codec.decode(_repeated(canvas, pads))[0], [pad * codec.factor for pad in pads])
-
-
 def _all(size: Sequence[int]) -> Box:
     return Span(0, size[0]), Span(0, size[1])
 
 
-def _pads(size: Sequence[int], wrap: tuple[bool, ...]) -> list[int]:
-    """Cells to repeat at both ends of each axis. A network pads with zeros, and a ring has no end where they belong."""
-    return [min(PAD, cells) if ring else 0 for cells, ring in zip(size, wrap, strict=True)]
+def joined(
+    codec: Codec,
+    x: Float[Tensor, "1 *came"],
+    rings: Sequence[bool],
+    compute: Callable[[Tensor], Tensor],
+    pixels: int,
+    becomes: int,
+) -> Float[Tensor, "1 *made"]:
+    """Decode or encode a picture or a film in one piece, so that its ends meet where it is a ring.
+
+    The convolutions of a codec that knows rings go around. For others the other end is repeated at both ends.
+
+    Args:
+        codec: decodes or encodes.
+        x: a batch of one. Its last two axes are height and width.
+        rings: whether it is a ring along them.
+        compute: decodes or encodes a batch.
+        pixels: how many along a side are a cell in `x`: 1 of latents, and the codec's factor of pictures.
+        becomes: the same of the result.
+    """
+    size = [side // pixels for side in x.shape[-2:]]
+    if codec.rings:
+        with circular(Ring.along(size, rings)):
+            return compute(x)
+    pads = [min(PAD, cells) if ring else 0 for cells, ring in zip(size, rings, strict=True)]
+    return _without(compute(_repeated(x, [pad * pixels for pad in pads])), [pad * becomes for pad in pads])
 
 
-def _repeated(canvas: Tensor, pads: Sequence[int]) -> Tensor:
-    """A batch of one canvas, or picture, with the other end repeated at both ends of each axis."""
+def _repeated(x: Tensor, pads: Sequence[int]) -> Tensor:
+    """Pictures or films with the other end repeated at both ends of height and width."""
     high, wide = pads
-    return nn.functional.pad(canvas[None], (wide, wide, high, high), mode="circular")
+    rows = nn.functional.pad(x.flatten(1, -3), (wide, wide, high, high), mode="circular")
+    return rows.reshape(*x.shape[:-2], *rows.shape[-2:])
 
 
-def _without(canvas: Tensor, pads: Sequence[int]) -> Tensor:
-    """A canvas, or picture, without what was repeated."""
-    (high, wide), (height, width) = pads, canvas.shape[-2:]
-    return canvas[..., high : height - high, wide : width - wide]
+def _without(x: Tensor, pads: Sequence[int]) -> Tensor:
+    """Pictures or films without what was repeated."""
+    (high, wide), (height, width) = pads, x.shape[-2:]
+    return x[..., high : height - high, wide : width - wide]
 
 
 @final

@@ -12,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from panokit import decoding
-from panokit.decoding import APART, OVERLAP, PAD, WHOLE, Fade, coarser, even_grid
+from panokit.decoding import APART, OVERLAP, WHOLE, Fade, coarser, even_grid, joined
 from panokit.denoiser import Codec
 from panokit.errors import OutOfMemoryError, ShardingWarning, reason_of
 from panokit.grid import Grid
 from panokit.memory import memory_explained
-from panokit.rings import Ring, circular
 from panokit.runtime import Runtime
 from panokit.scheduler import CLEAN
 
@@ -60,10 +59,7 @@ def encode(codec: Codec, picture: Float[Tensor, "3 *pixels"], wrap: tuple[bool, 
     loop, *rings = wrap
     high, wide = size = tuple(pixels // codec.factor for pixels in picture.shape[-2:])
     if high * wide <= WHOLE // coarser(codec) ** 2:
-        pads = _pads(codec, size, rings)
-        padded = _repeated(picture[None], [pad * codec.factor for pad in pads])
-        with circular(Ring.along(size, rings) if codec.rings else None):
-            return _without(encoded(codec, padded, loop)[0], pads)
+        return joined(codec, picture[None], rings, lambda film: encoded(codec, film, loop), codec.factor, 1)[0]
     grid, fade = _tiles(codec, size, tuple(rings), APART, OVERLAP)
     pixels = grid.refined(codec.factor)
     rows = torch.cat([encoded(codec, pixels.crop(picture, [i]), loop) for i in range(len(grid))])
@@ -110,12 +106,10 @@ def _decoded(codec: Codec, canvas: Tensor, wrap: tuple[bool, ...], runtime: Runt
     frames, size = frames_of(canvas.shape[1], codec.time, loop), (canvas.shape[-2], canvas.shape[-1])
     most, overlap = (pixels and max(1, pixels // codec.factor) for pixels in (runtime.tile, runtime.tile_overlap))
     if size[0] * size[1] <= WHOLE // coarser(codec) ** 2 and (most is None or max(size) <= most):
-        pads = _pads(codec, size, rings)
 
         def whole(index: Sequence[int]) -> tuple[Tensor, ...]:
-            with memory_explained("the film"), circular(Ring.along(size, rings) if codec.rings else None):
-                film = decoded(codec, _repeated(canvas[None], pads), loop)
-                return (_without(film, [pad * codec.factor for pad in pads]),)
+            with memory_explained("the film"):
+                return (joined(codec, canvas[None], rings, lambda film: decoded(codec, film, loop), 1, codec.factor),)
 
         try:
             (film,) = runtime.map(whole, 1, [(3, frames, *(cells * codec.factor for cells in size))], micro_batch=1)
@@ -150,23 +144,3 @@ def _with_past(films: Tensor, past: int) -> Tensor:
     """Films, `n c t h w`, with their last frames before the first. A short loop goes round more than once."""
     frames = films.shape[2]
     return films[:, :, torch.arange(-past, frames, device=films.device) % frames]
-
-
-def _pads(codec: Codec, size: Sequence[int], rings: Sequence[bool]) -> list[int]:
-    """Cells to repeat at both ends of height and width; none where the codec's convolutions go around."""
-    return [min(PAD, cells) if ring and not codec.rings else 0 for cells, ring in zip(size, rings, strict=True)]
-
-
-def _repeated(films: Tensor, pads: Sequence[int]) -> Tensor:
-    """Films with the other end repeated at both ends of height and width."""
-    high, wide = pads
-    n, c, *rest = films.shape
-    rows = films.reshape(n, c * rest[0], *rest[1:])
-    rows = torch.nn.functional.pad(rows, (wide, wide, high, high), mode="circular")
-    return rows.reshape(n, c, rest[0], *rows.shape[-2:])
-
-
-def _without(films: Tensor, pads: Sequence[int]) -> Tensor:
-    """Films without what was repeated."""
-    (high, wide), (height, width) = pads, films.shape[-2:]
-    return films[..., high : height - high, wide : width - wide]

@@ -194,7 +194,7 @@ def test_every_family_is_decoded_in_stages_and_agrees_with_the_whole(family: VAE
 @pytest.mark.parametrize("size", [(24, 96), (40, 61), (10, 50)])
 def test_a_decoder_that_is_not_known_in_stages_fades_its_tiles(small_tiles: None, wrap: Wrap, size: tuple[int, int]) -> None:
     canvas = latents(3, *size)
-    whole = decoding._whole(Blurry(), canvas, wrap)
+    whole = decoding.joined(Blurry(), canvas[None], wrap, Blurry().decode, 1, Blurry().factor)[0]
     torch.testing.assert_close(decode(Blurry(), canvas, wrap, tiled()), whole, atol=1e-4, rtol=0)
 
 
@@ -202,7 +202,7 @@ def test_a_decoder_that_is_not_known_in_stages_fades_its_tiles(small_tiles: None
 @pytest.mark.parametrize("size", [(24, 96), (40, 62), (26, 90)])
 def test_tiles_begin_where_patches_begin(small_tiles: None, wrap: Wrap, size: tuple[int, int]) -> None:
     canvas = latents(3, *size)
-    whole = decoding._whole(Patched(), canvas, wrap)
+    whole = decoding.joined(Patched(), canvas[None], wrap, Patched().decode, 1, Patched().factor)[0]
     torch.testing.assert_close(decode(Patched(), canvas, wrap, tiled()), whole, rtol=1e-4, atol=1e-4)
 
 
