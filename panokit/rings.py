@@ -5,7 +5,7 @@ network stays as it is, and others may use it at the same time. Outside of `circ
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, final
@@ -59,21 +59,26 @@ _AROUND: ContextVar[Ring | None] = ContextVar("around", default=None)
 """The ring that networks see now, in this thread."""
 
 
+_NOTHING = nullcontext()
+"""What `circular` returns for no ring: windows that see none, which are most, pay nothing for it."""
+
+
 def around() -> Ring | None:
     """The ring that networks see now, in the calling thread; None outside of `circular`."""
     return _AROUND.get()
 
 
-@contextmanager
-def circular(ring: Ring | None) -> Iterator[None]:
+def circular(ring: Ring | None) -> AbstractContextManager[None]:
     """Inside, in the calling thread, networks see a ring.
 
     Args:
         ring: what goes around; None changes nothing.
     """
-    if ring is None:
-        yield
-        return
+    return _NOTHING if ring is None else _circular(ring)
+
+
+@contextmanager
+def _circular(ring: Ring) -> Iterator[None]:
     token = _AROUND.set(ring)
     try:
         with _Circular(ring):

@@ -170,8 +170,6 @@ class UNetDenoiser(Denoiser):
         return torch.tensor(scales, device=next(self.unet.parameters()).device).view(-1, 1, 1, 1)
 
     def __call__(self, x: Float[Tensor, "n c h w"], level: Level, condition: Condition) -> Float[Tensor, "n c h w"]:
-        if condition.ring is None:
-            return self._mixed(x, level, condition)
         with circular(condition.ring):
             return self._mixed(x, level, condition)
 
