@@ -416,8 +416,6 @@ class Sampler:
             _require_no_pictures(given)
         if isinstance(prompt, Regions):
             read_prompt, masks = prompt.read()
-            places = windows.places() if isinstance(windows, Projected) else None
-            read_prompt.maps(windows.size, places)  # it raises if regions do not fit
             hashes |= masks
         ip_adapter_image = pictures.pop("ip_adapter_image", None)
         fields = self._fields(chosen, pictures)
@@ -429,6 +427,7 @@ class Sampler:
             ip_adapter_image,
             chosen.guidance_end,
         )
+        scene.maps(windows)  # it raises if regions do not fit
         self._require_ip_adapter_images(scene)
         if "image" in pictures and not self.model.codec and self.model.denoiser.channels != len(pictures["image"]):
             raise SettingError(

@@ -95,11 +95,9 @@ class Region:
                     f"the mask of the region {self.text!r:.80} is black everywhere: it must be white in the region"
                 )
             mask = pixels.mean(0)[None]
-            return (
-                nn.functional.interpolate(mask[None], size=size, mode="area")[0, 0]
-                if places is None
-                else sampled(mask, places)[0]
-            )
+            if places is not None:
+                return sampled(mask, places)[0]
+            return nn.functional.interpolate(mask[None], size=size, mode="area")[0, 0]
         left, top, right, bottom = self.area
         if places is None:
             row, column = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in size)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
 from types import EllipsisType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Shaped
@@ -91,7 +91,7 @@ class Windows(ABC):
         """
 
     @abstractmethod
-    def on(self, size: tuple[int, ...]) -> "Windows":
+    def on(self, size: tuple[int, ...]) -> Self:
         """The same layout on another canvas. The windows have the same shape, and there are more or fewer of them.
 
         Args:
@@ -228,17 +228,6 @@ class Projected(Windows):
         """Where each cell of the canvas lies on the picture: its row and its column, relative, from 0 to 1.
 
         Texts of regions, masks and control pictures, which lie on the picture, come onto the canvas by it.
-        """
-
-    @abstractmethod
-    def on(self, size: tuple[int, ...]) -> "Projected":
-        """The same layout on another canvas, whose picture is as many times larger or smaller; see `Windows.on`.
-
-        Args:
-            size: cells of the other canvas, one number for each axis.
-
-        Raises:
-            SettingError: that canvas holds no window.
         """
 
     @abstractmethod
