@@ -126,8 +126,8 @@ def require_cluster(address: str | None, devices: int | Literal["auto"], devices
     if devices != "auto" and (devices < devices_per_picture or devices % devices_per_picture):
         better = max(devices_per_picture, devices - devices % devices_per_picture)
         raise SettingError(
-            f"{counted(devices, 'device')} cannot make pictures that {counted(devices_per_picture, 'device')} share each: "
-            f"set devices to {better}, or to another multiple of {devices_per_picture}"
+            f"devices is {devices}, and devices_per_picture is {devices_per_picture}: set devices to {better}, or to another "
+            f"multiple of {devices_per_picture}"
         )
     if address is not None:
         _require_answer(address)

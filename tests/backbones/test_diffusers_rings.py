@@ -9,7 +9,7 @@ from torch import Tensor
 
 from panokit import Grid, Model, Runtime, Sampler, Scene, SettingError, load_model
 from panokit.backbones.diffusers import rotary
-from panokit.backbones.diffusers.rotary import turns_around
+from panokit.backbones.diffusers.rotary import Rounding, turns_around
 from panokit.errors import FallbackWarning, ModelError
 from panokit.rings import Ring, circular
 from panokit.settings import Execution
@@ -219,9 +219,10 @@ def test_angles_go_around(name: str) -> None:
 
 def test_slow_frequencies_stay_with_high() -> None:
     make, (ids,) = _cases()["bria"]
-    for rounding, kept in (("all", 0.0), ("high", 1e-2)):
+    expected: dict[Rounding, float] = {"all": 0.0, "high": 1e-2}
+    for rounding, kept in expected.items():
         network = Holding(make())
-        assert turns_around(network, 2, rounding)  # type: ignore[arg-type]  # a name of the table above
+        assert turns_around(network, 2, rounding)
         with circular(Ring((8, 12), (False, True))):
             angles = _angles(network.rope_embedder(ids))
         steps = (angles[0, 1] - angles[0, 0]).abs()

@@ -76,8 +76,8 @@ def test_an_address_of_another_form_is_told(ray: None, address: str) -> None:
 @pytest.mark.parametrize(
     ("devices", "devices_per_picture", "message"),
     [
-        (1, 2, "1 device cannot make pictures that 2 devices share each: set devices to 2, or to another multiple of 2"),
-        (5, 2, "5 devices cannot .* set devices to 4, or"),
+        (1, 2, "devices is 1, and devices_per_picture is 2: set devices to 2, or to another multiple of 2"),
+        (5, 2, "devices is 5, and devices_per_picture is 2: set devices to 4, or"),
         (2, 0, "devices_per_picture is 0: it must be 1 or more"),
     ],
 )

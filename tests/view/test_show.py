@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 from PIL.PngImagePlugin import PngInfo
+from PIL.WebPImagePlugin import WebPImageFile
 
 from panokit import Panorama, SettingError, films
 from panokit.cli import main
@@ -542,7 +543,8 @@ def test_a_notebook_shows_a_film_that_moves() -> None:
     ((kind, text),) = re.findall(r'<script type="(\w+/\w+);base64" id="picture-0">(.*?)</script>', page)
     assert kind == "image/webp"
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
-        assert (image.n_frames, image.size) == (3, (80, 20))  # type: ignore[attr-defined] # Pillow's classes of formats have it
+        assert isinstance(image, WebPImageFile)
+        assert (image.n_frames, image.size) == (3, (80, 20))
         image.seek(1)
         image.load()
         assert image.info["duration"] == 100

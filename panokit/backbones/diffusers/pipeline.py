@@ -244,8 +244,6 @@ class PipelineDenoiser(Denoiser):
         return Condition(mixture, calls, embeddings.mixtures.scene.guidance_end, ring)
 
     def __call__(self, x: Float[Tensor, "n *c_window"], level: Level, condition: Condition) -> Float[Tensor, "n *c_window"]:
-        if condition.ring is None:
-            return self._mixed(x, level, condition)
         with circular(condition.ring):
             return self._mixed(x, level, condition)
 
@@ -352,7 +350,9 @@ def _latent_frames(frames: Any, time: int) -> int:
     """
     if not isinstance(frames, int) or frames < 1 or (frames - 1) % time:
         near = max(0, round((frames - 1) / time)) * time + 1 if isinstance(frames, int) else 4 * time + 1
-        raise SettingError(f"num_frames of the model came as {frames!r}: it must be 1 and a multiple of {time}, such as {near}")
+        raise SettingError(
+            f"num_frames of the model came as {frames!r}: it must be 1, {time + 1}, {2 * time + 1}, ...; try {near}"
+        )
     return (frames - 1) // time + 1
 
 
